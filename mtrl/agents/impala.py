@@ -1,0 +1,167 @@
+"""IMPALA-style learner: V-trace actor-critic, optionally with PPO's clipped surrogate, epochs and minibatches.
+
+Espeholt et al., "IMPALA" (2018); Schulman et al., "PPO" (2017); Hessel et al., "Multi-task Deep RL with PopArt" (2018).
+`agent=impala` is one pass without clipping; `agent=ppo` several epochs with it. On-policy, V-trace with lambda is
+GAE(lambda), so that nothing else differs.
+
+Differences from the papers:
+    1. Targets and advantages are computed once per update, from the networks as they are when it begins; the
+       importance weights are those of that moment (with one epoch of one minibatch: the paper's).
+    2. Policy and value are separate networks, each with an optimiser of its own.
+    3. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
+       are the same unless actors lag (decoupled PPO, Hilton et al. 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, vtrace
+from mtrl.nn.networks import PolicyNetwork, ValueNetwork
+from mtrl.nn.scaling import ValueNorm
+from mtrl.optim.step import TaskStep
+from mtrl.registry import not_negative, positive
+from mtrl.types import Metrics, Rollout, State
+
+
+class Impala:
+    """V-trace actor-critic for K tasks.
+
+    Args:
+        policy_step: Step on the policy's parameters, `value_step` on the value network's.
+        clip_range: Of the ratio to the policy at the start of the update; infinity for none.
+        normalise_advantage: Standardise the advantages of each task over the rollout.
+        entropy_coef: Weight of the entropy bonus at the start.
+        final_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyNetwork,
+        value: ValueNetwork,
+        value_norm: ValueNorm,
+        policy_step: TaskStep,
+        value_step: TaskStep,
+        num_tasks: int,
+        gamma: float = 0.99,
+        lambda_: float = 1.0,
+        clip_rho: float = 1.0,
+        clip_c: float = 1.0,
+        clip_pg_rho: float = 1.0,
+        clip_range: float = float("inf"),
+        epochs: int = 1,
+        minibatches: int = 1,
+        normalise_advantage: bool = False,
+        entropy_coef: float = 0.01,
+        final_factor: float = 1.0,
+    ) -> None:
+        positive(epochs=epochs, minibatches=minibatches, clip_range=clip_range, clip_rho=clip_rho, clip_c=clip_c)
+        not_negative(entropy_coef=entropy_coef, final_factor=final_factor, lambda_=lambda_, gamma=gamma)
+        self.policy, self.value, self.value_norm = policy, value, value_norm
+        self.networks = nn.ModuleDict({"policy": policy, "value": value, "value_norm": value_norm})
+        self.policy_step, self.value_step, self.num_tasks = policy_step, value_step, num_tasks
+        self.gamma, self.lambda_ = gamma, lambda_
+        self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
+        self.epochs, self.minibatches, self.normalise_advantage = epochs, minibatches, normalise_advantage
+        self.entropy_coef, self.final_factor = entropy_coef, final_factor
+        self.act = policy.act
+
+    def update(self, rollout: Rollout, progress: float) -> Metrics:
+        """Learns from one rollout; `progress` in [0, 1] is the share of training done."""
+        factor = 1 + (self.final_factor - 1) * progress
+        self.policy_step.set_lr_factor(factor)
+        self.value_step.set_lr_factor(factor)
+
+        log_prob, target, advantage = self._targets(rollout)
+        task = rollout.task
+        self.value_norm.update(target, task, [self.value.head])
+        advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
+        if self.normalise_advantage:
+            advantage = per_task_standardise(advantage, task, self.num_tasks)
+
+        samples = {
+            "obs": rollout.obs,
+            "action": rollout.action,
+            "task": task,
+            "log_prob": log_prob,
+            "target": self.value_norm.normalise(target, task),
+            "advantage": advantage,
+        }
+        samples = {key: tensor.flatten(0, 1) for key, tensor in samples.items()}
+        steps: list[Metrics] = []
+        for _ in range(self.epochs):
+            order = torch.randperm(task.numel(), device=task.device)
+            for chosen in order.tensor_split(self.minibatches):
+                steps.append(self._step({key: tensor[chosen] for key, tensor in samples.items()}, factor))
+        # Afterwards, so that the policy that acted and the one that learned saw the same observations.
+        self.policy.obs_norm.update(rollout.obs)
+
+        metrics = {key: torch.stack([step[key] for step in steps]).mean(0) for key in steps[0]}
+        metrics["value_scale"] = self.value_norm.sigma.float()
+        return metrics
+
+    @torch.no_grad()
+    def _targets(self, rollout: Rollout) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
+        """Log-probabilities under the current policy, V-trace targets and advantages, in the units of the reward."""
+        obs, task = rollout.obs, rollout.task
+        log_prob = self.policy(obs, task).log_prob(rollout.action)
+        value = self._value(obs, task)
+        done = rollout.terminated | rollout.truncated
+        # V(s_{t+1}) is the next row's value, except where an episode or the rollout ends.
+        next_value = value.roll(-1, dims=0)
+        ends = done.clone()
+        ends[-1] = True
+        next_value[ends] = self._value(rollout.next_obs[ends], task[ends])
+        target, advantage = vtrace(
+            log_prob - rollout.log_prob,
+            rollout.reward,
+            self.gamma * (~rollout.terminated).float(),
+            done.float(),
+            value,
+            next_value,
+            self.lambda_,
+            self.clip_rho,
+            self.clip_c,
+            self.clip_pg_rho,
+        )
+        return log_prob, target, advantage
+
+    def _value(self, obs: Tensor, task: Tensor) -> Tensor:
+        return self.value_norm.denormalise(self.value(self.policy.obs_norm(obs), task), task)
+
+    def _step(self, batch: dict[str, Tensor], factor: float) -> Metrics:
+        obs, task = batch["obs"], batch["task"]
+        distribution = self.policy(obs, task)
+        log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
+        entropy = distribution.entropy()
+        surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
+        policy_loss = per_task_mean(-surrogate - factor * self.entropy_coef * entropy, task, self.num_tasks)
+
+        error = self.value(self.policy.obs_norm(obs), task) - batch["target"]
+        value_loss = per_task_mean(0.5 * error.square(), task, self.num_tasks)
+
+        policy_metrics = self.policy_step(signed=policy_loss)
+        value_metrics = self.value_step(positive=value_loss)
+        with torch.no_grad():
+            approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
+            clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()
+            return {
+                "policy_loss": policy_loss.detach(),
+                "value_loss": value_loss.detach(),
+                "entropy": per_task_mean(entropy, task, self.num_tasks),
+                "approximate_kl": approximate_kl,
+                "clip_fraction": clipped,
+                **{f"policy_{key}": value for key, value in policy_metrics.items()},
+                **{f"value_{key}": value for key, value in value_metrics.items()},
+            }
+
+    def state_dict(self) -> State:
+        return {key: getattr(self, key).state_dict() for key in self._SAVED}
+
+    def load_state_dict(self, state: State) -> None:
+        for key in self._SAVED:
+            getattr(self, key).load_state_dict(state[key])
+
+    _SAVED = ("networks", "policy_step", "value_step")

@@ -1,0 +1,85 @@
+"""Pure functions of the learners' mathematics."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+
+def per_task_mean(
+    values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int
+) -> Float[Tensor, " K"]:
+    """Mean of each task's samples; zero (with zero gradient) for a task without any."""
+    # A product with the membership matrix: deterministic on a GPU too, which index_add is not.
+    member = functional.one_hot(task.flatten(), num_tasks).to(values.dtype)
+    return values.flatten() @ member / member.sum(0).clamp(min=1)
+
+
+def per_task_standardise(
+    values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int, epsilon: float = 1e-8
+) -> Float[Tensor, "*samples"]:
+    """Shifts and scales each task's samples to mean 0 and (population) standard deviation 1."""
+    centred = values - per_task_mean(values, task, num_tasks)[task]
+    variance = per_task_mean(centred.square(), task, num_tasks)
+    return centred / (variance.sqrt()[task] + epsilon)
+
+
+def td_target(
+    reward: Float[Tensor, "*batch"],
+    terminated: Float[Tensor, "*batch"],
+    next_value: Float[Tensor, "*batch"],
+    gamma: float,
+) -> Float[Tensor, "*batch"]:
+    """r + gamma V(s') where the task goes on, r where it ended. A time limit is no end."""
+    return reward + gamma * (1 - terminated) * next_value
+
+
+def vtrace(
+    log_rho: Float[Tensor, "T B"],
+    reward: Float[Tensor, "T B"],
+    discount: Float[Tensor, "T B"],
+    cut: Float[Tensor, "T B"],
+    value: Float[Tensor, "T B"],
+    next_value: Float[Tensor, "T B"],
+    lambda_: float = 1.0,
+    clip_rho: float = 1.0,
+    clip_c: float = 1.0,
+    clip_pg_rho: float = 1.0,
+) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"]]:
+    """V-trace targets and policy-gradient advantages (Espeholt et al. 2018, equation 1 and section 4.2).
+
+    With log_rho = 0 and clips of at least 1 the advantages are GAE(lambda) and the targets TD(lambda) returns.
+
+    Args:
+        log_rho: Log-ratio of the current to the behaviour policy for the action taken.
+        discount: gamma, zero where the task terminated.
+        cut: 1 where an episode ended in either way (what follows in the row belongs to another episode), else 0.
+        value: V(s_t).
+        next_value: V(s_{t+1}) of the state that the step led to, also where the episode was truncated.
+        lambda_: Decay of the traces; 1 in the paper.
+
+    Returns:
+        Targets v_s and advantages min(clip_pg_rho, rho) (r + gamma q - V), where q mixes the next target and the next
+        value by lambda, as V-trace with lambda requires for its on-policy limit to be GAE.
+    """
+    rho = log_rho.exp()
+    delta = rho.clamp(max=clip_rho) * (reward + discount * next_value - value)
+    trace = lambda_ * rho.clamp(max=clip_c) * discount * (1 - cut)
+    correction = torch.zeros_like(value)
+    following = torch.zeros_like(value[0])
+    for t in reversed(range(len(value))):
+        following = delta[t] + trace[t] * following
+        correction[t] = following
+    # v_{t+1} - V(s_{t+1}), zero across an episode's end and after the last step
+    next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])]) * (1 - cut)
+    q = reward + discount * (next_value + lambda_ * next_correction)
+    return value + correction, rho.clamp(max=clip_pg_rho) * (q - value)
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "*batch"], advantage: Float[Tensor, "*batch"], clip: float
+) -> Float[Tensor, "*batch"]:
+    """PPO's objective to maximise (Schulman et al. 2017, equation 7); an infinite clip gives the plain policy gradient."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

@@ -1,0 +1,138 @@
+"""Soft Actor-Critic for many tasks.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), with one temperature per task as in MT-SAC
+(Yu et al., "Meta-World", 2019).
+
+Differences from the papers:
+    1. Temperatures are learned through log(alpha) (as in the authors' code).
+    2. Truncated episodes bootstrap; targets are not clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.agents.losses import per_task_mean, td_target
+from mtrl.nn.networks import PolicyNetwork, ValueNetwork
+from mtrl.nn.scaling import ValueNorm
+from mtrl.optim.step import TaskStep
+from mtrl.registry import not_negative, positive
+from mtrl.types import Batch, Metrics, State
+
+
+class Temperature(nn.Module):
+    """Entropy temperature alpha of each task."""
+
+    def __init__(self, num_tasks: int, initial: float) -> None:
+        super().__init__()
+        positive(initial_alpha=initial)
+        self.log_alpha = nn.Parameter(torch.full((num_tasks,), initial).log())
+
+    def forward(self, task: Tensor) -> Tensor:
+        return self.log_alpha.exp()[task]
+
+
+class Sac:
+    """SAC with twin critics for K tasks and continuous actions.
+
+    Args:
+        critics: Q-functions; the smallest target counts.
+        target_critics: Copies of them.
+        target_entropy: (K,), in nats; the published -(number of action components).
+        tau: Share of the critics mixed into their targets at each update.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyNetwork,
+        critics: Sequence[ValueNetwork],
+        target_critics: Sequence[ValueNetwork],
+        temperature: Temperature,
+        value_norm: ValueNorm,
+        policy_step: TaskStep,
+        critic_step: TaskStep,
+        temperature_step: TaskStep,
+        target_entropy: Tensor,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+    ) -> None:
+        not_negative(gamma=gamma)
+        positive(tau=tau)
+        self.policy, self.temperature, self.value_norm = policy, temperature, value_norm
+        self.critics, self.target_critics = nn.ModuleList(critics), nn.ModuleList(target_critics).requires_grad_(False)
+        self.policy_step, self.critic_step, self.temperature_step = policy_step, critic_step, temperature_step
+        self.target_entropy, self.gamma, self.tau = target_entropy, gamma, tau
+        self.networks = nn.ModuleDict(
+            {
+                "policy": policy,
+                "critics": self.critics,
+                "target_critics": self.target_critics,
+                "temperature": temperature,
+                "value_norm": value_norm,
+            }
+        )
+        self.num_tasks = len(target_entropy)
+        self.act = policy.act
+
+    def update(self, batch: Batch, progress: float) -> Metrics:
+        """One gradient step of critics, policy and temperatures on a stratified batch."""
+        task = batch.task
+        obs, next_obs = self.policy.obs_norm(batch.obs), self.policy.obs_norm(batch.next_obs)
+
+        target = self._target(batch, next_obs)
+        self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
+        normalised = self.value_norm.normalise(target, task)
+        q = torch.stack([critic(torch.cat([obs, batch.action], -1), task) for critic in self.critics])
+        critic_loss = per_task_mean(0.5 * (q - normalised).square().sum(0), task, self.num_tasks)
+        critic_metrics = self.critic_step(positive=critic_loss)
+
+        self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
+        action, log_prob = self.policy(batch.obs, task).sample()
+        alpha = self.temperature(task).detach()
+        q_policy = self._min_q(self.critics, obs, action, task)
+        policy_loss = per_task_mean(alpha * log_prob - q_policy, task, self.num_tasks)
+        policy_metrics = self.policy_step(signed=policy_loss)
+        self.critics.requires_grad_(True)
+
+        surplus = -log_prob.detach() - self.target_entropy[task]
+        temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
+        self.temperature_step(signed=temperature_loss)
+
+        with torch.no_grad():
+            targets, online = list(self.target_critics.parameters()), list(self.critics.parameters())
+            torch._foreach_lerp_(targets, online, self.tau)
+            return {
+                "critic_loss": critic_loss.detach(),
+                "policy_loss": policy_loss.detach(),
+                "q": per_task_mean(q_policy, task, self.num_tasks),
+                "entropy": per_task_mean(-log_prob, task, self.num_tasks),
+                "alpha": self.temperature.log_alpha.exp(),
+                "value_scale": self.value_norm.sigma.float(),
+                **{f"critic_{key}": value for key, value in critic_metrics.items()},
+                **{f"policy_{key}": value for key, value in policy_metrics.items()},
+            }
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, next_obs: Tensor) -> Tensor:
+        """Soft Bellman target in the units of the reward, (K, n)."""
+        next_action, next_log_prob = self.policy(batch.next_obs, batch.task).sample()
+        next_q = self._min_q(self.target_critics, next_obs, next_action, batch.task)
+        next_value = next_q - self.temperature(batch.task) * next_log_prob
+        return td_target(batch.reward, batch.terminated.float(), next_value, self.gamma)
+
+    def _min_q(self, critics: nn.ModuleList, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
+        features = torch.cat([obs, action], -1)
+        smallest = torch.stack([critic(features, task) for critic in critics]).amin(0)
+        return self.value_norm.denormalise(smallest, task)
+
+    def state_dict(self) -> State:
+        return {key: getattr(self, key).state_dict() for key in self._SAVED}
+
+    def load_state_dict(self, state: State) -> None:
+        for key in self._SAVED:
+            getattr(self, key).load_state_dict(state[key])
+
+    _SAVED = ("networks", "policy_step", "critic_step", "temperature_step")

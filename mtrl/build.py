@@ -1,0 +1,186 @@
+"""From config nodes to built objects: what `agent=...` names, a learner and its experience, is put together here.
+
+Each function's signature is the schema of `configs/agent/*.yaml`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import mtrl.data
+import mtrl.nn
+import mtrl.optim
+from mtrl.agents.impala import Impala
+from mtrl.agents.sac import Sac, Temperature
+from mtrl.data.experience import Collector, OffPolicy, OnPolicy
+from mtrl.data.replay import Replay
+from mtrl.nn.networks import build_policy, build_value
+from mtrl.optim.step import TaskStep
+from mtrl.registry import build, positive, register
+from mtrl.types import EnvSpec, Experience, Learner, PhaseTimer, UserError, VecEnv
+
+Node = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The config nodes of the slots, which are the same for every agent."""
+
+    network: Node
+    task_encoder: Node
+    aggregation: Node
+    weighting: Node
+    value_norm: Node
+    task_sampling: Node
+    spec: EnvSpec
+    device: str
+
+    def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
+        """What `build_policy` needs, and what is stored with the weights of a policy."""
+        if len(self.spec.obs_shape) != 1:
+            raise UserError(f"Networks for observations of shape {self.spec.obs_shape} do not exist yet: use flat ones.")
+        return {
+            "obs_norm": {"name": obs_norm},
+            "task_encoder": dict(self.task_encoder),
+            "trunk": dict(self.network["trunk"]),
+            "head": self.network["head"],
+            "action_head": dict(action_head),
+        }
+
+    def task_step(self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool) -> TaskStep:
+        """A step on a module's parameters. Losses of either sign get the weighting only if it can take them."""
+        positive(max_grad_norm=max_grad_norm)
+        num_tasks = self.spec.num_tasks
+        weighting = build("weighting", self.weighting, num_tasks=num_tasks).to(self.device)
+        if weighting.requires_positive and not has_positive:
+            weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
+        aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
+        parameters = list(module.parameters())
+        return TaskStep(
+            parameters,
+            build("optimizer", optimizer, parameters=parameters),
+            weighting,
+            aggregation,
+            max_grad_norm,
+            has_positive,
+        )
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A learner, the experience it learns from, and the description that rebuilds its policy."""
+
+    learner: Learner
+    experience: Experience
+    policy_description: dict[str, Any]
+
+
+def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
+    """Builds what `agent=...` names for an environment."""
+    sampler = build("task_sampling", components.task_sampling, num_tasks=env.spec.num_tasks)
+    keywords = {key: value for key, value in node.items() if key != "slots_per_task"}
+    return build("agent", keywords, c=components, collector=Collector(env, sampler, components.device, timer))
+
+
+@register("agent", "impala")
+def impala(
+    c: Components,
+    collector: Collector,
+    rollout_length: int,
+    optimizer: dict[str, Any],
+    gamma: float,
+    lambda_: float,
+    clip_rho: float,
+    clip_c: float,
+    clip_pg_rho: float,
+    clip_range: float,
+    epochs: int,
+    minibatches: int,
+    normalise_advantage: bool,
+    entropy_coef: float,
+    final_factor: float,
+    max_grad_norm: float,
+    obs_norm: str,
+    initial_std: float,
+) -> Agent:
+    """`agent=impala` and `agent=ppo`: two presets of one learner."""
+    spec = c.spec
+    gaussian = {"name": "gaussian", "initial_std": initial_std}
+    head = gaussian if spec.action_kind == "continuous" else {"name": "categorical"}
+    description = c.policy_description(obs_norm, head)
+    policy = build_policy(description, spec).to(c.device)
+    # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
+    value = build_value(description, spec, head="per_task", with_action=False).to(c.device)
+    learner = Impala(
+        policy,
+        value,
+        build("value_norm", c.value_norm, num_tasks=spec.num_tasks).to(c.device),
+        c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
+        c.task_step(value, optimizer, max_grad_norm, has_positive=True),
+        spec.num_tasks,
+        gamma=gamma,
+        lambda_=lambda_,
+        clip_rho=clip_rho,
+        clip_c=clip_c,
+        clip_pg_rho=clip_pg_rho,
+        clip_range=clip_range,
+        epochs=epochs,
+        minibatches=minibatches,
+        normalise_advantage=normalise_advantage,
+        entropy_coef=entropy_coef,
+        final_factor=final_factor,
+    )
+    return Agent(learner, OnPolicy(collector, rollout_length), description)
+
+
+@register("agent", "sac")
+def sac(
+    c: Components,
+    collector: Collector,
+    batch_size: int,
+    replay_ratio: float,
+    replay_capacity: int,
+    warmup: int,
+    optimizer: dict[str, Any],
+    gamma: float,
+    tau: float,
+    initial_alpha: float,
+    max_grad_norm: float,
+    obs_norm: str,
+) -> Agent:
+    """`agent=sac`."""
+    spec = c.spec
+    if spec.action_kind != "continuous":
+        raise UserError("agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo.")
+    description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
+    policy = build_policy(description, spec).to(c.device)
+    value_norm = build("value_norm", c.value_norm, num_tasks=spec.num_tasks).to(c.device)
+    if value_norm.requires_per_task_head and description["head"] != "per_task":
+        raise UserError(f"value_norm={c.value_norm['name']} needs network.head=per_task, not {description['head']}.")
+    critics = nn.ModuleList(
+        build_value(description, spec, description["head"], with_action=True) for _ in range(2)
+    ).to(c.device)
+    temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
+    uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
+    learner = Sac(
+        policy,
+        list(critics),
+        list(copy.deepcopy(critics)),
+        temperature,
+        value_norm,
+        c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
+        c.task_step(critics, optimizer, max_grad_norm, has_positive=True),
+        # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
+        Components(**{**vars(c), **uniform}).task_step(temperature, optimizer, float("inf"), has_positive=False),
+        -torch.tensor(spec.action_mask, device=c.device).float().sum(1),
+        gamma=gamma,
+        tau=tau,
+    )
+    replay = Replay(spec, replay_capacity, c.device)
+    return Agent(learner, OffPolicy(collector, replay, batch_size, replay_ratio, warmup), description)

@@ -1,0 +1,226 @@
+"""Run-level settings, and how a command line becomes plain values. `train.yaml` composes the rest from its groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtrl.registry import construct, not_negative, positive, unknown
+from mtrl.types import UserError
+
+GROUPS = ("env", "agent", "network", "task_encoder", "aggregation", "weighting", "value_norm", "task_sampling")
+"""Config groups that choose one component each; the registry checks what is in them."""
+
+CHANGEABLE = ("total_steps", "device", "eval", "checkpoint", "log")
+"""What a resumed run may be given anew."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """When and how the policy is evaluated in training; the final policy always is."""
+
+    every: int
+    """Environment steps over all slots; 0: only at the end."""
+    episodes_per_task: int
+    """Episode i runs goal i: 50 is the official protocol."""
+
+    def __post_init__(self) -> None:
+        not_negative(every=self.every)
+        positive(episodes_per_task=self.episodes_per_task)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When everything that a resumed run needs is saved; the end and a stop by signal always are."""
+
+    every: int
+    """Environment steps over all slots; 0: only at the end."""
+    keep: int
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        not_negative(every=self.every)
+        positive(keep=self.keep)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go, besides `metrics.jsonl`."""
+
+    every: int
+    """Environment steps over all slots."""
+    tensorboard: bool
+    wandb: bool
+
+    def __post_init__(self) -> None:
+        positive(every=self.every)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a training run, as plain values."""
+
+    env: dict[str, Any]
+    agent: dict[str, Any]
+    network: dict[str, Any]
+    task_encoder: dict[str, Any]
+    aggregation: dict[str, Any]
+    weighting: dict[str, Any]
+    value_norm: dict[str, Any]
+    task_sampling: dict[str, Any]
+    seed: int
+    device: str
+    total_steps: int
+    """Environment steps over all slots. Schedules end there."""
+    run_dir: str | None
+    init_from: str | None
+    """Run, checkpoint or policy to take weights from."""
+    init_from_parts: list[str] | None
+    """Names of submodules to take, for example [trunk, obs_norm]; null for all."""
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+    def __post_init__(self) -> None:
+        positive(total_steps=self.total_steps)
+        not_negative(seed=self.seed)
+        if self.init_from_parts is not None and self.init_from is None:
+            raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as nested dicts, as they are stored with a run."""
+        plain = dict(vars(self))
+        for key in ("eval", "checkpoint", "log"):
+            plain[key] = dict(vars(plain[key]))
+        return plain
+
+
+def train_config(values: Mapping[str, Any]) -> TrainConfig:
+    """Checks plain values. Raises `UserError` for a key or a value that is not valid."""
+    sections = {"eval": EvalConfig, "checkpoint": CheckpointConfig, "log": LogConfig}
+    built = {key: construct(key, section, values[key]) for key, section in sections.items()}
+    given = {key: value for key, value in values.items() if key not in (*sections, "resume")}
+    return construct("The configuration", TrainConfig, {**given, **built})
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def to_plain(node: Any) -> Any:
+    """A config as plain dicts, lists and scalars, with interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A stored configuration. Raises `UserError` if it cannot be read."""
+    try:
+        return to_plain(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes plain values."""
+    OmegaConf.save(OmegaConf.create(dict(values)), path)
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """Parses `key=value` arguments. Raises `UserError` for what is no override."""
+    try:
+        return OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise UserError(f"Cannot read the command line: {_first_line(error)}. Expected key=value arguments.") from error
+
+
+def checked(arguments: Sequence[str], config_name: str) -> list[str]:
+    """Checks overrides against the config files, with errors that name the nearest valid key or option.
+
+    Options of components are passed on to be checked by the component that gets them.
+    """
+    base = load_yaml_of(config_name)
+    return [_checked(argument, override, base) for argument, override in zip(arguments, parse(arguments), strict=True)]
+
+
+def _checked(argument: str, override: Override, base: Mapping[str, Any]) -> str:
+    key = override.key_or_group
+    first, _, rest = key.partition(".")
+    plain = argument.lstrip("+")
+    if override.is_delete() or first == "hydra":
+        return argument
+    if (config_dir() / key).is_dir():
+        options = sorted(path.stem for path in (config_dir() / key).glob("*.yaml"))
+        choices = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+        for choice in map(str, choices):
+            if choice not in options:
+                raise UserError(unknown(key, choice, options))
+        return f"+{plain}" if key == "experiment" else argument  # no experiment is chosen by default
+    if first in GROUPS and rest:
+        return f"++{plain}"  # the component that gets it knows whether it is valid
+    section = base.get(first)
+    if rest and isinstance(section, dict):
+        if rest not in section:
+            raise UserError(unknown("key", key, [f"{first}.{name}" for name in section]))
+    elif key not in base:
+        raise UserError(unknown("key", key, [*GROUPS, *base]))
+    return argument
+
+
+def load_yaml_of(config_name: str) -> dict[str, Any]:
+    """Keys of a primary config file itself."""
+    values = load_yaml(config_dir() / f"{config_name}.yaml")
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+def composed(arguments: Sequence[str], config_name: str) -> dict[str, Any]:
+    """The configuration that a command line means, as plain values. Raises `UserError`."""
+    try:
+        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+            return to_plain(compose(config_name, overrides=list(checked(arguments, config_name))))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from error
+
+
+def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+    """A stored configuration with what a resumed run may be given anew.
+
+    Raises:
+        UserError: An override of something else: the run would not go on, but be another.
+    """
+    config = OmegaConf.create(dict(stored))
+    for override in overrides:
+        key = override.key_or_group
+        if key == "resume":
+            continue
+        if key.split(".")[0] not in CHANGEABLE:
+            raise UserError(
+                f"{key} cannot be changed when a run is resumed (only {', '.join(CHANGEABLE)}): "
+                "use init_from to start a new run from this one's weights."
+            )
+        if OmegaConf.select(config, key) is None:
+            raise UserError(unknown("key", key, [f.name for f in fields(TrainConfig) if f.name in CHANGEABLE]))
+        OmegaConf.update(config, key, override.value())
+    return to_plain(config)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def finite_or_none(value: float) -> float | None:
+    """NaN and infinity as null, for JSON that others read."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,207 @@
+"""Experience: how data reaches a learner. On-policy and off-policy differ here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.data.replay import Replay
+from mtrl.data.task_sampling import TaskSampler, allocate
+from mtrl.registry import not_negative, positive
+from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
+
+
+class Collector:
+    """Steps an environment, keeps the results of finished episodes, and gives slots their next tasks.
+
+    Args:
+        device: Where observations go and actions come from.
+        timer: Told what is inference and what is simulation.
+    """
+
+    def __init__(self, env: VecEnv, sampler: TaskSampler, device: torch.device | str, timer: PhaseTimer) -> None:
+        self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
+        self.obs = env.reset().to(self.device)
+        self.task = env.task.to(self.device)
+        self._episode_return = torch.zeros(env.num_envs)
+        self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
+        self._length = torch.zeros(env.num_envs)
+        self._finished = self._no_results()
+        self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
+
+    def _no_results(self) -> Float[Tensor, "4 K"]:
+        """Sums over finished episodes: number, return, success, length."""
+        return torch.zeros(4, self.env.spec.num_tasks, dtype=torch.float64)
+
+    def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
+        """Exploring actions for the current observations, and their log-probabilities."""
+        with self.timer("inference"):
+            return actor.act(self.obs, self.task, explore=True)
+
+    def step(self, action: Tensor) -> Step:
+        """Steps every slot. Afterwards `obs` and `task` are what to act on next."""
+        with self.timer("env"):
+            step = self.env.step(action)
+        self._episode_return += step.reward.cpu()
+        self._succeeded |= step.success.cpu()
+        self._length += 1
+        done = step.done.cpu()
+        if done.any():
+            results = torch.stack(
+                [torch.ones(int(done.sum())), *(x[done] for x in (self._episode_return, self._succeeded, self._length))]
+            )
+            self._finished.index_add_(1, step.task.cpu()[done], results.double())
+            for running in (self._episode_return, self._succeeded, self._length):
+                running[done] = 0
+            self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
+        self.obs = step.obs.to(self.device)
+        self.task = self.env.task.to(self.device)
+        return step
+
+    def statistics(self) -> Metrics:
+        """Results of the episodes finished since the last call, per task; NaN for a task without any."""
+        episodes, *sums = self._finished
+        self._finished = self._no_results()
+        statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
+        if not self.env.spec.has_success:
+            del statistics["success_rate"]
+        self.sampler.update(statistics)
+        return statistics
+
+    def state_dict(self) -> State:
+        return {
+            "env": self.env.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "obs": self.obs,
+            "task": self.task,
+            "episode_return": self._episode_return,
+            "succeeded": self._succeeded,
+            "length": self._length,
+            "finished": self._finished,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.env.load_state_dict(state["env"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.obs, self.task = state["obs"].to(self.device), state["task"].to(self.device)
+        self._episode_return, self._succeeded = state["episode_return"].cpu(), state["succeeded"].cpu()
+        self._length, self._finished = state["length"].cpu(), state["finished"].cpu()
+
+
+class OnPolicy:
+    """Rollouts of T steps of every slot, each used once.
+
+    Args:
+        rollout_length: T.
+    """
+
+    def __init__(self, collector: Collector, rollout_length: int) -> None:
+        positive(rollout_length=rollout_length)
+        self.collector, self.rollout_length = collector, rollout_length
+        self._rollouts: list[Rollout] = []
+
+    def collect(self, actor: Actor) -> int:
+        columns: dict[str, list[Tensor]] = {}
+        collector = self.collector
+        for _ in range(self.rollout_length):
+            obs, task = collector.obs, collector.task
+            action, log_prob = collector.act(actor)
+            step = collector.step(action)
+            row = {
+                "obs": obs,
+                "action": action,
+                "log_prob": log_prob,
+                "reward": step.reward,
+                "terminated": step.terminated,
+                "truncated": step.truncated,
+                "next_obs": step.final_obs,
+                "task": task,
+            }
+            for key, tensor in row.items():
+                columns.setdefault(key, []).append(tensor.to(collector.device))
+        self._rollouts = [Rollout(**{key: torch.stack(tensors) for key, tensors in columns.items()})]
+        return self.rollout_length * collector.env.num_envs
+
+    def batches(self) -> Iterator[Rollout]:
+        while self._rollouts:
+            yield self._rollouts.pop()
+
+    def statistics(self) -> Metrics:
+        return self.collector.statistics()
+
+    def state_dict(self) -> State:
+        return {"collector": self.collector.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.collector.load_state_dict(state["collector"])
+
+
+class OffPolicy:
+    """One vector step at a time into a replay; as many stratified batches as the replay ratio allows.
+
+    Args:
+        batch_size: n, samples per task in a batch.
+        replay_ratio: Samples learned from for each transition collected. The published MT-SAC's single update with 128
+            samples per task for every step of all tasks is 128, for any number of tasks.
+        warmup: Transitions of every task collected with random actions before learning begins.
+    """
+
+    def __init__(
+        self, collector: Collector, replay: Replay, batch_size: int, replay_ratio: float, warmup: int
+    ) -> None:
+        positive(batch_size=batch_size, replay_ratio=replay_ratio)
+        not_negative(warmup=warmup)
+        self.collector, self.replay = collector, replay
+        self.batch_size, self.replay_ratio, self.warmup = batch_size, replay_ratio, warmup
+        self._random = RandomActor(collector.env.spec)
+        self._owed = 0.0
+
+    @property
+    def _warm(self) -> bool:
+        return int(self.replay.added.min()) >= max(self.warmup, 1)
+
+    def collect(self, actor: Actor) -> int:
+        collector, obs = self.collector, self.collector.obs
+        action, _ = collector.act(actor if self._warm else self._random)
+        step = collector.step(action)
+        self.replay.add(obs, action, step.reward, step.terminated, step.final_obs, step.task)
+        if self._warm:
+            self._owed += collector.env.num_envs * self.replay_ratio
+        return collector.env.num_envs
+
+    def batches(self) -> Iterator[Batch]:
+        cost = self.batch_size * self.replay.num_tasks
+        while self._owed >= cost:
+            self._owed -= cost
+            yield self.replay.sample(self.batch_size)
+
+    def statistics(self) -> Metrics:
+        return self.collector.statistics()
+
+    def state_dict(self) -> State:
+        return {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "owed": self._owed}
+
+    def load_state_dict(self, state: State) -> None:
+        self.collector.load_state_dict(state["collector"])
+        self.replay.load_state_dict(state["replay"])
+        self._owed = state["owed"]
+
+
+class RandomActor:
+    """Uniform actions, among those that each task has."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self.spec = spec
+        self.mask = torch.tensor(spec.action_mask)
+
+    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        """Random actions whatever `explore` says; log-probabilities are not defined and given as NaN."""
+        mask = self.mask.to(task.device)[task].float()
+        if self.spec.action_kind == "continuous":
+            action = (2 * torch.rand_like(mask) - 1) * mask
+        else:
+            action = torch.multinomial(mask, 1).squeeze(-1)
+        return action, torch.full(task.shape, torch.nan, device=task.device)

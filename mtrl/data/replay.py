@@ -1,0 +1,79 @@
+"""Per-task replay in preallocated tensors on the learner's device."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from mtrl.registry import positive
+from mtrl.types import Batch, EnvSpec, State
+
+
+class Replay:
+    """A ring of `capacity` transitions for each of the K tasks; samples are stratified by task.
+
+    `terminated` is stored, `truncated` is not: a cut episode bootstraps from its true last observation.
+
+    Args:
+        capacity: Transitions per task.
+    """
+
+    def __init__(self, spec: EnvSpec, capacity: int, device: torch.device | str) -> None:
+        positive(capacity=capacity)
+        self.capacity, self.num_tasks, self.device = capacity, spec.num_tasks, torch.device(device)
+        continuous = spec.action_kind == "continuous"
+
+        def ring(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.zeros(self.num_tasks, capacity, *shape, dtype=dtype, device=self.device)
+
+        self._rings = {
+            "obs": ring(spec.obs_shape, spec.obs_dtype),
+            "action": ring((spec.action_dim,), torch.float32) if continuous else ring((), torch.int64),
+            "reward": ring((), torch.float32),
+            "terminated": ring((), torch.bool),
+            "next_obs": ring(spec.obs_shape, spec.obs_dtype),
+        }
+        self.added = torch.zeros(self.num_tasks, dtype=torch.int64, device=self.device)
+
+    @property
+    def size(self) -> Int[Tensor, " K"]:
+        """Transitions held for each task."""
+        return self.added.clamp(max=self.capacity)
+
+    def add(
+        self,
+        obs: Shaped[Tensor, "B *obs"],
+        action: Shaped[Tensor, "B *action"],
+        reward: Float[Tensor, " B"],
+        terminated: Bool[Tensor, " B"],
+        next_obs: Shaped[Tensor, "B *obs"],
+        task: Int[Tensor, " B"],
+    ) -> None:
+        """Stores one transition of each slot, overwriting its task's oldest. Slots of one task keep their order."""
+        task = task.to(self.device)
+        member = torch.nn.functional.one_hot(task, self.num_tasks)
+        rank = (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)
+        position = (self.added[task] + rank) % self.capacity
+        new = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "next_obs": next_obs}
+        for key, tensor in new.items():
+            self._rings[key][task, position] = tensor.to(self.device)
+        self.added += member.sum(0)
+
+    def sample(self, n: int) -> Batch:
+        """Draws n transitions of every task, uniformly with replacement. Raises `ValueError` if a task has none."""
+        if not self.added.all():
+            raise ValueError(f"No transitions yet for tasks {(self.added == 0).nonzero().flatten().tolist()}.")
+        uniform = torch.rand(self.num_tasks, n, dtype=torch.float64, device=self.device)
+        index = (uniform * self.size[:, None]).long()
+        task = torch.arange(self.num_tasks, device=self.device)[:, None].expand(-1, n)
+        return Batch(**{key: ring[task, index] for key, ring in self._rings.items()}, task=task)
+
+    def state_dict(self) -> State:
+        filled = int(self.size.max())
+        return {"added": self.added, "rings": {key: ring[:, :filled] for key, ring in self._rings.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        self.added.copy_(state["added"])
+        for key, saved in state["rings"].items():
+            self._rings[key][:, : saved.shape[1]] = saved.to(self.device)

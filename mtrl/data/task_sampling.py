@@ -1,0 +1,56 @@
+"""Which task a slot runs next."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mtrl.registry import register
+from mtrl.types import Metrics
+
+
+class TaskSampler(nn.Module):
+    """Base of the samplers: probabilities from the statistics of finished episodes."""
+
+    def probabilities(self) -> Float[Tensor, " K"]:
+        """Share of the slots that each task should get; sums to 1."""
+        raise NotImplementedError
+
+    def update(self, statistics: Metrics) -> None:
+        """Receives `Experience.statistics()`: (K,) results of recent episodes, NaN where a task has none."""
+
+
+@register("task_sampling", "uniform")
+class Uniform(TaskSampler):
+    """Every task gets the same share."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+
+    def probabilities(self) -> Float[Tensor, " K"]:
+        return torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64)
+
+
+def allocate(probabilities: Float[Tensor, " K"], task: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Next task of each of B slots: on average B p_k slots for task k, as few changes of task as possible.
+
+    The numbers of slots are drawn by systematic sampling, so each differs from B p_k by less than 1, and shares that
+    are whole numbers of slots are met exactly. A slot keeps its task while the task's number is not used up.
+    """
+    num_slots = len(task)
+    edges = (probabilities.double().cumsum(0) * num_slots).cpu()
+    edges[-1] = num_slots
+    # The small tolerance keeps whole shares whole when the cumulative sum is off by rounding.
+    steps = torch.floor(edges + torch.rand((), dtype=torch.float64) + 1e-9).clamp(max=num_slots)
+    steps[-1] = num_slots
+    quota = torch.diff(steps, prepend=torch.zeros(1, dtype=torch.float64)).long()
+    current = task.cpu()
+    member = torch.nn.functional.one_hot(current, len(quota))
+    rank = (member.cumsum(0) - member).gather(1, current[:, None]).squeeze(1)
+    keep = rank < quota[current]
+    free = quota - torch.bincount(current[keep], minlength=len(quota))
+    following = current.clone()
+    following[~keep] = torch.repeat_interleave(torch.arange(len(quota)), free)
+    return following.to(task.device)

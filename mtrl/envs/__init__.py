@@ -1,0 +1,36 @@
+"""Environments: `make(name, ...)` returns a `VecEnv`.
+
+Importing this package imports nothing heavy, torch included: worker processes import their slots from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtrl.types import VecEnv
+
+
+def register_all() -> None:
+    """Registers the environments of this package under the kind "env" (and Meta-World's physics under "physics")."""
+    from mtrl.envs import counting, gym_suite, toy  # noqa: F401
+    from mtrl.envs.metaworld import suite  # noqa: F401
+
+
+def make(name: str, num_envs: int | None = None, seed: int = 0, device: str = "cpu", **options: Any) -> VecEnv:
+    """Makes an environment.
+
+    Args:
+        name: Registered name: "mt10", "gym", "toy_reach", ...
+        num_envs: Slots of all tasks together, a multiple of the number of tasks; by default one per task.
+        seed: Start of the random numbers (and, for Meta-World, of the 50 official goals).
+        device: Where the tensors of a step lie.
+        options: What the environment's factory takes, for example `physics="official"`.
+
+    Raises:
+        UserError: Unknown name or option, or a value that does not fit.
+    """
+    from mtrl import registry
+
+    register_all()
+    return registry.build("env", {"name": name, **options}, num_envs=num_envs, seed=seed, device=device)

@@ -1,0 +1,214 @@
+"""What environments share: which task and goal each slot runs next, and checks of what the user passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mtrl.types import EnvSpec, State, Step, UserError
+
+
+def check_num_envs(num_envs: int | None, num_tasks: int) -> int:
+    """Number of slots: `num_envs`, or one per task. Raises `UserError` unless it is a multiple of the tasks."""
+    if num_envs is None:
+        return num_tasks
+    if num_envs <= 0 or num_envs % num_tasks:
+        nearest = max(1, round(num_envs / num_tasks)) * num_tasks
+        raise UserError(
+            f"num_envs must be a positive multiple of the number of tasks ({num_tasks}), not {num_envs}: "
+            f"use for example {nearest}."
+        )
+    return num_envs
+
+
+def check_action(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Tensor:
+    """Actions as the environment takes them: float32 (B, A) clipped to [-1, 1], or int64 (B,).
+
+    Raises:
+        ValueError: Wrong shape or dtype, NaN, or a discrete action that does not exist in the slot's task.
+    """
+    num_envs = len(task)
+    shape = (num_envs, spec.action_dim) if spec.action_kind == "continuous" else (num_envs,)
+    if tuple(action.shape) != shape:
+        raise ValueError(f"Actions must have the shape {shape}, not {tuple(action.shape)}.")
+    if spec.action_kind == "continuous":
+        if not action.is_floating_point():
+            raise ValueError(f"Continuous actions must be floating point, not {action.dtype}.")
+        invalid = torch.isnan(action).any(dim=-1)
+        if invalid.any():
+            raise ValueError(f"NaN in the actions of slots {invalid.nonzero().flatten().tolist()}.")
+        return action.detach().float().clamp(-1.0, 1.0)
+    if action.is_floating_point() or action.is_complex() or action.dtype == torch.bool:
+        raise ValueError(f"Discrete actions must be integers, not {action.dtype}.")
+    action = action.detach().long()
+    inside = (action >= 0) & (action < spec.action_dim)
+    mask = torch.tensor(spec.action_mask, device=action.device)
+    valid = inside & mask[task.to(action.device), action.clamp(0, spec.action_dim - 1)]
+    if not valid.all():
+        slots = (~valid).nonzero().flatten().tolist()
+        found = action[~valid].tolist()
+        raise ValueError(f"Slots {slots} were given actions {found}, which do not exist in their tasks.")
+    return action
+
+
+class Assignments:
+    """Which task and goal each slot runs from its next episode on.
+
+    A goal that is not assigned is drawn anew for each episode, uniformly. Draws happen when an episode ends, for the
+    slots that ended, in slot order: they do not depend on how slots are spread over workers, nor on calls of `assign`.
+    """
+
+    def __init__(self, num_envs: int, num_tasks: int, num_goals: int, seed: int, device: torch.device) -> None:
+        self.num_tasks, self.num_goals, self.device = num_tasks, num_goals, device
+        self.task = torch.arange(num_tasks, device=device).repeat_interleave(num_envs // num_tasks)
+        self._assigned = torch.full((num_envs,), -1, device=device)
+        self._drawn = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self.generator = torch.Generator(device)
+        self.reseed(seed)
+
+    @property
+    def goal(self) -> Int[Tensor, " B"]:
+        """Goal of each slot's next episode."""
+        return torch.where(self._assigned >= 0, self._assigned, self._drawn)
+
+    def reseed(self, seed: int) -> None:
+        """Restarts the random numbers."""
+        self.generator.manual_seed(seed)
+        self.advance(torch.ones_like(self._drawn, dtype=torch.bool))
+
+    def advance(self, done: Bool[Tensor, " B"]) -> None:
+        """Draws new goals for the slots whose episode has just begun, for the episode after it."""
+        size = (len(self._drawn),) if self.device.type != "cpu" else (int(done.sum()),)
+        drawn = torch.randint(self.num_goals, size, generator=self.generator, device=self.device)
+        # On an accelerator all slots draw, so that the host need not wait to learn how many are done.
+        self._drawn = self._drawn.masked_scatter(done, drawn) if len(drawn) else self._drawn
+
+    def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None) -> None:
+        """See `VecEnv.assign`. Raises `ValueError` for a wrong shape or a task or goal that does not exist."""
+        task = self._checked("task", task, 0, self.num_tasks)
+        goal = torch.full_like(task, -1) if goal is None else self._checked("goal", goal, -1, self.num_goals)
+        self.task, self._assigned = task, goal
+
+    def _checked(self, what: str, value: Tensor, low: int, high: int) -> Tensor:
+        if tuple(value.shape) != tuple(self._drawn.shape) or value.is_floating_point():
+            raise ValueError(
+                f"{what} must be integers of shape {tuple(self._drawn.shape)}, not {value.dtype} {tuple(value.shape)}."
+            )
+        if ((value < low) | (value >= high)).any():
+            raise ValueError(f"{what} must be from {low} to {high - 1}, found {value.min()} to {value.max()}.")
+        return value.detach().to(self.device, torch.int64, copy=True)
+
+    def state_dict(self) -> State:
+        return {
+            "task": self.task.clone(),
+            "assigned": self._assigned.clone(),
+            "drawn": self._drawn.clone(),
+            "rng": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.task = state["task"].to(self.device, copy=True)
+        self._assigned = state["assigned"].to(self.device, copy=True)
+        self._drawn = state["drawn"].to(self.device, copy=True)
+        self.generator.set_state(state["rng"].cpu())
+
+
+class TorchVecEnv(ABC):
+    """A `VecEnv` written in batched torch, on any device. A subclass says how episodes begin, go on and look.
+
+    Everything that changes is a tensor with one row per slot in `self.variables`; that is the state that is saved.
+    `self.variables["step"]` (B,) int64 counts the steps of the running episode, and is kept here.
+
+    Args:
+        spec: What `spec` returns.
+        num_envs: B; None for one slot per task.
+        num_goals: Goals are drawn from 0 to this, exclusive.
+        seed: Of the goals drawn.
+        device: Of all tensors.
+
+    Raises:
+        UserError: `num_envs` is no multiple of the number of tasks.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, num_envs: int | None, num_goals: int, seed: int, device: torch.device | str
+    ) -> None:
+        self.spec = spec
+        self.num_envs = check_num_envs(num_envs, spec.num_tasks)
+        self.num_goals = num_goals
+        self.device = torch.device(device)
+        self._assignments = Assignments(self.num_envs, spec.num_tasks, num_goals, seed, self.device)
+        self.task, self.goal = self._assignments.task.clone(), self._assignments.goal
+        self.variables: dict[str, Tensor] = {"step": torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)}
+        self._running = False
+
+    @abstractmethod
+    def begin(self) -> dict[str, Tensor]:
+        """Variables of every slot as if an episode of `self.task` and `self.goal` began; used where it did."""
+
+    @abstractmethod
+    def advance(
+        self, action: Tensor
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Changes the variables by one step (already counted); returns reward, terminated, truncated, success."""
+
+    @abstractmethod
+    def observe(self) -> Tensor:
+        """Observation (B, *obs) of the variables."""
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        if seed is not None:
+            self._assignments.reseed(seed)
+        self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
+        self._running = True
+        return self.observe()
+
+    def _begin(self, done: Bool[Tensor, " B"]) -> None:
+        self.task = torch.where(done, self._assignments.task, self.task)
+        self.goal = torch.where(done, self._assignments.goal, self.goal)
+        self._assignments.advance(done)
+        for name, fresh in ({"step": torch.zeros_like(self.variables["step"])} | self.begin()).items():
+            rows = done.reshape(-1, *[1] * (fresh.ndim - 1))
+            self.variables[name] = torch.where(rows, fresh, self.variables[name])
+
+    def step(self, action: Tensor) -> Step:
+        if not self._running:
+            raise RuntimeError("Call reset before the first step, and do not step a closed environment.")
+        action = check_action(action, self.spec, self.task).to(self.device)
+        self.variables["step"] = self.variables["step"] + 1
+        reward, terminated, truncated, success = self.advance(action)
+        task, final_obs, done = self.task, self.observe(), terminated | truncated
+        self._begin(done)
+        return Step(self.observe(), reward, terminated, truncated, success, task, final_obs)
+
+    def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None = None) -> None:
+        self._assignments.assign(task, goal)
+
+    def state_dict(self) -> State:
+        return {
+            "task": self.task.clone(),
+            "goal": self.goal.clone(),
+            "running": self._running,
+            "variables": {name: value.clone() for name, value in self.variables.items()},
+            "assignments": self._assignments.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` if the state has another number of slots."""
+        check_num_slots(state, self.num_envs)
+        self.task, self.goal = (state[name].to(self.device, copy=True) for name in ("task", "goal"))
+        self.variables = {name: value.to(self.device, copy=True) for name, value in state["variables"].items()}
+        self._running = state["running"]
+        self._assignments.load_state_dict(state["assignments"])
+
+    def close(self) -> None:
+        self._running = False
+
+
+def check_num_slots(state: State, num_envs: int) -> None:
+    """Raises `ValueError` if a saved state has another number of slots."""
+    if len(state["task"]) != num_envs:
+        raise ValueError(f"The saved state has {len(state['task'])} slots, this environment {num_envs}.")

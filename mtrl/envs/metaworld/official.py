@@ -1,0 +1,113 @@
+"""Physics `official`: the environments as Meta-World publishes them, stepped in Python. The reference for parity."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import mujoco
+import numpy as np
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.types import Task
+from numpy.typing import NDArray
+
+from mtrl.envs.worker import EnvPool
+
+
+class OfficialSlot:
+    """One slot over the published environments. The goal is observable; an episode is truncated after `horizon` steps.
+
+    Drives the environment class itself: a reset depends on (task, goal) only, so no wrapper and no seed is needed.
+
+    Args:
+        pool: Shared by the slots of a process.
+        task_names: Of the tasks, by task id.
+        goals: The official random vectors of each task, (50, size) each.
+        horizon: At most 500, where the published environments refuse to go on.
+    """
+
+    def __init__(
+        self,
+        pool: EnvPool[SawyerXYZEnv],
+        task_names: Sequence[str],
+        goals: Sequence[NDArray[np.float64]],
+        horizon: int,
+    ) -> None:
+        self._pool, self._names, self._goals, self._horizon = pool, task_names, goals, horizon
+        self._task: int | None = None
+        self._env: SawyerXYZEnv | None = None
+        self._steps = 0
+
+    def reset(self, task: int, goal: int) -> NDArray[np.float64]:
+        if task != self._task:
+            self._release()
+            self._env, self._task = self._pool.take(task), task
+        assert self._env is not None
+        self._env.set_task(official_task(self._names[task], self._goals[task][goal]))
+        self._steps = 0
+        return self._env.reset()[0]
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, bool]:
+        assert self._env is not None
+        obs, reward, _, _, info = self._env.step(action)  # never terminates
+        self._steps += 1
+        return obs, float(reward), False, self._steps >= self._horizon, bool(info["success"] > 0)
+
+    def render(self) -> NDArray[np.uint8]:
+        assert self._env is not None
+        picture = self._env.render()
+        if picture is None:
+            raise RuntimeError("The environment cannot render: make it with render=True.")
+        return np.asarray(picture)
+
+    def close(self) -> None:
+        self._release()
+        self._pool.close()
+
+    def _release(self) -> None:
+        if self._env is not None and self._task is not None:
+            self._pool.give(self._task, self._env)
+        self._env = self._task = None
+
+
+def official_task(name: str, rand_vec: NDArray[np.float64]) -> Task:
+    """The object that `set_task` takes, with the goal observable as in all MT benchmarks."""
+    data = {"rand_vec": rand_vec, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": False}
+    return Task(env_name=name, data=pickle.dumps(data))
+
+
+class SharedCompilation:
+    """Compiles each scene once per process; further environments get a copy of the model, in a fifth of the time."""
+
+    _models: ClassVar[dict[str, mujoco.MjModel]] = {}
+
+    def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        path = self.fullpath
+        if path not in self._models:
+            self._models[path], _ = super()._initialize_simulation()  # type: ignore[misc]
+        model = copy.deepcopy(self._models[path])  # goals are written into the model, so each needs its own
+        return model, mujoco.MjData(model)
+
+
+def make_slots(
+    num_slots: int,
+    task_names: Sequence[str],
+    goals: Sequence[NDArray[np.float64]],
+    reward_version: str,
+    horizon: int,
+    render: bool,
+) -> list[OfficialSlot]:
+    """The slots of one worker."""
+    keywords: dict[str, Any] = {"reward_function_version": reward_version}
+    if render:
+        keywords |= {"render_mode": "rgb_array", "camera_name": "corner2"}
+
+    def make(task: int) -> SawyerXYZEnv:
+        published = ALL_V3_ENVIRONMENTS[task_names[task]]
+        return type(published.__name__, (SharedCompilation, published), {})(**keywords)
+
+    pool = EnvPool(make)
+    return [OfficialSlot(pool, task_names, goals, horizon) for _ in range(num_slots)]

@@ -1,0 +1,172 @@
+"""Evaluate a trained policy.
+
+python -m mtrl.evaluate run=runs/...                            # the official protocol: per-task table, eval.json
+python -m mtrl.evaluate run=runs/... video=true                 # and a film of every task
+python -m mtrl.evaluate run=runs/... env.task=hammer-v3         # another setting of its environment
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mtrl.envs
+from mtrl.config import load_yaml, parse
+from mtrl.policy import find_policy, load_policy
+from mtrl.registry import construct, positive, unknown
+from mtrl.run.evaluation import evaluate, record_videos, show, write_eval
+from mtrl.run.logger import Progress
+from mtrl.types import Actor, EnvSpec, EvalResult, UserError, VecEnv
+
+METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld")
+
+
+class Evaluator:
+    """Evaluates policies on a run's tasks; Meta-World's always on the official environments, whatever it trained on.
+
+    Args:
+        env: Config node of the training environment.
+        seed: Of the run: Meta-World's 50 goals are drawn from it.
+        episodes_per_task: 50 is the official protocol.
+    """
+
+    def __init__(self, env: Mapping[str, Any], seed: int, episodes_per_task: int) -> None:
+        positive(episodes_per_task=episodes_per_task)
+        self.node = {key: value for key, value in env.items() if key != "num_envs"}
+        if self.node["name"] in METAWORLD:
+            self.node["physics"] = "official"
+        self.seed, self.episodes_per_task = seed, episodes_per_task
+        self._env: VecEnv | None = None
+
+    def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
+        """Runs every episode of the protocol with deterministic actions."""
+        env = self.env
+        return evaluate(
+            actor, env, self.episodes_per_task, env.spec.num_goals, self.protocol(env.spec), progress, self.seed
+        )
+
+    @property
+    def env(self) -> VecEnv:
+        """Made when first asked for; a few slots per task, so that the cores are busy and memory stays small."""
+        if self._env is None:
+            self._env = mtrl.envs.make(
+                **self.node, seed=self.seed, num_envs=None
+            )
+        return self._env
+
+    def protocol(self, spec: EnvSpec) -> dict[str, Any]:
+        """What the numbers mean."""
+        protocol: dict[str, Any] = {"env": self.node["name"]}
+        if self.node["name"] in METAWORLD:
+            protocol |= {
+                "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
+                "reward": self.node.get("reward_version", "v2"),
+                "goals": f"the fixed goals of seed {self.node.get('goal_seed') or self.seed}, goal i in episode i",
+            }
+        return protocol | {
+            "horizon": spec.horizon,
+            "episodes per task": self.episodes_per_task,
+            "policy": "deterministic",
+            "success": "at any step" if spec.has_success else "not reported by this environment",
+        }
+
+    def close(self) -> None:
+        """Ends the environment's processes."""
+        if self._env is not None:
+            self._env.close()
+
+
+def evaluate_run(
+    run: str,
+    video: bool = False,
+    episodes_per_task: int | None = None,
+    device: str = "cpu",
+    out: str | None = None,
+    env: dict[str, Any] | None = None,
+) -> EvalResult:
+    """Evaluates a run's last whole checkpoint, or one checkpoint of it, prints the table and writes `eval.json`.
+
+    Args:
+        run: Run folder or a checkpoint in it.
+        video: Also film one episode of each task.
+        episodes_per_task: By default the run's own setting.
+        out: Where to write; by default the run folder.
+        env: Changes of the environment's settings.
+    """
+    folder = Path(run)
+    run_dir = next((f for f in (folder, *folder.parents) if (f / "config.yaml").is_file()), None)
+    policy_folder = find_policy(folder)
+    if run_dir is None:
+        raise UserError(f"No config.yaml in {folder} or above it: expected a run folder or a checkpoint in one.")
+    config = load_yaml(run_dir / "config.yaml")
+    policy = load_policy(policy_folder, device)
+    node = {**config["env"], **(env or {})}
+    evaluator = Evaluator(node, config["seed"], episodes_per_task or config["eval"]["episodes_per_task"])
+    try:
+        check_fits(policy.spec, evaluator.env.spec)
+        with Progress() as progress:
+            result = evaluator(
+                policy.network, lambda done, total: progress.update(done, total, 0.0, {}, {}, "evaluation")
+            )
+        target = Path(out) if out else run_dir
+        write_eval(target / "eval.json", result, policy=str(policy_folder))
+        show(result)
+        if video:
+            film(policy.network, evaluator, target / "videos")
+    except OSError as error:
+        raise UserError(f"Cannot write to {out or run_dir}: {error.strerror or error}.") from error
+    finally:
+        evaluator.close()
+    return result
+
+
+def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
+    """Films goal 0 of every task."""
+    env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
+    try:
+        for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed):
+            print(path)
+    finally:
+        env.close()
+
+
+def check_fits(policy: EnvSpec, env: EnvSpec) -> None:
+    """Raises `UserError` unless a policy made for one environment can act in another."""
+    for field in ("obs_shape", "action_kind", "action_dim", "num_tasks"):
+        expected, found = getattr(policy, field), getattr(env, field)
+        if expected != found:
+            raise UserError(f"The policy does not fit the environment: {field} is {expected} here, {found} there.")
+
+
+def main() -> None:
+    """Command line: `key=value` arguments of `evaluate_run`, and `env.key=value` for the environment."""
+    from mtrl.train import run_or_exit
+
+    run_or_exit(_main, sys.argv[1:])
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\nKeys: run, video, episodes_per_task, device, out, env.*")
+        return 0
+    keywords: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for override in parse(arguments):
+        key, value = override.key_or_group, override.value()
+        if key.startswith("env."):
+            changes[key.removeprefix("env.")] = value
+        else:
+            keywords[key] = value
+    if "env" in keywords:
+        raise UserError(unknown("key", "env", ["run", "video", "episodes_per_task", "device", "out", "env.<option>"]))
+    if "run" in keywords:
+        keywords["run"] = str(keywords["run"])
+    construct("evaluate", evaluate_run, {**keywords, "env": changes})
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Distributions over actions. Masked components count for nothing: action 0, log-probability 0, entropy 0."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """What an actor's forward pass returns."""
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """An action and its log-probability; differentiable (reparametrised) where the action is continuous."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Tensor: ...
+
+    def entropy(self) -> Tensor: ...
+
+    def mode(self) -> Tensor:
+        """The deterministic action."""
+        ...
+
+
+class Gaussian:
+    """Independent Gaussians. Samples may leave [-1, 1] (the environment clips); the mode is clipped."""
+
+    def __init__(
+        self, mean: Float[Tensor, "*batch A"], log_std: Float[Tensor, "*batch A"], mask: Bool[Tensor, "*batch A"]
+    ) -> None:
+        self.mean, self.log_std, self.mask = mean, log_std, mask
+
+    def sample(self) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
+        action = (self.mean + self.log_std.exp() * torch.randn_like(self.mean)) * self.mask
+        return action, self.log_prob(action)
+
+    def log_prob(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+        z = (action - self.mean) * (-self.log_std).exp()
+        return ((-0.5 * z.square() - self.log_std - HALF_LOG_2PI) * self.mask).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        return ((0.5 + HALF_LOG_2PI + self.log_std) * self.mask).sum(-1)
+
+    def mode(self) -> Float[Tensor, "*batch A"]:
+        return self.mean.clamp(-1, 1) * self.mask
+
+
+class TanhGaussian:
+    """tanh of independent Gaussians, in (-1, 1)."""
+
+    def __init__(
+        self, mean: Float[Tensor, "*batch A"], log_std: Float[Tensor, "*batch A"], mask: Bool[Tensor, "*batch A"]
+    ) -> None:
+        self.mean, self.log_std, self.mask = mean, log_std, mask
+
+    def sample(self) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
+        unsquashed = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
+        return unsquashed.tanh() * self.mask, self._log_prob(unsquashed)
+
+    def log_prob(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+        """Of actions in [-1, 1]; the ends are taken one float32 step inside."""
+        limit = 1 - torch.finfo(torch.float32).eps
+        return self._log_prob(action.clamp(-limit, limit).atanh())
+
+    def _log_prob(self, unsquashed: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+        z = (unsquashed - self.mean) * (-self.log_std).exp()
+        gaussian = -0.5 * z.square() - self.log_std - HALF_LOG_2PI
+        # log(1 - tanh(u)^2), stable for large |u|
+        log_slope = 2 * (math.log(2) - unsquashed - functional.softplus(-2 * unsquashed))
+        return ((gaussian - log_slope) * self.mask).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """One-sample estimate: there is no closed form."""
+        return -self.sample()[1]
+
+    def mode(self) -> Float[Tensor, "*batch A"]:
+        return self.mean.tanh() * self.mask
+
+
+class Categorical:
+    """Over the actions that the mask admits."""
+
+    def __init__(self, logits: Float[Tensor, "*batch A"], mask: Bool[Tensor, "*batch A"]) -> None:
+        # A finite floor instead of -inf: 0 * log(0) in the entropy would be NaN.
+        self.log_probs = functional.log_softmax(logits.masked_fill(~mask, -1e9), dim=-1)
+
+    def sample(self) -> tuple[Shaped[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        gumbel = -torch.empty_like(self.log_probs).exponential_().log()
+        action = (self.log_probs + gumbel).argmax(-1)
+        return action, self.log_prob(action)
+
+    def log_prob(self, action: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return self.log_probs.gather(-1, action[..., None]).squeeze(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    def mode(self) -> Shaped[Tensor, "*batch"]:
+        return self.log_probs.argmax(-1)

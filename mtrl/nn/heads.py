@@ -1,0 +1,107 @@
+"""Last layers: shared or one per task, and the action heads that turn their outputs into a distribution."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrl.nn.distributions import Categorical, Distribution, Gaussian, TanhGaussian
+from mtrl.registry import build, register
+from mtrl.types import EnvSpec, TaskContext
+
+
+@register("head", "shared")
+class SharedHead(nn.Module):
+    """One linear layer for all tasks. `gain` scales the orthogonal initial weights; biases start at zero."""
+
+    def __init__(self, features: int, outputs: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, outputs)
+        nn.init.orthogonal_(self.linear.weight, gain)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Float[Tensor, "*batch O"]:
+        return self.linear(features)
+
+
+@register("head", "per_task")
+class PerTaskHead(nn.Module):
+    """One linear layer for each task: weight (K, O, H), bias (K, O). All K are computed and each sample picks its own.
+
+    That costs K times the FLOPs of one head, little beside a trunk, and keeps shapes static.
+    """
+
+    def __init__(self, features: int, outputs: int, num_tasks: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tasks, outputs, features))
+        self.bias = nn.Parameter(torch.zeros(num_tasks, outputs))
+        for weight in self.weight:
+            nn.init.orthogonal_(weight, gain)
+        for parameter in self.parameters():
+            parameter.is_per_task = True  # type: ignore[attr-defined]  # gradient surgery passes these by
+
+    def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Float[Tensor, "*batch O"]:
+        every = functional.linear(features, self.weight.flatten(0, 1), self.bias.flatten())
+        every = every.unflatten(-1, self.bias.shape)
+        own = context.task[..., None, None].expand(*context.task.shape, 1, self.bias.shape[1])
+        return every.gather(-2, own).squeeze(-2)
+
+
+class ActionHead(nn.Module):
+    """Turns features into a distribution over actions, with the components that a task lacks masked out."""
+
+    action_mask: Tensor
+
+    def __init__(self, head: str, features: int, outputs: int, spec: EnvSpec, gain: float) -> None:
+        super().__init__()
+        self.head = build(
+            "head", {"name": head}, features=features, outputs=outputs, num_tasks=spec.num_tasks, gain=gain
+        )
+        self.register_buffer("action_mask", torch.tensor(spec.action_mask), persistent=False)
+
+
+@register("action_head", "gaussian")
+class GaussianHead(ActionHead):
+    """Gaussian whose standard deviation depends on the task only: a parameter `log_std` (K, A)."""
+
+    def __init__(
+        self, head: str, features: int, spec: EnvSpec, initial_std: float = 1.0, min_std: float = 1e-3
+    ) -> None:
+        super().__init__(head, features, spec.action_dim, spec, gain=0.01)
+        if not 0 < min_std < initial_std:
+            raise ValueError(f"0 < min_std < initial_std is needed, not {min_std} and {initial_std}.")
+        self.min_log_std = float(torch.tensor(min_std).log())
+        self.log_std = nn.Parameter(torch.full((spec.num_tasks, spec.action_dim), initial_std).log())
+
+    def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Distribution:
+        log_std = self.log_std[context.task].clamp(min=self.min_log_std)
+        return Gaussian(self.head(features, context), log_std, self.action_mask[context.task])
+
+
+@register("action_head", "tanh_gaussian")
+class TanhGaussianHead(ActionHead):
+    """Gaussian squashed by tanh, mean and standard deviation from the features (SAC, Haarnoja et al. 2018)."""
+
+    def __init__(
+        self, head: str, features: int, spec: EnvSpec, log_std_min: float = -20.0, log_std_max: float = 2.0
+    ) -> None:
+        super().__init__(head, features, 2 * spec.action_dim, spec, gain=0.01)
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
+
+    def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Distribution:
+        mean, log_std = self.head(features, context).chunk(2, dim=-1)
+        log_std = log_std.clamp(self.log_std_min, self.log_std_max)
+        return TanhGaussian(mean, log_std, self.action_mask[context.task])
+
+
+@register("action_head", "categorical")
+class CategoricalHead(ActionHead):
+    """Softmax over the discrete actions that the task has."""
+
+    def __init__(self, head: str, features: int, spec: EnvSpec) -> None:
+        super().__init__(head, features, spec.action_dim, spec, gain=0.01)
+
+    def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Distribution:
+        return Categorical(self.head(features, context), self.action_mask[context.task])

@@ -1,0 +1,76 @@
+"""Whole networks: task encoder, trunk and head put together, for a policy and for values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from mtrl.nn.distributions import Distribution
+from mtrl.registry import build
+from mtrl.types import EnvSpec
+
+
+class PolicyNetwork(nn.Module):
+    """The deployable module: raw observations and task ids to a distribution over actions.
+
+    Args:
+        obs_norm: Observation normaliser; learners pass its output to their critics too.
+    """
+
+    def __init__(self, obs_norm: nn.Module, task_encoder: nn.Module, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.obs_norm, self.task_encoder, self.trunk, self.head = obs_norm, task_encoder, trunk, head
+
+    def forward(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
+        context = self.task_encoder(task)
+        return self.head(self.trunk(self.obs_norm(obs), context), context)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        """Actions and their log-probabilities: sampled when exploring, else the mode."""
+        distribution = self(obs, task)
+        if explore:
+            return distribution.sample()
+        action = distribution.mode()
+        return action, distribution.log_prob(action)
+
+
+class ValueNetwork(nn.Module):
+    """Normalised observations (with the action beside them for a Q-function) and task ids to one value each."""
+
+    def __init__(self, task_encoder: nn.Module, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.task_encoder, self.trunk, self.head = task_encoder, trunk, head
+
+    def forward(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        context = self.task_encoder(task)
+        return self.head(self.trunk(features, context), context).squeeze(-1)
+
+
+def _encoder_and_trunk(
+    task_encoder: Mapping[str, Any], trunk: Mapping[str, Any], features: int, num_tasks: int
+) -> tuple[Any, Any]:
+    encoder = build("task_encoder", task_encoder, num_tasks=num_tasks)
+    return encoder, build("trunk", trunk, features=features, context=encoder.dim, num_tasks=num_tasks)
+
+
+def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
+    """Builds a policy from nodes: obs_norm, task_encoder, trunk, head (a name) and action_head."""
+    (obs_dim,) = spec.obs_shape
+    encoder, trunk = _encoder_and_trunk(description["task_encoder"], description["trunk"], obs_dim, spec.num_tasks)
+    head = build(
+        "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
+    )
+    return PolicyNetwork(build("obs_norm", description["obs_norm"], obs_dim=obs_dim), encoder, trunk, head)
+
+
+def build_value(description: Mapping[str, Any], spec: EnvSpec, head: str, with_action: bool) -> ValueNetwork:
+    """Builds a state value or, `with_action`, a Q-function from the same nodes as a policy."""
+    features = spec.obs_shape[0] + (spec.action_dim if with_action else 0)
+    encoder, trunk = _encoder_and_trunk(description["task_encoder"], description["trunk"], features, spec.num_tasks)
+    output = build("head", {"name": head}, features=trunk.out_features, outputs=1, num_tasks=spec.num_tasks)
+    return ValueNetwork(encoder, trunk, output)

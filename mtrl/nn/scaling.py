@@ -1,0 +1,160 @@
+"""Scaling of observations (one statistic per feature) and of values (one statistic per task)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mtrl.nn.heads import PerTaskHead
+from mtrl.registry import register
+
+
+@register("obs_norm", "none")
+class NoObsNorm(nn.Module):
+    """Leaves observations as they are."""
+
+    def __init__(self, obs_dim: int) -> None:
+        super().__init__()
+
+    def forward(self, obs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
+        return obs
+
+    def update(self, obs: Float[Tensor, "*batch F"]) -> None:
+        pass
+
+
+@register("obs_norm", "running")
+class RunningNorm(nn.Module):
+    """Standardises each feature with the mean and variance of all observations seen, and clips to +-`clip`.
+
+    Batches are merged with Chan et al.'s (1979) parallel update, in float64. A constant feature maps to zero.
+    """
+
+    def __init__(self, obs_dim: int, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+        super().__init__()
+        self.clip = clip
+        self.epsilon = epsilon
+        self.register_buffer("mean", torch.zeros(obs_dim, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(obs_dim, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, obs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
+        scaled = (obs - self.mean.float()) * torch.rsqrt(self.var + self.epsilon).float()
+        return scaled.clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, obs: Float[Tensor, "*batch F"]) -> None:
+        """Adds a batch of raw observations to the statistics."""
+        batch = obs.flatten(0, -2).double()
+        n = batch.shape[0]
+        delta = batch.mean(0) - self.mean
+        total = self.count + n
+        squares = self.var * self.count + batch.var(0, unbiased=False) * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(squares / total)
+        self.count.copy_(total)
+
+
+@runtime_checkable
+class ValueNorm(Protocol):
+    """Keeps the value targets of all tasks at one scale. `sigma` is each task's unit of value."""
+
+    sigma: Float[Tensor, " K"]
+    requires_per_task_head: bool
+
+    def update(
+        self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]
+    ) -> None: ...
+
+    def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]: ...
+
+    def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]: ...
+
+
+@register("value_norm", "none")
+class NoValueNorm(nn.Module):
+    """Learns values in the units of the reward."""
+
+    requires_per_task_head = False
+    sigma: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("sigma", torch.ones(num_tasks))
+
+    def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
+        pass
+
+    def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return value
+
+    def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return value
+
+
+@register("value_norm", "popart")
+class PopArt(nn.Module):
+    """Standardises value targets per task, and rescales the value heads so that their outputs stay what they were.
+
+    Hessel et al., "Multi-task Deep RL with PopArt" (2018), section 3; van Hasselt et al. (2016) for the start.
+    First and second moments mu, nu move towards each update's per-task means; sigma = sqrt(nu - mu^2), clipped.
+    A task absent from an update keeps its statistics.
+
+    Differences from the paper:
+        1. The step size is max(beta, 1 / number of updates of that task), the paper's a constant beta: the first update
+           sets the statistics, so that a run of a few hundred updates is not spent on finding the scale. (The debiased
+           step of the 2016 paper has the same purpose.)
+    """
+
+    requires_per_task_head = True
+    mu: Tensor
+    nu: Tensor
+    updates: Tensor
+
+    def __init__(
+        self, num_tasks: int, beta: float = 3e-4, sigma_min: float = 1e-4, sigma_max: float = 1e6
+    ) -> None:
+        super().__init__()
+        if not 0 < beta <= 1:
+            raise ValueError(f"beta must be in (0, 1], not {beta}.")
+        self.beta, self.sigma_min, self.sigma_max = beta, sigma_min, sigma_max
+        # float64: nu - mu^2 cancels when a task's returns are large and alike.
+        self.register_buffer("mu", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("nu", torch.ones(num_tasks, dtype=torch.float64))
+        self.register_buffer("updates", torch.zeros(num_tasks, dtype=torch.int64))
+
+    @property
+    def sigma(self) -> Float[Tensor, " K"]:
+        """Scale of each task's values, in units of its reward."""
+        variance = (self.nu - self.mu.square()).clamp(min=0)
+        return variance.sqrt().clamp(self.sigma_min, self.sigma_max)
+
+    @torch.no_grad()
+    def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
+        """Moves the statistics towards unnormalised targets ("ART") and rescales the heads ("POP")."""
+        num_tasks = self.mu.shape[0]
+        member = nn.functional.one_hot(task.flatten(), num_tasks).double()
+        values = target.flatten().double()
+        count = member.sum(0)
+        present = count > 0
+        self.updates += present
+        step = (1.0 / self.updates.clamp(min=1).double()).clamp(min=self.beta) * present
+        old_mu, old_sigma = self.mu.clone(), self.sigma.clone()
+        self.mu.lerp_(values @ member / count.clamp(min=1), step)
+        self.nu.lerp_(values.square() @ member / count.clamp(min=1), step)
+        scale, shift = old_sigma / self.sigma, (old_mu - self.mu) / self.sigma
+        for head in heads:
+            if not isinstance(head, PerTaskHead):
+                raise ValueError("PopArt needs per-task value heads: set network.head=per_task.")
+            head.weight.mul_(scale[:, None, None])
+            head.bias.mul_(scale[:, None]).add_(shift[:, None])
+
+    def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return ((value - self.mu[task]) / self.sigma[task]).to(value.dtype)
+
+    def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return (value * self.sigma[task] + self.mu[task]).to(value.dtype)

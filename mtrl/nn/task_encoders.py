@@ -1,0 +1,41 @@
+"""Task encoders: task ids to the `TaskContext` that is all that networks see of a task."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrl.registry import register
+from mtrl.types import TaskContext
+
+
+@register("task_encoder", "one_hot")
+class OneHot(nn.Module):
+    """The task id as a one-hot vector of size K."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.dim = num_tasks
+
+    def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
+        return TaskContext(task, functional.one_hot(task, self.dim).float())
+
+
+@register("task_encoder", "embedding")
+class Embedding(nn.Module):
+    """A learned vector of length 1 for each task (as in BRC and FastTD3).
+
+    Normalised in the forward pass, not by `max_norm`, which changes the weights in place.
+    """
+
+    def __init__(self, num_tasks: int, dim: int = 32) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, not {dim}.")
+        self.dim = dim
+        self.weight = nn.Parameter(torch.randn(num_tasks, dim))
+
+    def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
+        return TaskContext(task, functional.normalize(self.weight, dim=-1)[task])

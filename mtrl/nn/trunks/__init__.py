@@ -1,0 +1,1 @@
+"""Trunks: one method per file, `forward(features, context) -> (*batch, H)` with `out_features` = H."""

@@ -1,0 +1,53 @@
+"""Multi-layer perceptron, the null object among the trunks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtrl.registry import positive, register
+from mtrl.types import TaskContext
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+@register("trunk", "mlp")
+class MLP(nn.Module):
+    """`depth` hidden layers of `width` units on the features beside the task embedding.
+
+    Args:
+        features: Size of the input features.
+        context: Size of the task embedding.
+        init: "orthogonal" (gain sqrt(2), biases 0) or "he_uniform" (biases 0), the published MT-SAC's.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        width: int = 256,
+        depth: int = 3,
+        activation: Literal["relu", "tanh", "elu", "silu"] = "tanh",
+        init: Literal["orthogonal", "he_uniform"] = "orthogonal",
+    ) -> None:
+        super().__init__()
+        positive(width=width, depth=depth)
+        sizes = [features + context] + [width] * depth
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            linear = nn.Linear(inputs, outputs)
+            if init == "orthogonal":
+                nn.init.orthogonal_(linear.weight, 2**0.5)
+            else:
+                nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+            layers += [linear, ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers)
+        self.out_features = width
+
+    def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
+        return self.layers(torch.cat([features, context.embedding], dim=-1))

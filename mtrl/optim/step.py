@@ -1,0 +1,85 @@
+"""`TaskStep`: the only way from per-task losses to changed parameters, in every learner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtrl.optim.aggregation import Sum
+from mtrl.optim.weighting import Weighting
+from mtrl.types import Metrics, NonFiniteLossError, State
+
+
+class TaskStep:
+    """Weighting, then gradient aggregation, then clipping by global norm, then the optimiser.
+
+    A weighting that requires positive losses weighs the losses given as `positive` and leaves the `signed` ones alone;
+    any other weighs the sum of the two.
+
+    Args:
+        parameters: What the losses may change.
+        max_grad_norm: Global norm to clip to; infinity for none.
+        has_positive: Whether the caller gives `positive` losses.
+
+    Raises:
+        ValueError: The weighting requires positive losses, and there are none.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        weighting: Weighting,
+        aggregation: Sum,
+        max_grad_norm: float,
+        has_positive: bool,
+    ) -> None:
+        if weighting.requires_positive and not has_positive:
+            raise ValueError(
+                f"{type(weighting).__name__} weighting needs positive losses, but this loss can have either sign: "
+                "use it for a critic or value loss."
+            )
+        self.parameters = list(parameters)
+        self.optimizer, self.weighting, self.aggregation = optimizer, weighting, aggregation
+        self.max_grad_norm = max_grad_norm
+
+    def __call__(
+        self, signed: Float[Tensor, " K"] | None = None, positive: Float[Tensor, " K"] | None = None
+    ) -> Metrics:
+        """One step on the losses of K tasks. Raises `NonFiniteLossError` before anything is changed."""
+        given = [losses for losses in (signed, positive) if losses is not None]
+        total = torch.stack(given).sum(0)
+        if not torch.isfinite(total.sum()):
+            raise NonFiniteLossError((~torch.isfinite(total)).nonzero().flatten().tolist())
+        if self.weighting.requires_positive:
+            assert positive is not None
+            weighted = self.weighting(positive) + (signed if signed is not None else 0)
+            seen = positive
+        else:
+            weighted, seen = self.weighting(total), total
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self.aggregation.backward(weighted, self.parameters)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.weighting.after_step(seen.detach())
+        return metrics
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Sets every learning rate to `factor` times its initial value."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def state_dict(self) -> State:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "weighting": self.weighting.state_dict(),
+            "aggregation": self.aggregation.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.weighting.load_state_dict(state["weighting"])
+        self.aggregation.load_state_dict(state["aggregation"])

@@ -1,0 +1,146 @@
+"""Saved policies: `config.json` and `model.safetensors` in one folder, loaded with `mtrl.load_policy`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import mtrl.nn
+from mtrl.nn.networks import PolicyNetwork, build_policy
+from mtrl.registry import unknown
+from mtrl.run.checkpoint import newest_valid
+from mtrl.types import EnvSpec, UserError
+
+FORMAT = 1
+
+
+class Policy:
+    """A trained policy, ready to act.
+
+    Attributes:
+        spec: Of the environment it was trained for; `spec.task_names` are its tasks.
+        network: The module itself.
+    """
+
+    def __init__(self, network: PolicyNetwork, spec: EnvSpec) -> None:
+        self.network, self.spec = network, spec
+
+    def act(
+        self, obs: np.ndarray | Tensor, task: str | int | Sequence[str | int] | Tensor, explore: bool = False
+    ) -> np.ndarray | Tensor:
+        """Actions for raw observations: deterministic, or sampled with `explore`.
+
+        Args:
+            obs: (N, *obs_shape), or one observation (*obs_shape).
+            task: Name or id of the task of all observations, or one for each.
+
+        Returns:
+            Actions (N, A) in [-1, 1], or (N,) if discrete; without N for one observation; numpy for numpy, else tensor.
+
+        Raises:
+            UserError: An unknown task, or observations of another shape.
+        """
+        device = next(self.network.parameters()).device
+        batch = torch.as_tensor(obs, device=device)
+        single = batch.ndim == len(self.spec.obs_shape)
+        batch = (batch[None] if single else batch).to(self.spec.obs_dtype)
+        if tuple(batch.shape[1:]) != self.spec.obs_shape:
+            raise UserError(f"Expected observations (N, {_shape(self.spec.obs_shape)}), found {tuple(batch.shape)}.")
+        action, _ = self.network.act(batch, self._task_ids(task, len(batch)).to(device), explore)
+        if single:
+            action = action[0]
+        return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
+
+    def _task_ids(self, task: str | int | Sequence[str | int] | Tensor, count: int) -> Tensor:
+        each = [task] if isinstance(task, (str, int)) else list(task)
+        ids = [self._task_id(name) for name in each]
+        if len(ids) not in (1, count):
+            raise UserError(f"Expected one task, or one for each of {count} observations, found {len(ids)}.")
+        return torch.tensor(ids).expand(count) if len(ids) == 1 else torch.tensor(ids)
+
+    def _task_id(self, task: str | int | Tensor) -> int:
+        names = self.spec.task_names
+        if isinstance(task, str):
+            if task not in names:
+                raise UserError(unknown("task of this policy:", task, names))
+            return names.index(task)
+        if not 0 <= int(task) < len(names):
+            raise UserError(f"The task id must be from 0 to {len(names) - 1}, not {int(task)}.")
+        return int(task)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, Any], spec: EnvSpec) -> None:
+    """Writes a policy; the weights need no code of a checkpoint to be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {**dataclasses.asdict(spec), "obs_dtype": str(spec.obs_dtype).removeprefix("torch.")}
+    config = {"format": FORMAT, "spec": fields, "network": dict(description)}
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def find_policy(path: str | Path) -> Path:
+    """The policy folder in a run (its last whole checkpoint), a checkpoint, or the folder itself.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "policy"):
+        if (folder / "config.json").is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        return newest_valid(path / "checkpoints") / "policy"
+    raise UserError(
+        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy folder "
+        f"(with config.json), found {_listing(path)}."
+    )
+
+
+def _listing(path: Path) -> str:
+    if not path.exists():
+        return "nothing there"
+    return ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty folder"
+
+
+def load_policy(path: str | Path, device: str = "cpu") -> Policy:
+    """Loads a policy for acting, evaluation or transfer. Nothing is unpickled.
+
+    Args:
+        path: A run folder (its last whole checkpoint is taken), a checkpoint or a policy folder.
+
+    Raises:
+        UserError: There is no policy, or its files are damaged or of a later format.
+    """
+    folder = find_policy(path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise UserError(f"The policy in {folder} has format {config['format']}; this version reads {FORMAT}.")
+        spec = _spec(config["spec"])
+        network = build_policy(config["network"], spec)
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The policy in {folder} is damaged: {error}.") from error
+    return Policy(network.to(device).eval().requires_grad_(False), spec)
+
+
+def _spec(fields: Mapping[str, Any]) -> EnvSpec:
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    restored = {key: tuples(value) for key, value in fields.items()}
+    return EnvSpec(**{**restored, "obs_dtype": getattr(torch, fields["obs_dtype"])})

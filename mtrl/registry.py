@@ -1,0 +1,151 @@
+"""Names for components. `@register("trunk", "mlp")` names a class; `build("trunk", {"name": "mlp", "width": 256})` makes one.
+
+The constructor is the schema: unknown names, unknown keywords, missing keywords and values of the wrong type are errors
+that list what is valid. Third parties register through the entry-point group `mtrl.components`: each entry point names a
+module (or a callable without arguments) that calls `register` when loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from mtrl.types import UserError
+
+_components: dict[str, dict[str, Callable[..., Any]]] = {}
+T = TypeVar("T")
+
+
+def register(kind: str, name: str) -> Callable[[T], T]:
+    """Makes a class or function available to `build` as `name` among the components of a `kind`."""
+
+    def decorate(component: T) -> T:
+        known = _components.setdefault(kind, {})
+        if name in known and known[name] is not component:
+            raise ValueError(f"{kind} {name!r} is registered twice: {known[name]} and {component}")
+        known[name] = typing.cast(Callable[..., Any], component)
+        return component
+
+    return decorate
+
+
+@cache
+def _load_third_parties() -> None:
+    for entry in entry_points(group="mtrl.components"):
+        loaded = entry.load()
+        if callable(loaded):
+            loaded()
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of a kind, sorted."""
+    _load_third_parties()
+    return sorted(_components.get(kind, {}))
+
+
+def lookup(kind: str, name: str) -> Callable[..., Any]:
+    """The component registered under a name. Raises `UserError` with the valid names and the nearest."""
+    valid = names(kind)
+    if name not in valid:
+        raise UserError(unknown(kind, str(name), valid))
+    return _components[kind][name]
+
+
+def unknown(what: str, found: str, valid: Iterable[str]) -> str:
+    """The message for a name that does not exist: nearest match and all valid names."""
+    valid = list(valid)
+    nearest = difflib.get_close_matches(found, valid, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"Unknown {what} {found!r}.{hint} Valid: {', '.join(valid) or 'none'}."
+
+
+def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
+    """Builds the component that a config node describes.
+
+    Args:
+        kind: Kind of component ("trunk", "weighting", ...).
+        node: `{"name": ..., **keywords}`, plain values from a config.
+        runtime: Objects known only at run time (sizes, the environment's spec). Those that the constructor does not
+            name are left out, so that a simple component need not accept what it does not use.
+
+    Raises:
+        UserError: Unknown name or keyword, missing keyword, or a value of the wrong type.
+    """
+    keywords = dict(node)
+    if "name" not in keywords:
+        raise UserError(f"A {kind} needs a name. Valid: {', '.join(names(kind))}.")
+    name = keywords.pop("name")
+    return construct(f"{kind} {name!r}", lookup(kind, name), keywords, **runtime)
+
+
+def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, Any], **runtime: Any) -> Any:
+    """Calls `component` with keywords from a config and objects from the run, checked as `build` describes.
+
+    Args:
+        what: What the messages call it.
+    """
+    hints = typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = {key: p for key, p in inspect.signature(component).parameters.items() if p.kind not in variadic}
+    settable = [key for key in parameters if key not in runtime]
+    for key, value in keywords.items():
+        if key not in settable:
+            raise UserError(unknown(f"option of {what}:", key, settable))
+        if key in hints and not _fits(value, hints[key]):
+            raise UserError(f"{what}: {key} must be {_describe(hints[key])}, not {value!r}.")
+    given = {**keywords, **{key: value for key, value in runtime.items() if key in parameters}}
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise UserError(f"{what} needs a value for: {', '.join(missing)}.")
+    try:
+        return component(**given)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def _describe(hint: Any) -> str:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, options))
+    if options:
+        return " or ".join(_describe(option) for option in options)
+    return "null" if hint is type(None) else {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a config value fits an annotation; annotations other than plain scalars and their unions always fit."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, dict, list, type(None)):
+        return isinstance(value, hint)
+    if typing.get_origin(hint) in (dict, list):
+        return isinstance(value, typing.get_origin(hint))
+    return True
+
+
+def positive(**values: float) -> None:
+    """Raises `ValueError` for the first value that is not above zero."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}.")
+
+
+def not_negative(**values: float) -> None:
+    """Raises `ValueError` for the first value below zero (or NaN)."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative, but is {value}.")

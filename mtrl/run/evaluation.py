@@ -1,0 +1,369 @@
+"""Evaluation: every task on each of its goals with deterministic actions, kept per episode, with honest intervals."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mtrl.registry import positive
+from mtrl.run.checkpoint import write_atomic
+from mtrl.types import Actor, EpisodeResult, EvalResult, UserError, VecEnv
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running episodes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(
+    actor: Actor,
+    env: VecEnv,
+    episodes_per_task: int,
+    num_goals: int,
+    protocol: Mapping[str, Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    seed: int = 0,
+) -> EvalResult:
+    """Runs `episodes_per_task` deterministic episodes of every task.
+
+    Episode i of a task runs goal i of the task's `num_goals` fixed goals (cycling beyond them). The B slots work
+    through the episodes in rounds: each slot runs one episode and waits for the others.
+
+    Args:
+        actor: Acts on the env's observations and tasks.
+        env: Any vectorised env; its slots are reassigned.
+        episodes_per_task: At least 1.
+        num_goals: Goals that each task has, or 0 where the goal is the episode's seed, which then is i.
+        protocol: What the numbers mean, in words and values; stored with them.
+        progress: Called with the numbers of finished and of all episodes whenever the first changes.
+        seed: Of the env in the first round; the following rounds count up.
+
+    Returns:
+        Episodes ordered by task, then as run.
+
+    Raises:
+        RuntimeError: The env ran another task or goal than it was assigned.
+    """
+    positive(episodes_per_task=episodes_per_task)
+    names = env.spec.task_names
+    # Goal by goal: with as many slots as tasks, each slot then keeps its task.
+    jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(len(names))]
+    episodes: list[list[EpisodeResult]] = [[] for _ in names]
+    for index, start in enumerate(range(0, len(jobs), env.num_envs)):
+        batch = jobs[start : start + env.num_envs]
+
+        def finished(count: int, before: int = start) -> None:
+            progress(before + count, len(jobs))
+
+        outcomes = _run_round(actor, env, batch, seed + index, finished)
+        for (task, goal), (success, episode_return, length) in zip(batch, outcomes, strict=True):
+            episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length))
+    return EvalResult(dict(protocol), tuple(itertools.chain.from_iterable(episodes)))
+
+
+def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
+    """Starts one (task, goal) per slot and returns the first observations, having checked that the env obeyed."""
+    # Surplus slots repeat the last job; nobody looks at them.
+    padded = [*jobs, *[jobs[-1]] * (env.num_envs - len(jobs))]
+    task, goal = torch.tensor(padded, device=env.task.device).unbind(1)
+    env.assign(task, goal)
+    obs = env.reset(seed)
+    if not (torch.equal(env.task, task) and torch.equal(env.goal, goal)):
+        raise RuntimeError(
+            f"The env was assigned tasks {task.tolist()} with goals {goal.tolist()}, "
+            f"but runs {env.task.tolist()} with {env.goal.tolist()}."
+        )
+    return obs
+
+
+def _run_round(
+    actor: Actor, env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int, finished: Callable[[int], None]
+) -> list[tuple[bool, float, int]]:
+    """One episode per job, on the first slots; returns any-step success, undiscounted return and length of each."""
+    B, n = env.num_envs, len(jobs)
+    obs = _begin(env, jobs, seed)
+    device = env.task.device
+    running = torch.arange(B, device=device) < n
+    success = torch.zeros_like(running)
+    returns = torch.zeros(B, dtype=torch.float64, device=device)
+    length = torch.zeros(B, dtype=torch.int64, device=device)
+    left = n
+    while left:
+        action, _ = actor.act(obs, env.task, explore=False)
+        step = env.step(action)
+        success |= step.success & running
+        returns += torch.where(running, step.reward, 0.0)
+        length += running
+        running = running & ~step.done
+        obs = step.obs
+        if (now := int(running.sum())) < left:
+            left = now
+            finished(n - left)
+    return list(zip(success.tolist(), returns.tolist(), length.tolist(), strict=True))[:n]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a success rate (Wilson 1927), without continuity correction."""
+    from scipy.special import ndtri
+
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"successes must be in 0..n with n > 0, not {successes} of {n}.")
+    z = float(ndtri(0.5 + confidence / 2))
+    centre = (successes + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(successes * (n - successes) / n + z**2 / 4)
+    # The limits at 0 and n successes are exact; rounding would miss them.
+    return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of one value (S,) per training seed; NaN for a single seed.
+
+    With a handful of seeds it is too narrow, as every bootstrap: S belongs beside it.
+    """
+    from scipy.stats import bootstrap
+
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"values must have shape (S,) with S > 0, not {values.shape}.")
+    if values.size == 1:
+        return math.nan, math.nan
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def summary(result: EvalResult) -> dict[str, Any]:
+    """Statistics of an evaluation, as plain values.
+
+    `success_rate` and `mean_return` are means over tasks; `tasks` holds, by name, `success_rate` with its 95% Wilson
+    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`.
+    """
+    by_task: dict[str, list[EpisodeResult]] = {}
+    for episode in result.episodes:
+        by_task.setdefault(episode.task, []).append(episode)
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, episodes in by_task.items():
+        n, successes = len(episodes), sum(episode.success for episode in episodes)
+        tasks[name] = {
+            "success_rate": successes / n,
+            "interval": list(wilson_interval(successes, n)),
+            "mean_return": math.fsum(episode.episode_return for episode in episodes) / n,
+            "mean_length": sum(episode.length for episode in episodes) / n,
+            "episodes": n,
+        }
+    means = {key: math.fsum(task[key] for task in tasks.values()) / len(tasks) for key in _AVERAGED}
+    return {**means, "tasks": tasks}
+
+
+_AVERAGED = ("success_rate", "mean_return")
+
+
+def metrics(result: EvalResult) -> dict[str, float]:
+    """The summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, and the same of `eval/return`."""
+    found = summary(result)
+    named = {}
+    for key, name in zip(_AVERAGED, ("eval/success_rate", "eval/return"), strict=True):
+        named[name] = found[key]
+        named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items()}
+    return named
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def to_json(result: EvalResult) -> dict[str, Any]:
+    """Protocol, summary and every episode (by task, one list per field) as plain values."""
+    episodes: dict[str, dict[str, list[Any]]] = {}
+    for episode in result.episodes:
+        columns = episodes.setdefault(episode.task, {"goal": [], "success": [], "return": [], "length": []})
+        columns["goal"].append(episode.goal)
+        columns["success"].append(episode.success)
+        columns["return"].append(episode.episode_return)
+        columns["length"].append(episode.length)
+    return {"protocol": dict(result.protocol), "summary": summary(result), "episodes": episodes}
+
+
+def from_json(data: Mapping[str, Any]) -> EvalResult:
+    """The inverse of `to_json`; the summary is recomputed when asked for."""
+    episodes = [
+        EpisodeResult(task, *row)
+        for task, columns in data["episodes"].items()
+        for row in zip(columns["goal"], columns["success"], columns["return"], columns["length"], strict=True)
+    ]
+    return EvalResult(data["protocol"], tuple(episodes))
+
+
+def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
+    """Writes `to_json(result)`, with `more` (step, wall time, ...) in front, as one file that appears whole.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_atomic(path, json.dumps({**more, **to_json(result)}) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+_COLUMNS = ("task", "success", "95% interval", "return", "length", "episodes")
+
+
+def _rows(result: EvalResult) -> list[tuple[str, ...]]:
+    found = summary(result)
+    rows = []
+    for name, task in found["tasks"].items():
+        low, high = task["interval"]
+        numbers = (f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}", f"{task['mean_return']:.1f}")
+        rows.append((name, *numbers, f"{task['mean_length']:.0f}", str(task["episodes"])))
+    return [*rows, ("mean", f"{found['success_rate']:.3f}", "", f"{found['mean_return']:.1f}", "", "")]
+
+
+def _protocol(result: EvalResult) -> str:
+    return "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
+
+
+def table(result: EvalResult) -> Table:
+    """Per-task results and their mean for a terminal, with the protocol beneath."""
+    *tasks, mean = _rows(result)
+    drawn = Table(caption=_protocol(result), caption_justify="left")
+    for column in _COLUMNS:
+        drawn.add_column(column, justify="left" if column == "task" else "right")
+    for row in tasks:
+        drawn.add_row(*row)
+    drawn.add_section()
+    drawn.add_row(*mean, style="bold")
+    return drawn
+
+
+def plain_table(result: EvalResult) -> str:
+    """The same as plain text, for logs and files."""
+    rows = [_COLUMNS, *_rows(result)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
+    return "\n".join([*lines, _protocol(result)])
+
+
+def show(result: EvalResult, console: Console | None = None) -> None:
+    """Prints the table, as suits the console."""
+    console = console or Console()
+    if console.is_terminal:
+        console.print(table(result))
+    else:
+        console.out(plain_table(result), highlight=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def record_videos(
+    actor: Actor,
+    env: VecEnv,
+    render: Callable[[int], np.ndarray],
+    folder: Path,
+    goal: int = 0,
+    fps: int = 30,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Films one deterministic episode of every task: `<folder>/<task>.mp4`, or `.gif` where ffmpeg is missing.
+
+    Args:
+        actor: Acts on the env's observations and tasks.
+        env: Any vectorised env; its slots are reassigned.
+        render: Gives the picture (height, width, 3) uint8 of a slot.
+        folder: Made if missing.
+        goal: Which goal to film.
+        fps: Pictures per second; one picture is taken per step.
+        seed: Of the env.
+        progress: Called with the numbers of finished and of all films.
+
+    Returns:
+        The files, in the order of the tasks.
+
+    Raises:
+        UserError: imageio is not installed, or the folder cannot be written.
+    """
+    try:
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise UserError('Videos need imageio: pip install "mtrl-suite[video]"') from error
+    names = env.spec.task_names
+    suffix = _video_suffix()
+    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if suffix == ".mp4" else {"duration": 1000 / fps}
+    paths = [folder / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + suffix) for name in names]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(names), env.num_envs):
+            tasks = list(range(start, min(start + env.num_envs, len(names))))
+            writers = {slot: imageio.get_writer(paths[task], mode="I", **options) for slot, task in enumerate(tasks)}
+            try:
+                _film(actor, env, [(task, goal) for task in tasks], seed, render, writers)
+            finally:
+                for writer in writers.values():
+                    writer.close()
+            progress(tasks[-1] + 1, len(names))
+    except OSError as error:
+        raise UserError(f"Could not write videos to {folder}: {error}") from error
+    return paths
+
+
+def _film(
+    actor: Actor,
+    env: VecEnv,
+    jobs: Sequence[tuple[int, int]],
+    seed: int,
+    render: Callable[[int], np.ndarray],
+    writers: Mapping[int, Any],
+) -> None:
+    filming = set(writers)
+    obs = _begin(env, jobs, seed)
+    while filming:
+        # Before the step: after a done, the slot already shows its next episode.
+        for slot in filming:
+            writers[slot].append_data(render(slot))
+        action, _ = actor.act(obs, env.task, explore=False)
+        step = env.step(action)
+        filming = {slot for slot in filming if not step.done[slot]}
+        obs = step.obs
+
+
+def _video_suffix() -> str:
+    try:
+        importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return ".gif"
+    return ".mp4"

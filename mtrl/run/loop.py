@@ -1,0 +1,238 @@
+"""The one training loop: collect, learn, and now and then log, evaluate, save."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
+from mtrl.run.evaluation import metrics as eval_metrics
+from mtrl.run.evaluation import write_eval
+from mtrl.run.logger import Logger, MetricAccumulator, PhaseTimer, Progress, peak_memory_bytes
+from mtrl.run.schedule import Every, Until
+from mtrl.types import EvalResult, Experience, Learner, NonFiniteLossError, State, UserError
+
+Evaluate = Callable[[Callable[[int, int], None]], EvalResult]
+"""Evaluates the policy as it is now; told whom to call with the numbers of finished and of all episodes."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop."""
+
+
+class RunState:
+    """Savable: how far the run is."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        """Environment steps over all slots."""
+        self.updates = 0
+        """Calls of `Learner.update`."""
+        self.wall_time = 0.0
+        """Seconds of collecting, learning and evaluating, over all sessions of the run."""
+        self.training_time = 0.0
+        """The same without evaluating."""
+
+    def state_dict(self) -> State:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: State) -> None:
+        vars(self).update(state)
+
+
+class Loop:
+    """Trains until `until` says so. Everything that a resumed run needs is in `savables()`.
+
+    Args:
+        evaluate: Evaluates the policy by the protocol of the run.
+        run_dir: Run folder; evaluations are written to `eval/<step>.json`.
+        save_policy: Writes the policy into a checkpoint.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        experience: Experience,
+        evaluate: Evaluate,
+        logger: Logger,
+        progress: Progress,
+        timer: PhaseTimer,
+        run_dir: Path,
+        save_policy: Callable[[Path], None],
+        until: Until,
+        log_now: Every,
+        evaluate_now: Every,
+        save_now: Every,
+    ) -> None:
+        self.learner, self.experience, self.evaluate = learner, experience, evaluate
+        self.logger, self.progress, self.timer = logger, progress, timer
+        self.run_dir, self.save_policy = run_dir, save_policy
+        self.until, self.log_now, self.evaluate_now, self.save_now = until, log_now, evaluate_now, save_now
+        self.state = RunState()
+        self.metrics = MetricAccumulator()
+        self.last_evaluation: EvalResult | None = None
+        self._success: dict[str, float] = {}
+        self._stop: int | None = None
+
+    def savables(self) -> dict[str, Any]:
+        """By name, without the random number generators."""
+        return {
+            "learner": self.learner,
+            "experience": self.experience,
+            "run": self.state,
+            "metrics": self.metrics,
+            "log_now": self.log_now,
+            "evaluate_now": self.evaluate_now,
+            "save_now": self.save_now,
+        }
+
+    def run(self, checkpointer: Checkpointer) -> int | None:
+        """Trains to the end, evaluates the final policy and saves. Returns the signal that stopped the run, if any.
+
+        Raises:
+            UserError: The loss became NaN or infinite, or the final checkpoint could not be saved.
+        """
+        state = self.state
+        with self._signals(), self.progress:
+            try:
+                while self.until(state.step):
+                    self._train()
+                    if self.log_now(state.step):
+                        self._log()
+                    if self.evaluate_now(state.step) and self.until(state.step):
+                        self._evaluate()
+                    if self.save_now(state.step) and self.until(state.step):
+                        self._save(checkpointer)
+                    self._raise_if_stopped()
+                if not self._path_of_evaluation().exists():
+                    self._evaluate()
+            except Interrupted:
+                pass
+            checkpointer.save(state.step, self.save_policy)
+        return self._stop
+
+    def _train(self) -> None:
+        state, began = self.state, time.perf_counter()
+        progress = min(1.0, state.step / self.until.total)
+        state.step += self.experience.collect(self.learner)
+        for batch in self.experience.batches():
+            with self.timer("update"):
+                try:
+                    self.metrics.add(self.learner.update(batch, progress))
+                except NonFiniteLossError as error:
+                    raise self._dump(batch, error) from error
+            state.updates += 1
+        elapsed = time.perf_counter() - began
+        state.wall_time += elapsed
+        state.training_time += elapsed
+        rate = state.step / state.training_time
+        self.progress.update(state.step, self.until.total, rate, self._success, self.timer.shares())
+
+    def _log(self) -> None:
+        state, statistics = self.state, self.experience.statistics()
+        names = self.logger.task_names
+        if "success_rate" in statistics:
+            seen = dict(zip(names, statistics["success_rate"].tolist(), strict=True))
+            self._success |= {name: rate for name, rate in seen.items() if rate == rate}  # NaN: no episode ended
+        row: dict[str, Any] = {f"train/{name}": value for name, value in self.metrics.mean().items()}
+        for name, value in statistics.items():
+            row[f"train/{name}"] = value
+            row[f"train/{name}_mean"] = value.nanmean()
+        seconds = self.timer.seconds
+        row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
+        row |= {
+            "time/env_steps_per_s": state.step / state.training_time,
+            "time/wall_s": state.wall_time,
+            "time/updates": float(state.updates),
+        }
+        self.logger.log(state.step, row)
+
+    def _evaluate(self) -> None:
+        state, began = self.state, time.perf_counter()
+
+        def show(done: int, total: int) -> None:
+            self._raise_if_stopped()
+            rate = done / (time.perf_counter() - began)
+            self.progress.update(done, total, rate, {}, {}, label=f"evaluation at {state.step:,}")
+
+        with self.timer("evaluation"):
+            result = self.evaluate(show)
+        state.wall_time += time.perf_counter() - began
+        self.last_evaluation = result
+        write_eval(
+            self._path_of_evaluation(),
+            result,
+            step=state.step,
+            updates=state.updates,
+            wall_s=state.wall_time,
+            training_s=state.training_time,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        values = eval_metrics(result)
+        self.logger.log(state.step, {**values, "time/wall_s": state.wall_time})
+        mean = values["eval/success_rate"]
+        self.progress.print(f"step {state.step:,}: evaluation success {mean:.3f}, return {values['eval/return']:.1f}")
+
+    def _path_of_evaluation(self) -> Path:
+        return self.run_dir / "eval" / f"{self.state.step:012d}.json"
+
+    def _save(self, checkpointer: Checkpointer) -> None:
+        with self.timer("checkpoint"):
+            try:
+                checkpointer.save(self.state.step, self.save_policy)
+            except CheckpointError as error:
+                self.progress.print(f"WARNING: {error} Training goes on.")
+
+    def _dump(self, batch: Any, error: NonFiniteLossError) -> UserError:
+        tasks = ", ".join(self.logger.task_names[task] for task in error.tasks)
+        folder = self.run_dir / "nan_batch"
+        fields = asdict(batch) if is_dataclass(batch) and not isinstance(batch, type) else {"batch": batch}
+        try:
+            save_state(folder, fields)
+            where = f"The batch is in {folder}"
+        except (OSError, TypeError) as failed:
+            where = f"The batch could not be saved ({failed})"
+        return UserError(
+            f"The loss became NaN or infinite in task {tasks} at step {self.state.step:,}. {where}; the last checkpoint "
+            "is intact. Try a lower learning rate or stronger clipping."
+        )
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop is not None:
+            raise Interrupted
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop the run after the current step; a second one at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stop is not None:
+                raise KeyboardInterrupt
+            self._stop = number
+            self.progress.print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping.")
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators that learners draw from."""
+    import random
+
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,85 @@
+"""When things happen: small objects asked once per step, so that the loop reads as sentences and resumes exactly."""
+
+from __future__ import annotations
+
+from mtrl.registry import not_negative
+from mtrl.types import State
+
+
+class Every:
+    """True once whenever the step has crossed a multiple of `every` since the last call; never if `every` is 0.
+
+    Steps advance by more than one (all slots step together), so multiples are crossed rather than hit.
+
+    Raises:
+        ValueError: `every` is negative.
+    """
+
+    def __init__(self, every: int) -> None:
+        not_negative(every=every)
+        self.every = every
+        self._last = 0
+
+    def __call__(self, step: int) -> bool:
+        """Whether it is time, at `step` (environment steps so far)."""
+        due = self.every > 0 and step // self.every > self._last // self.every
+        self._last = max(self._last, step)
+        return due
+
+    def state_dict(self) -> State:
+        # The step and not a count of multiples: the interval may be changed when a run is resumed.
+        return {"last": self._last}
+
+    def load_state_dict(self, state: State) -> None:
+        self._last = state["last"]
+
+    def __repr__(self) -> str:
+        return f"Every({self.every})"
+
+
+class Until:
+    """True while the step is below `total`. Without state, so that a resumed run may be given a new total."""
+
+    def __init__(self, total: int) -> None:
+        not_negative(total=total)
+        self.total = total
+
+    def __call__(self, step: int) -> bool:
+        """Whether to go on, at `step`."""
+        return step < self.total
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"Until({self.total})"
+
+
+class Linear:
+    """Goes from `start` at step 0 to `end` at step `total` in a straight line, and stays there. Without state.
+
+    Raises:
+        ValueError: `total` is negative.
+    """
+
+    def __init__(self, start: float, end: float, total: int) -> None:
+        not_negative(total=total)
+        self.start, self.end, self.total = start, end, total
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        if step >= self.total:
+            return self.end
+        return self.start + (self.end - self.start) * max(step, 0) / self.total
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"Linear({self.start}, {self.end}, {self.total})"

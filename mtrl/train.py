@@ -1,0 +1,261 @@
+"""Train one policy for many tasks.
+
+python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
+python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
+python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtrl.envs
+from mtrl.build import Agent, Components, build_agent
+from mtrl.config import TrainConfig, checked, composed, config_dir, load_yaml, parse, resumed, save_yaml, to_plain
+from mtrl.config import train_config as check_config
+from mtrl.evaluate import Evaluator
+from mtrl.policy import find_policy, save_policy
+from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
+from mtrl.run.evaluation import show
+from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
+from mtrl.run.loop import Loop, seed_everything
+from mtrl.run.schedule import Every, Until
+from mtrl.types import UserError
+
+
+def train(config: TrainConfig, resume: Path | None = None) -> int:
+    """Runs training to its end, or goes on with the run in a folder. Returns the exit code.
+
+    Raises:
+        UserError: Something in the configuration or the run folder is not as it must be; training has not begun, or
+            everything up to the last checkpoint is safe.
+    """
+    check_device(config.device)
+    run_dir = resume or new_run_dir(config)
+    seed_everything(config.seed)
+    timer = PhaseTimer()
+    env = mtrl.envs.make(
+        **{key: value for key, value in config.env.items()},
+        seed=config.seed,
+    )
+    evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task)
+    try:
+        components = Components(
+            network=config.network,
+            task_encoder=config.task_encoder,
+            aggregation=config.aggregation,
+            weighting=config.weighting,
+            value_norm=config.value_norm,
+            task_sampling=config.task_sampling,
+            spec=env.spec,
+            device=config.device,
+        )
+        agent = build_agent(config.agent, components, env, timer)
+        if config.init_from is not None and resume is None:
+            initialise(agent, config.init_from, config.init_from_parts)
+        progress = Progress()
+        loop_parts = dict(
+            learner=agent.learner,
+            experience=agent.experience,
+            evaluate=lambda report: evaluator(agent.learner, report),
+            progress=progress,
+            timer=timer,
+            run_dir=run_dir,
+            save_policy=lambda folder: save_policy(
+                folder / "policy", agent.learner.policy, agent.policy_description, env.spec
+            ),
+            until=Until(config.total_steps),
+            log_now=Every(config.log.every),
+            evaluate_now=Every(config.eval.every),
+            save_now=Every(config.checkpoint.every),
+        )
+        if resume is None:
+            start_run_dir(run_dir, config)
+        logger = Logger(run_dir, env.spec.task_names)
+        loop = Loop(logger=logger, **loop_parts)  # type: ignore[arg-type]
+        savables = {**loop.savables(), "rng": RngStates()}
+        checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
+        step = 0
+        if resume is not None:
+            step = checkpointer.restore()
+            logger.truncate(step)
+            progress.print(f"Resuming {run_dir} at step {step:,}.")
+        logger.sinks += sinks(config, run_dir, step)
+        progress.print(f"Run folder: {run_dir}. {env.num_envs} slots, {env.spec.num_tasks} tasks.")
+        timer.reset()
+        stopped_by = loop.run(checkpointer)
+        logger.close()
+    finally:
+        evaluator.close()
+        env.close()
+    if stopped_by is not None:
+        print(f"Stopped at step {loop.state.step:,}. Go on with: python -m mtrl.train resume={run_dir}")
+        return 128 + stopped_by
+    if loop.last_evaluation is not None:
+        show(loop.last_evaluation)
+    print_summary(loop)
+    return 0
+
+
+def print_summary(loop: Loop) -> None:
+    """Wall time, rate, time by phase, and peak memory."""
+    state, seconds = loop.state, loop.timer.seconds
+    phases = ", ".join(f"{phase} {duration(value)}" for phase, value in sorted(seconds.items(), key=lambda p: -p[1]))
+    rate = state.step / state.training_time if state.training_time else 0.0
+    print(f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)")
+    print(f"This session: {phases}. Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes).")
+    print(f"Run folder: {loop.run_dir}")
+
+
+def initialise(agent: Agent, source: str, parts: list[str] | None) -> None:
+    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy)."""
+    folder = find_policy(source)
+    networks = agent.learner.networks
+    state = folder.parent / "training_state" / "learner"
+    if state.is_dir():
+        found = load_state(state)["networks"]
+        shared = {name.split(".")[0] for name in found} & set(networks)
+        tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
+        target = torch.nn.ModuleDict({name: networks[name] for name in shared})
+        load_parts(target, tensors, parts)
+    else:
+        from safetensors.torch import load_file
+
+        load_parts(networks["policy"], load_file(folder / "model.safetensors"), parts)
+
+
+def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
+    """The places besides `metrics.jsonl` where metrics go; rows after `step` are superseded there."""
+    chosen: list[Any] = []
+    if config.log.tensorboard:
+        chosen.append(TensorBoardSink(run_dir / "tensorboard", purge_step=step or None))
+    if config.log.wandb:
+        chosen.append(WandbSink(run_dir, project="mtrl", name=run_dir.name, config=config.plain()))
+    return chosen
+
+
+def check_device(device: str) -> None:
+    """Raises `UserError` for a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"device={device} cannot be used: {reason}. Here: cpu, cuda if there is a GPU.") from error
+
+
+def new_run_dir(config: TrainConfig) -> Path:
+    """Folder of a new run. Raises `UserError` if one with content is named."""
+    if config.run_dir is not None:
+        path = Path(config.run_dir)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"run_dir={path} is not empty: choose another, or resume={path} to go on with that run.")
+        return path
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config.env['name']}_{config.agent['name']}_seed{config.seed}"
+    candidates = (Path("runs") / (f"{stem}-{i}" if i else stem) for i in range(1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def start_run_dir(run_dir: Path, config: TrainConfig) -> None:
+    """Makes the run folder with `config.yaml` and `env.txt`. Raises `UserError` if it cannot be written."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_yaml(run_dir / "config.yaml", config.plain())
+        (run_dir / "env.txt").write_text(environment_description(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+
+
+def environment_description() -> str:
+    """Versions, device and git state, for the run folder."""
+
+    def git(*arguments: str) -> str:
+        try:
+            found = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+            )
+            return found.stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "not a checkout"
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
+    lines = [
+        f"command: {' '.join(sys.argv)}",
+        f"git commit: {git('rev-parse', 'HEAD')}",
+        f"git changes: {len(git('status', '--porcelain').splitlines())} files",
+        f"python: {platform.python_version()} on {platform.platform()}",
+        *(f"{package}: {installed(package)}" for package in packages),
+        f"cores: {os.cpu_count()}, torch threads: {torch.get_num_threads()}",
+        f"gpu: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Runs a command; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        code = function(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def main() -> None:
+    """Command line."""
+    run_or_exit(_main, sys.argv[1:])
+
+
+def _main(arguments: list[str]) -> int:
+    if any(argument.startswith("-") for argument in arguments):
+        return _hydra_main(arguments)
+    overrides = parse(arguments)
+    resume = next((o.value() for o in overrides if o.key_or_group == "resume"), None)
+    if resume is not None:
+        run_dir = Path(str(resume))
+        return train(check_config(resumed(load_yaml(run_dir / "config.yaml"), overrides)), run_dir)
+    return train(check_config(composed(arguments, "train")))
+
+
+def _hydra_main(arguments: list[str]) -> int:
+    """Sweeps (`-m`), `--help`, `--cfg job` and Hydra's other flags."""
+    import hydra
+
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    codes = []
+
+    def job(config: Mapping[str, Any]) -> None:
+        try:
+            codes.append(train(check_config(to_plain(config))))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if codes[-1]:
+            sys.exit(codes[-1])
+
+    sys.argv[1:] = [*flags, *checked(overrides, "train")]
+    hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(job)()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What passes between environments, experience, learners and the run: data classes and protocols, no behaviour.
+
+Letters in shapes: K tasks, B environment slots, T time steps of a rollout, n samples per task, A action size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+State = dict[str, Any]
+"""What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
+
+Metrics = dict[str, Tensor]
+"""Named device tensors: a scalar `()` or one value per task `(K,)`. They are read only when a row is logged."""
+
+
+class UserError(Exception):
+    """A mistake of the user: the command line prints its one line and exits with code 2, without a traceback."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite; nothing has been changed by it. `tasks` are the ids of the tasks it happened in."""
+
+    def __init__(self, tasks: list[int]) -> None:
+        super().__init__(f"loss is not finite in tasks {tasks}")
+        self.tasks = tasks
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a learner must know of an environment before the first step."""
+
+    task_names: tuple[str, ...]
+    """Names of the K tasks, in the order of the task ids."""
+    obs_shape: tuple[int, ...]
+    """Shape of one observation; tasks with smaller observations are padded with zeros."""
+    obs_dtype: torch.dtype
+    action_kind: Literal["continuous", "discrete"]
+    action_dim: int
+    """Size of a continuous action, each component in [-1, 1] (the environment rescales), or the number of discrete actions."""
+    action_mask: tuple[tuple[bool, ...], ...]
+    """(K, action_dim): the components or actions that exist in each task."""
+    horizon: int | None
+    """Steps after which an episode is truncated, if it is the same for all."""
+    has_success: bool
+    """Whether the environment reports success; if not, `Step.success` is always false."""
+    num_goals: int = 0
+    """Fixed variations that each task has, or 0 where the goal of an episode is its seed."""
+    task_descriptions: tuple[str, ...] | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """K."""
+        return len(self.task_names)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of all B slots. `obs` belongs to the next action; every other field to the transition just made."""
+
+    obs: Shaped[Tensor, "B *obs"]
+    """Observation to act on next: after a done, the first of the new episode (same-step autoreset)."""
+    reward: Float[Tensor, " B"]
+    terminated: Bool[Tensor, " B"]
+    """The task ended: the value of what follows is zero."""
+    truncated: Bool[Tensor, " B"]
+    """The episode was cut (time limit): values bootstrap from `final_obs`."""
+    success: Bool[Tensor, " B"]
+    """Success flag of this step."""
+    task: Int[Tensor, " B"]
+    """Task in which the transition was made."""
+    final_obs: Shaped[Tensor, "B *obs"]
+    """Observation the transition led to, in every slot: the old episode's last after a done, else the same as `obs`."""
+
+    @property
+    def done(self) -> Bool[Tensor, " B"]:
+        """Whether the episode ended, either way."""
+        return self.terminated | self.truncated
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """B environment slots stepped together, on one device. Each slot runs one task at a time.
+
+    Slots reset themselves (same-step autoreset). Continuous actions are clipped to [-1, 1]; NaN raises `ValueError`.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+    """B."""
+    task: Int[Tensor, " B"]
+    """Task that each slot is running."""
+    goal: Int[Tensor, " B"]
+    """Variation of the task that each slot is running: one of Meta-World's 50 goals; the episode's seed elsewhere."""
+
+    def reset(self, seed: int | None = None) -> Shaped[Tensor, "B *obs"]:
+        """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Takes actions (B, A) float or (B,) int64."""
+        ...
+
+    def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None = None) -> None:
+        """Sets task and goal of each slot from its next episode on. Goal -1 (or None for all): drawn anew each episode."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+    def close(self) -> None:
+        """Ends worker processes. Stepping afterwards is an error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions for off-policy learning, stratified: n samples for each of the K tasks."""
+
+    obs: Shaped[Tensor, "K n *obs"]
+    action: Shaped[Tensor, "K n *action"]
+    reward: Float[Tensor, "K n"]
+    terminated: Bool[Tensor, "K n"]
+    next_obs: Shaped[Tensor, "K n *obs"]
+    task: Int[Tensor, "K n"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Consecutive steps of B slots for on-policy learning, time first."""
+
+    obs: Shaped[Tensor, "T B *obs"]
+    action: Shaped[Tensor, "T B *action"]
+    log_prob: Float[Tensor, "T B"]
+    """Of `action`, under the policy that took it."""
+    reward: Float[Tensor, "T B"]
+    terminated: Bool[Tensor, "T B"]
+    truncated: Bool[Tensor, "T B"]
+    next_obs: Shaped[Tensor, "T B *obs"]
+    """What the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
+    task: Int[Tensor, "T B"]
+    """Constant within an episode; may change where one ended."""
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """All that networks see of the task."""
+
+    task: Int[Tensor, "*batch"]
+    embedding: Float[Tensor, "*batch E"]
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One evaluation episode."""
+
+    task: str
+    goal: int
+    success: bool
+    """True at any step."""
+    episode_return: float
+    length: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Evaluation of one policy: every episode, and the protocol in words."""
+
+    protocol: Mapping[str, Any]
+    episodes: tuple[EpisodeResult, ...]
+
+
+@runtime_checkable
+class PhaseTimer(Protocol):
+    """Adds up the time spent in named phases: `with timer("env"): ...`."""
+
+    def __call__(self, phase: str) -> AbstractContextManager[None]: ...
+
+
+@runtime_checkable
+class Actor(Protocol):
+    """Chooses actions; what evaluation needs."""
+
+    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        """Returns actions and their log-probabilities (B,); deterministic actions when `explore` is false."""
+        ...
+
+
+@runtime_checkable
+class Learner(Actor, Protocol):
+    """Learns from what an `Experience` yields. Receives built objects, never configurations."""
+
+    policy: Any
+    """The deployable module."""
+    networks: Any
+    """`nn.ModuleDict` of all networks, the policy under "policy": what `init_from` can load."""
+
+    def update(self, batch: Any, progress: float) -> Metrics:
+        """Learns from one batch of its `Experience`; `progress` in [0, 1] is the share of training done."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class Experience(Protocol):
+    """How data reaches a learner: on-policy, off-policy, asynchronous and offline learning differ here only."""
+
+    def collect(self, actor: Actor) -> int:
+        """Lets the actor act and stores what happens; returns the number of environment steps made."""
+        ...
+
+    def batches(self) -> Iterable[Any]:
+        """What to learn from now: zero or more batches for `Learner.update`."""
+        ...
+
+    def statistics(self) -> Metrics:
+        """Per-task results (K,) of recently finished episodes; NaN for a task without any."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...

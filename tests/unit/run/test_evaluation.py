@@ -1,0 +1,276 @@
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from scipy.stats import binomtest
+
+from mtrl.run.evaluation import (
+    bootstrap_interval,
+    evaluate,
+    from_json,
+    metrics,
+    plain_table,
+    record_videos,
+    show,
+    summary,
+    to_json,
+    wilson_interval,
+    write_eval,
+)
+from mtrl.types import EnvSpec, EpisodeResult, EvalResult, Step, UserError
+
+PROTOCOL = {"env": "scripted", "goals": 4}
+
+
+class ScriptedEnv:
+    """Episodes with known outcome. Task k with goal g lasts 2 + k + g steps and rewards 1 + k + g / 8 each.
+
+    It succeeds, if k + g is even, in its second step only; every other step of a slot that is past its first episode
+    claims success with a reward of 1000, which must not be counted.
+    """
+
+    def __init__(self, num_envs, num_tasks=3, disobey=False):
+        names = tuple(f"task/{k}" for k in range(num_tasks))
+        self.spec = EnvSpec(names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, True)
+        self.num_envs, self.disobey = num_envs, disobey
+        self.task = self.goal = self.next_task = self.next_goal = torch.zeros(num_envs, dtype=torch.int64)
+        self.episodes_begun = 0
+
+    def assign(self, task, goal=None):
+        self.next_task, self.next_goal = task.clone(), goal.clone()
+
+    def reset(self, seed=None):
+        self.task, self.goal = self.next_task.clone(), self.next_goal.clone()
+        if self.disobey:
+            self.goal[0] += 1
+        self.time, self.first = torch.zeros_like(self.task), torch.ones_like(self.task, dtype=torch.bool)
+        self.episodes_begun += self.num_envs
+        return self.observe()
+
+    def observe(self):
+        return torch.stack([self.task, self.goal, self.time], 1).float()
+
+    def step(self, action):
+        assert torch.equal(action[:, 0], self.observe().sum(1)), "the action belongs to another observation"
+        self.time = self.time + 1
+        lucky = ((self.task + self.goal) % 2 == 0) & (self.time == 2)
+        reward = torch.where(self.first, 1.0 + self.task + self.goal / 8, 1000.0)
+        done = self.time == 2 + self.task + self.goal
+        success = lucky | ~self.first
+        final_obs = self.observe()
+        self.first = self.first & ~done
+        self.time = torch.where(done, 0, self.time)
+        # Alternates, so that both kinds of end are seen.
+        terminated = done & (self.goal % 2 == 0)
+        return Step(self.observe(), reward, terminated, done & ~terminated, success, self.task, final_obs)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+    def close(self):
+        pass
+
+
+class EchoActor:
+    """Acts with the sum of the observation; refuses to explore."""
+
+    def act(self, obs, task, explore):
+        assert not explore
+        assert torch.equal(task, obs[:, 0].long())
+        return obs.sum(1, keepdim=True), torch.zeros(len(obs))
+
+
+def expected(task, goal):
+    length = 2 + task + goal
+    return EpisodeResult(f"task/{task}", goal, (task + goal) % 2 == 0, length * (1 + task + goal / 8), length)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 5, 12, 20])
+@pytest.mark.parametrize(
+    ("episodes_per_task", "num_goals", "goals"),
+    [(4, 4, [0, 1, 2, 3]), (3, 50, [0, 1, 2]), (5, 2, [0, 1, 0, 1, 0]), (3, 0, [0, 1, 2])],
+    ids=["each goal once", "fewer", "more, cycling", "goal = episode seed"],
+)
+def test_every_episode_as_scripted(num_envs, episodes_per_task, num_goals, goals):
+    env = ScriptedEnv(num_envs)
+    result = evaluate(EchoActor(), env, episodes_per_task, num_goals, PROTOCOL)
+    assert result.episodes == tuple(expected(task, goal) for task in range(3) for goal in goals)
+    assert result.protocol == PROTOCOL
+    # Rounds: no slot starts more than it must.
+    assert env.episodes_begun == math.ceil(3 * len(goals) / num_envs) * num_envs
+
+
+def test_progress_counts_up_to_all_episodes():
+    calls = []
+    evaluate(EchoActor(), ScriptedEnv(5), 4, 4, PROTOCOL, lambda done, total: calls.append((done, total)))
+    done = [count for count, _ in calls]
+    assert done == sorted(set(done))
+    assert done[-1] == 12
+    assert {total for _, total in calls} == {12}
+
+
+def test_an_env_that_runs_another_goal_is_noticed():
+    with pytest.raises(RuntimeError, match=r"assigned .* but runs"):
+        evaluate(EchoActor(), ScriptedEnv(3, disobey=True), 4, 4, PROTOCOL)
+
+
+def test_no_gradients_are_kept():
+    class Learning(EchoActor):
+        def act(self, obs, task, explore):
+            action, log_prob = super().act(obs, task, explore)
+            assert not (action * torch.ones(1, requires_grad=True)).requires_grad
+            return action, log_prob
+
+    evaluate(Learning(), ScriptedEnv(3), 1, 4, PROTOCOL)
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 1), (1, 1), (0, 50), (1, 50), (25, 50), (49, 50), (50, 50), (700, 2500)]
+)
+def test_wilson_against_scipy(successes, n, confidence):
+    reference = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(successes, n, confidence) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_wilson_by_hand():
+    # z = 1.96: centre (45 + 1.9208) / 53.8416 = 0.8715; half 1.96 / 53.8416 * sqrt(45 * 5 / 50 + 0.9604) = 0.0851
+    assert wilson_interval(45, 50) == pytest.approx((0.7864, 0.9565), abs=2e-4)
+    assert wilson_interval(0, 50)[0] == 0.0
+    assert wilson_interval(50, 50)[1] == 1.0
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses(successes, n):
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(successes, n)
+
+
+def test_bootstrap():
+    values = np.random.default_rng(0).normal(0.7, 0.1, size=40)
+    low, high = bootstrap_interval(values)
+    # The normal approximation: mean +- 1.96 standard errors.
+    half = 1.96 * values.std() / math.sqrt(40)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.004)
+    assert bootstrap_interval(values) == (low, high)
+    wide = bootstrap_interval(values, confidence=0.99)
+    assert wide[0] < low < high < wide[1]
+
+
+def test_bootstrap_of_few_seeds():
+    assert bootstrap_interval([0.4, 0.6]) == (0.4, 0.6)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert all(map(math.isnan, bootstrap_interval([0.5])))
+    with pytest.raises(ValueError, match=r"\(S,\)"):
+        bootstrap_interval([])
+
+
+def result():
+    return evaluate(EchoActor(), ScriptedEnv(4), 3, 4, PROTOCOL)
+
+
+def test_summary_by_hand():
+    found = summary(result())
+    # Successes where task + goal is even: goals {0, 2}, {1}, {0, 2} of 3.
+    assert [task["success_rate"] for task in found["tasks"].values()] == [2 / 3, 1 / 3, 2 / 3]
+    assert found["success_rate"] == pytest.approx(5 / 9)
+    # Returns of task 0: 2 * 1, 3 * 1.125, 4 * 1.25.
+    assert found["tasks"]["task/0"]["mean_return"] == (2 + 3.375 + 5) / 3
+    assert found["tasks"]["task/2"]["mean_length"] == 5
+    assert found["tasks"]["task/1"]["interval"] == list(wilson_interval(1, 3))
+    assert found["tasks"]["task/1"]["episodes"] == 3
+
+
+def test_the_mean_is_over_tasks_and_not_over_episodes():
+    episodes = [EpisodeResult("a", 0, True, 0.0, 1), *[EpisodeResult("b", goal, False, 0.0, 1) for goal in range(9)]]
+    assert summary(EvalResult({}, tuple(episodes)))["success_rate"] == 0.5
+    assert summary(EvalResult({}, tuple(episodes[::-1])))["success_rate"] == 0.5
+
+
+def test_metric_names():
+    found = metrics(result())
+    assert found["eval/success_rate"] == pytest.approx(5 / 9)
+    assert found["eval/success_rate/task/0"] == 2 / 3
+    assert set(found) == {
+        f"eval/{kind}{task}" for kind in ("success_rate", "return") for task in ("", "/task/0", "/task/1", "/task/2")
+    }
+
+
+# --- files and tables -----------------------------------------------------------------------------------------------
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "eval" / "100.json"
+    write_eval(path, result(), step=100)
+    data = json.loads(path.read_text())
+    assert data["step"] == 100
+    assert data["summary"]["success_rate"] == pytest.approx(5 / 9)
+    assert from_json(data) == result()
+    assert to_json(from_json(data)) == to_json(result())
+    assert [entry.name for entry in path.parent.iterdir()] == ["100.json"]
+
+
+def test_plain_table():
+    lines = plain_table(result()).splitlines()
+    assert lines[0].split() == ["task", "success", "95%", "interval", "return", "length", "episodes"]
+    assert lines[1].split() == ["task/0", "0.67", "0.21", "to", "0.94", "3.5", "3", "3"]
+    # Returns of the tasks: 10.375 / 3, 25.75 / 3, 47.125 / 3; their mean is 83.25 / 9 = 9.25.
+    assert lines[4].split() == ["mean", "0.556", "9.2"]
+    assert lines[5] == "env: scripted; goals: 4"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_show_suits_the_console(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    show(result(), console)
+    text = console.file.getvalue()
+    assert ("\x1b[" in text) == ("━" in text or "─" in text) == terminal
+    assert all(word in text for word in ("task/2", "0.556", "scripted"))
+
+
+# --- video ----------------------------------------------------------------------------------------------------------
+
+
+def picture(env):
+    def render(slot):
+        assert env.first[slot], "the next episode was filmed"
+        return np.full((33, 48, 3), 40 * int(env.time[slot]) + int(env.task[slot]), dtype=np.uint8)
+
+    return render
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_one_film_per_task(tmp_path, monkeypatch, suffix):
+    imageio = pytest.importorskip("imageio.v3")
+    if suffix == ".gif":
+        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    else:
+        pytest.importorskip("imageio_ffmpeg")
+    env = ScriptedEnv(2)
+    paths = record_videos(EchoActor(), env, picture(env), tmp_path / "videos", goal=1)
+    assert [path.name for path in paths] == [f"task_{task}{suffix}" for task in range(3)]
+    for task, path in enumerate(paths):
+        # One picture before each step.
+        frames = imageio.imread(path)
+        assert len(frames) == expected(task, 1).length
+        assert frames[..., 0].mean((1, 2)) == pytest.approx([40 * t + task for t in range(len(frames))], abs=6)
+
+
+def test_missing_imageio_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    monkeypatch.setitem(sys.modules, "imageio.v2", None)
+    env = ScriptedEnv(2)
+    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[video\]"'):
+        record_videos(EchoActor(), env, picture(env), tmp_path)

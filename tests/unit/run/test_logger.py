@@ -1,0 +1,289 @@
+import contextlib
+import io
+import json
+import logging
+import math
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from mtrl.run.logger import (
+    Logger,
+    MetricAccumulator,
+    PhaseTimer,
+    Progress,
+    TensorBoardSink,
+    WandbSink,
+    duration,
+    peak_memory_bytes,
+)
+from mtrl.types import UserError
+
+TASKS = ("reach-v3", "push-v3", "door/x")
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- Logger ---------------------------------------------------------------------------------------------------------
+
+
+class ListSink:
+    def __init__(self):
+        self.rows, self.closed = [], False
+
+    def write(self, step, values):
+        self.rows.append((step, dict(values)))
+
+    def close(self):
+        self.closed = True
+
+
+def test_rows(tmp_path):
+    sink = ListSink()
+    logger = Logger(tmp_path, TASKS, [sink])
+    logger.log(10, {"train/loss": torch.tensor([1.0, math.nan, 3.0]), "lr": torch.tensor(0.5), "n": torch.tensor(7)})
+    # There for a reader while the file is open.
+    assert rows(tmp_path) == [{"step": 10, "train/loss/reach-v3": 1.0, "train/loss/door/x": 3.0, "lr": 0.5, "n": 7}]
+    logger.log(20, {"rate": 2.5})
+    logger.close()
+    assert rows(tmp_path)[1] == {"step": 20, "rate": 2.5}
+    assert [step for step, _ in sink.rows] == [10, 20]
+    assert sink.rows[1] == (20, {"rate": 2.5})
+    assert sink.closed
+
+
+def test_scalar_nan_is_kept(tmp_path):
+    logger = Logger(tmp_path, TASKS)
+    logger.log(1, {"loss": torch.tensor(math.nan)})
+    logger.close()
+    assert math.isnan(rows(tmp_path)[0]["loss"])
+
+
+def test_wrong_shape_is_named(tmp_path):
+    logger = Logger(tmp_path, TASKS)
+    with pytest.raises(ValueError, match=r"'loss': .* 3 tasks, found shape \(2,\)"):
+        logger.log(1, {"loss": torch.zeros(2)})
+    logger.close()
+
+
+def test_truncate_drops_later_rows_and_a_torn_line(tmp_path):
+    logger = Logger(tmp_path, TASKS)
+    for step in (10, 20, 30, 40):
+        logger.log(step, {"x": step})
+    logger.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "x"')
+    resumed = Logger(tmp_path, TASKS)
+    resumed.truncate(20)
+    resumed.log(25, {"x": 25.0})
+    resumed.close()
+    assert rows(tmp_path) == [{"step": step, "x": step} for step in (10, 20, 25)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_truncate_of_a_run_that_has_not_logged(tmp_path):
+    logger = Logger(tmp_path, TASKS)
+    logger.truncate(0)
+    logger.log(1, {"x": 1.0})
+    logger.close()
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_full_disk_does_not_stop_training(tmp_path, caplog):
+    """A real ENOSPC: /dev/full refuses every byte."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    logger = Logger(tmp_path, TASKS)
+    with caplog.at_level(logging.WARNING):
+        logger.log(1, {"x": 1.0})
+        logger.log(2, {"x": 2.0})
+    assert len(caplog.records) == 1
+    assert "No space left on device" in caplog.text
+    # Room again: what waited comes first.
+    (tmp_path / "metrics.jsonl").unlink()
+    room = Logger(tmp_path, TASKS)
+    logger._file, room._file = room._file, logger._file
+    logger.log(3, {"x": 3.0})
+    logger.close()
+    room.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_an_unwritable_run_folder_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl: No such file"):
+        Logger(tmp_path / "nowhere", TASKS)
+
+
+def test_a_failing_sink_is_dropped(tmp_path, caplog):
+    class Full(ListSink):
+        def write(self, step, values):
+            super().write(step, values)
+            raise OSError(28, "No space left on device")
+
+    sink = Full()
+    logger = Logger(tmp_path, TASKS, [sink])
+    logger.log(1, {"x": 1.0})
+    logger.log(2, {"x": 2.0})
+    logger.close()
+    assert len(sink.rows) == 1
+    assert "Full failed" in caplog.text
+    assert len(rows(tmp_path)) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def log(steps, value, purge_step=None):
+        sink = TensorBoardSink(tmp_path / "events", purge_step)
+        for step in steps:
+            sink.write(step, {"eval/success_rate/reach-v3": value})
+        sink.close()
+
+    log([10, 20, 30], 1.0)
+    # Event files are read in the order of their names, which begin with the second they were made in.
+    time.sleep(1.1)
+    log([25], 2.0, purge_step=20)
+    events = EventAccumulator(str(tmp_path / "events")).Reload().Scalars("eval/success_rate/reach-v3")
+    assert [(event.step, event.value) for event in events] == [(10, 1.0), (20, 1.0), (25, 2.0)]
+
+
+def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[wandb\]"'):
+        WandbSink(tmp_path)
+
+
+# --- MetricAccumulator ----------------------------------------------------------------------------------------------
+
+
+def test_means_ignore_absent_tasks():
+    nan = math.nan
+    accumulator = MetricAccumulator()
+    accumulator.add({"loss": torch.tensor([1.0, nan, nan]), "x": torch.tensor(1.0)})
+    accumulator.add({"loss": torch.tensor([3.0, 5.0, nan]), "rare": torch.tensor(4)})
+    means = accumulator.mean()
+    torch.testing.assert_close(means["loss"], torch.tensor([2.0, 5.0, nan], dtype=torch.float64), equal_nan=True)
+    assert (means["x"], means["rare"]) == (1.0, 4.0)
+    assert accumulator.mean() == {}
+
+
+def test_faults_stay_visible():
+    accumulator = MetricAccumulator()
+    for value in (1.0, math.nan, 2.0):
+        accumulator.add({"scalar": torch.tensor(value), "vector": torch.tensor([math.inf, 1.0])})
+    means = accumulator.mean()
+    assert means["scalar"].isnan()
+    assert means["vector"].tolist() == [math.inf, 1.0]
+
+
+def test_added_values_may_change_afterwards():
+    accumulator, value = MetricAccumulator(), torch.ones(3, requires_grad=True)
+    accumulator.add({"x": value})
+    with torch.no_grad():
+        value.mul_(100)
+    mean = accumulator.mean()["x"]
+    assert mean.tolist() == [1, 1, 1]
+    assert not mean.requires_grad
+
+
+@pytest.mark.parametrize("cut", [7, 256, 300])
+def test_accumulator_resumes_exactly(cut):
+    values = torch.randn(600, 3)
+    whole, first, second = MetricAccumulator(), MetricAccumulator(), MetricAccumulator()
+    for value in values:
+        whole.add({"x": value, "y": value[0]})
+    for value in values[:cut]:
+        first.add({"x": value, "y": value[0]})
+    second.load_state_dict(first.state_dict())
+    for value in values[cut:]:
+        second.add({"x": value, "y": value[0]})
+    expected, found = whole.mean(), second.mean()
+    assert all(torch.equal(expected[name], found[name]) for name in ("x", "y"))
+    torch.testing.assert_close(found["x"], values.double().mean(0))
+
+
+# --- Progress -------------------------------------------------------------------------------------------------------
+
+SUCCESS = {"reach-v3": 1.0, "push-v3": 0.5, "door/x": math.nan}
+SHARES = {"env": 0.55, "update": 0.45}
+
+
+def test_plain_lines():
+    console = Console(file=io.StringIO(), width=60)
+    with Progress(interval=1000, console=console) as progress:
+        progress.update(1000, 100_000, 2000.0, SUCCESS, SHARES)
+        progress.update(2000, 100_000, 2000.0, SUCCESS, SHARES)
+        progress.print("[saved] checkpoint")
+        progress.update(100_000, 100_000, 2000.0, SUCCESS, SHARES)
+    first, saved, last = console.file.getvalue().splitlines()
+    assert first == (
+        "training 1,000/100,000 (1.0%)  2,000 steps/s  50s left  success 0.75  env 55% update 45%"
+        " | reach-v3 1.00 push-v3 0.50 door/x  -- "
+    )
+    assert saved == "[saved] checkpoint"
+    assert last.startswith("training 100,000/100,000 (100.0%)")
+
+
+def test_terminal_display():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Progress(console=console) as progress:
+        progress.update(1000, 100_000, 0.0, {f"task-{k}": k / 50 for k in range(50)}, SHARES)
+        progress.print("saved")
+        progress.update(100_000, 100_000, 2000.0, {}, {})
+    text = console.file.getvalue()
+    assert all(part in text for part in ("task-49", "? left", "saved", "100,000/100,000"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (432, "7m12s"), (11_100, "3h05m"), (93_600, "1d02h")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+# --- time and memory ------------------------------------------------------------------------------------------------
+
+
+def test_phases(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    timer = PhaseTimer()
+    clock[0] += 1  # other
+    for _ in range(2):
+        with timer("env"):
+            clock[0] += 3
+            with timer("inference"):
+                clock[0] += 1
+            clock[0] += 0.5
+    assert timer.seconds == {"other": 1, "env": 7, "inference": 2}
+    assert timer.shares() == {"env": 0.7, "inference": 0.2, "other": 0.1}
+    timer.reset()
+    clock[0] += 2
+    with contextlib.suppress(KeyError), timer("update"):
+        clock[0] += 2
+        raise KeyError
+    assert timer.shares() == {"other": 0.5, "update": 0.5}
+
+
+def test_shares_before_any_time_has_passed(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)
+    assert PhaseTimer().shares() == {"other": 0.0}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_counts_live_children():
+    code = "x = bytearray(b'1') * 200_000_000; del x; print('ready', flush=True); input()"
+    alone = peak_memory_bytes()
+    assert 50e6 < alone < 50e9
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    command = [sys.executable, "-c", nested]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "ready\n"
+        assert peak_memory_bytes() - alone > 200e6
+        child.communicate("\n")
