@@ -15,7 +15,7 @@ from torch import nn
 
 import mtrl.data
 import mtrl.nn
-import mtrl.optim
+import mtrl.optim  # noqa: F401  # these three register what nodes can name
 from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac, Temperature
 from mtrl.data.experience import Collector, OffPolicy, OnPolicy
@@ -44,7 +44,9 @@ class Components:
     def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
         if len(self.spec.obs_shape) != 1:
-            raise UserError(f"Networks for observations of shape {self.spec.obs_shape} do not exist yet: use flat ones.")
+            raise UserError(
+                f"Networks for observations of shape {self.spec.obs_shape} do not exist yet: use flat ones."
+            )
         return {
             "obs_norm": {"name": obs_norm},
             "task_encoder": dict(self.task_encoder),
@@ -110,7 +112,9 @@ def impala(
     initial_std: float,
 ) -> Agent:
     """`agent=impala` and `agent=ppo`: two presets of one learner."""
-    spec = c.spec
+    spec, samples = c.spec, rollout_length * collector.env.num_envs
+    if minibatches > samples:
+        raise ValueError(f"{minibatches} minibatches cannot be made of {samples} samples (rollout_length times slots).")
     gaussian = {"name": "gaussian", "initial_std": initial_std}
     head = gaussian if spec.action_kind == "continuous" else {"name": "categorical"}
     description = c.policy_description(obs_norm, head)
@@ -157,21 +161,23 @@ def sac(
     """`agent=sac`."""
     spec = c.spec
     if spec.action_kind != "continuous":
-        raise UserError("agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo.")
+        raise UserError(
+            "agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo."
+        )
     description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
     policy = build_policy(description, spec).to(c.device)
     value_norm = build("value_norm", c.value_norm, num_tasks=spec.num_tasks).to(c.device)
     if value_norm.requires_per_task_head and description["head"] != "per_task":
         raise UserError(f"value_norm={c.value_norm['name']} needs network.head=per_task, not {description['head']}.")
-    critics = nn.ModuleList(
-        build_value(description, spec, description["head"], with_action=True) for _ in range(2)
-    ).to(c.device)
+    critics = nn.ModuleList(build_value(description, spec, description["head"], with_action=True) for _ in range(2)).to(
+        c.device
+    )
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
     learner = Sac(
         policy,
-        list(critics),
-        list(copy.deepcopy(critics)),
+        critics,
+        copy.deepcopy(critics),
         temperature,
         value_norm,
         c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
@@ -182,5 +188,7 @@ def sac(
         gamma=gamma,
         tau=tau,
     )
+    if replay_capacity < max(warmup, collector.env.num_envs):
+        raise ValueError(f"replay_capacity={replay_capacity} is less than the warmup or the number of slots.")
     replay = Replay(spec, replay_capacity, c.device)
     return Agent(learner, OffPolicy(collector, replay, batch_size, replay_ratio, warmup), description)

@@ -12,10 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mtrl.registry import construct, not_negative, positive, unknown
+from mtrl.run.checkpoint import write_atomic
 from mtrl.types import UserError
 
 GROUPS = ("env", "agent", "network", "task_encoder", "aggregation", "weighting", "value_norm", "task_sampling")
@@ -67,6 +69,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """What `network=...` names: a trunk, and which head is on it."""
+
+    trunk: dict[str, Any]
+    head: str
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run, as plain values."""
 
@@ -96,6 +106,16 @@ class TrainConfig:
         not_negative(seed=self.seed)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
+        for group in GROUPS:
+            if group != "network" and "name" not in vars(self)[group]:
+                raise ValueError(f"{group} needs a name.")
+        for key in {"seed", "device", "slots_per_task"} & self.env.keys():
+            raise ValueError(f"env.{key} does not exist: use {'agent.' if key == 'slots_per_task' else ''}{key}.")
+        num_envs, slots_per_task = self.env.get("num_envs"), self.agent.get("slots_per_task")
+        if not isinstance(num_envs, int | None) or isinstance(num_envs, bool):
+            raise ValueError(f"env.num_envs must be an integer or null, not {num_envs!r}.")
+        if not isinstance(slots_per_task, int) or isinstance(slots_per_task, bool) or slots_per_task < 1:
+            raise ValueError(f"agent.slots_per_task must be a positive integer, not {slots_per_task!r}.")
 
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts, as they are stored with a run."""
@@ -108,6 +128,11 @@ class TrainConfig:
 def train_config(values: Mapping[str, Any]) -> TrainConfig:
     """Checks plain values. Raises `UserError` for a key or a value that is not valid."""
     sections = {"eval": EvalConfig, "checkpoint": CheckpointConfig, "log": LogConfig}
+    for key, section in {**sections, "network": NetworkConfig}.items():
+        if not isinstance(values.get(key), Mapping):
+            expected = ", ".join(f"{key}.{field.name}" for field in fields(section))
+            raise UserError(f"{key} has settings of its own ({expected}) and cannot be {values.get(key)!r}.")
+    construct("network", NetworkConfig, values["network"])
     built = {key: construct(key, section, values[key]) for key, section in sections.items()}
     given = {key: value for key, value in values.items() if key not in (*sections, "resume")}
     return construct("The configuration", TrainConfig, {**given, **built})
@@ -127,16 +152,19 @@ def to_plain(node: Any) -> Any:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A stored configuration. Raises `UserError` if it cannot be read."""
     try:
-        return to_plain(OmegaConf.load(path))
-    except FileNotFoundError:
+        values = to_plain(OmegaConf.load(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}.") from error
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path} cannot be read: there are no settings in it.")
+    return values
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes plain values."""
-    OmegaConf.save(OmegaConf.create(dict(values)), path)
+    """Writes plain values, as a file that appears whole. Raises `OSError`."""
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(dict(values))))
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
@@ -162,7 +190,7 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any]) -> str:
     plain = argument.lstrip("+")
     if override.is_delete() or first == "hydra":
         return argument
-    if (config_dir() / key).is_dir():
+    if key and (config_dir() / key).is_dir():
         options = sorted(path.stem for path in (config_dir() / key).glob("*.yaml"))
         choices = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         for choice in map(str, choices):
@@ -212,7 +240,11 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
                 "use init_from to start a new run from this one's weights."
             )
         if OmegaConf.select(config, key) is None:
-            raise UserError(unknown("key", key, [f.name for f in fields(TrainConfig) if f.name in CHANGEABLE]))
+            section = config.get(key.split(".")[0])
+            names = (
+                [f"{key.split('.')[0]}.{name}" for name in section] if isinstance(section, DictConfig) else CHANGEABLE
+            )
+            raise UserError(unknown("key", key, names))
         OmegaConf.update(config, key, override.value())
     return to_plain(config)
 

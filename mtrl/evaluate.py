@@ -31,11 +31,12 @@ class Evaluator:
         env: Config node of the training environment.
         seed: Of the run: Meta-World's 50 goals are drawn from it.
         episodes_per_task: 50 is the official protocol.
+        device: Of the policies.
     """
 
-    def __init__(self, env: Mapping[str, Any], seed: int, episodes_per_task: int) -> None:
+    def __init__(self, env: Mapping[str, Any], seed: int, episodes_per_task: int, device: str = "cpu") -> None:
         positive(episodes_per_task=episodes_per_task)
-        self.node = {key: value for key, value in env.items() if key != "num_envs"}
+        self.node = {key: value for key, value in env.items() if key != "num_envs"} | {"device": device}
         if self.node["name"] in METAWORLD:
             self.node["physics"] = "official"
         self.seed, self.episodes_per_task = seed, episodes_per_task
@@ -52,9 +53,7 @@ class Evaluator:
     def env(self) -> VecEnv:
         """Made when first asked for; a few slots per task, so that the cores are busy and memory stays small."""
         if self._env is None:
-            self._env = mtrl.envs.make(
-                **self.node, seed=self.seed, num_envs=None
-            )
+            self._env = mtrl.envs.make(**self.node, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
         return self._env
 
     def protocol(self, spec: EnvSpec) -> dict[str, Any]:
@@ -64,7 +63,7 @@ class Evaluator:
             protocol |= {
                 "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
                 "reward": self.node.get("reward_version", "v2"),
-                "goals": f"the fixed goals of seed {self.node.get('goal_seed') or self.seed}, goal i in episode i",
+                "goals": f"the fixed goals of seed {self._goal_seed}, goal i in episode i",
             }
         return protocol | {
             "horizon": spec.horizon,
@@ -72,6 +71,11 @@ class Evaluator:
             "policy": "deterministic",
             "success": "at any step" if spec.has_success else "not reported by this environment",
         }
+
+    @property
+    def _goal_seed(self) -> int:
+        seed = self.node.get("goal_seed")
+        return self.seed if seed is None else int(seed)
 
     def close(self) -> None:
         """Ends the environment's processes."""
@@ -104,7 +108,9 @@ def evaluate_run(
     config = load_yaml(run_dir / "config.yaml")
     policy = load_policy(policy_folder, device)
     node = {**config["env"], **(env or {})}
-    evaluator = Evaluator(node, config["seed"], episodes_per_task or config["eval"]["episodes_per_task"])
+    if episodes_per_task is None:
+        episodes_per_task = config["eval"]["episodes_per_task"]
+    evaluator = Evaluator(node, config["seed"], episodes_per_task, device)
     try:
         check_fits(policy.spec, evaluator.env.spec)
         with Progress() as progress:
@@ -125,7 +131,10 @@ def evaluate_run(
 
 def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
     """Films goal 0 of every task."""
-    env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
+    try:
+        env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
+    except UserError as error:
+        raise UserError(f"{evaluator.node['name']} cannot be filmed: {error}") from error
     try:
         for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed):
             print(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import mtrl.nn
+import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import unknown
-from mtrl.run.checkpoint import newest_valid
+from mtrl.run.checkpoint import newest_valid, verify
 from mtrl.types import EnvSpec, UserError
 
 FORMAT = 1
+
+Tasks = str | int | np.integer | Sequence[str | int] | np.ndarray | Tensor
+"""A task's name or id, or one for each observation."""
 
 
 class Policy:
@@ -35,7 +39,7 @@ class Policy:
         self.network, self.spec = network, spec
 
     def act(
-        self, obs: np.ndarray | Tensor, task: str | int | Sequence[str | int] | Tensor, explore: bool = False
+        self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False
     ) -> np.ndarray | Tensor:
         """Actions for raw observations: deterministic, or sampled with `explore`.
 
@@ -60,22 +64,23 @@ class Policy:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
 
-    def _task_ids(self, task: str | int | Sequence[str | int] | Tensor, count: int) -> Tensor:
-        each = [task] if isinstance(task, (str, int)) else list(task)
+    def _task_ids(self, task: Tasks, count: int) -> Tensor:
+        each = [task] if isinstance(task, str) or np.ndim(task) == 0 else list(task)
         ids = [self._task_id(name) for name in each]
         if len(ids) not in (1, count):
             raise UserError(f"Expected one task, or one for each of {count} observations, found {len(ids)}.")
         return torch.tensor(ids).expand(count) if len(ids) == 1 else torch.tensor(ids)
 
-    def _task_id(self, task: str | int | Tensor) -> int:
+    def _task_id(self, task: Any) -> int:
         names = self.spec.task_names
         if isinstance(task, str):
             if task not in names:
                 raise UserError(unknown("task of this policy:", task, names))
             return names.index(task)
-        if not 0 <= int(task) < len(names):
-            raise UserError(f"The task id must be from 0 to {len(names) - 1}, not {int(task)}.")
-        return int(task)
+        task_id = index(task)
+        if not 0 <= task_id < len(names):
+            raise UserError(f"The task id must be from 0 to {len(names) - 1}, not {task_id}.")
+        return task_id
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -96,12 +101,14 @@ def find_policy(path: str | Path) -> Path:
     """The policy folder in a run (its last whole checkpoint), a checkpoint, or the folder itself.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the checkpoint is damaged.
     """
     path = Path(path)
-    for folder in (path, path / "policy"):
-        if (folder / "config.json").is_file():
-            return folder
+    if (path / "config.json").is_file():
+        return path
+    if (path / "policy").is_dir():
+        verify(path)
+        return path / "policy"
     if (path / "checkpoints").is_dir():
         return newest_valid(path / "checkpoints") / "policy"
     raise UserError(
@@ -113,7 +120,18 @@ def find_policy(path: str | Path) -> Path:
 def _listing(path: Path) -> str:
     if not path.exists():
         return "nothing there"
+    if not path.is_dir():
+        return "a file"
     return ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty folder"
+
+
+def check_device(device: str) -> None:
+    """Raises `UserError` for a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"device={device} cannot be used: {reason}. Here: cpu, cuda if there is a GPU.") from error
 
 
 def load_policy(path: str | Path, device: str = "cpu") -> Policy:
@@ -123,8 +141,9 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
         path: A run folder (its last whole checkpoint is taken), a checkpoint or a policy folder.
 
     Raises:
-        UserError: There is no policy, or its files are damaged or of a later format.
+        UserError: There is no policy, its files are damaged or of a later format, or there is no such device.
     """
+    check_device(device)
     folder = find_policy(path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -133,8 +152,8 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
         spec = _spec(config["spec"])
         network = build_policy(config["network"], spec)
         network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The policy in {folder} is damaged: {error}.") from error
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error
     return Policy(network.to(device).eval().requires_grad_(False), spec)
 
 

@@ -1,8 +1,8 @@
-"""Names for components. `@register("trunk", "mlp")` names a class; `build("trunk", {"name": "mlp", "width": 256})` makes one.
+"""Names for components: `@register("trunk", "mlp")` names a class, `build("trunk", {"name": "mlp"})` makes one.
 
 The constructor is the schema: unknown names, unknown keywords, missing keywords and values of the wrong type are errors
-that list what is valid. Third parties register through the entry-point group `mtrl.components`: each entry point names a
-module (or a callable without arguments) that calls `register` when loaded.
+that list what is valid. Third parties register through the entry-point group `mtrl.components`: each entry point names
+a module (or a callable without arguments) that calls `register` when loaded.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
     if "name" not in keywords:
         raise UserError(f"A {kind} needs a name. Valid: {', '.join(names(kind))}.")
     name = keywords.pop("name")
-    return construct(f"{kind} {name!r}", lookup(kind, name), keywords, **runtime)
+    return construct(f"{kind} {name!r}", lookup(kind, str(name)), keywords, **runtime)
 
 
 def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, Any], **runtime: Any) -> Any:
@@ -113,11 +113,12 @@ def _describe(hint: Any) -> str:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, options))
-    if options:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in options)
-    return "null" if hint is type(None) else {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
+    hint = typing.get_origin(hint) or hint
+    plain = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    plain |= {dict: "settings", list: "a list"}
+    return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _fits(value: Any, hint: Any) -> bool:

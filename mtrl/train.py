@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mtrl.build import Agent, Components, build_agent
 from mtrl.config import TrainConfig, checked, composed, config_dir, load_yaml, parse, resumed, save_yaml, to_plain
 from mtrl.config import train_config as check_config
 from mtrl.evaluate import Evaluator
-from mtrl.policy import find_policy, save_policy
+from mtrl.policy import check_device, find_policy, save_policy
 from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
 from mtrl.run.evaluation import show
 from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
@@ -41,14 +42,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             everything up to the last checkpoint is safe.
     """
     check_device(config.device)
+    check_extras(config)
     run_dir = resume or new_run_dir(config)
     seed_everything(config.seed)
     timer = PhaseTimer()
-    env = mtrl.envs.make(
-        **{key: value for key, value in config.env.items()},
-        seed=config.seed,
-    )
-    evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task)
+    env = mtrl.envs.make(**config.env, seed=config.seed, slots_per_task=config.agent["slots_per_task"])
+    evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
     try:
         components = Components(
             network=config.network,
@@ -89,7 +88,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         if resume is not None:
             step = checkpointer.restore()
             logger.truncate(step)
+            resume_run_dir(run_dir, config, step)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
+            if step >= config.total_steps:
+                progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
         progress.print(f"Run folder: {run_dir}. {env.num_envs} slots, {env.spec.num_tasks} tasks.")
         timer.reset()
@@ -112,7 +114,9 @@ def print_summary(loop: Loop) -> None:
     state, seconds = loop.state, loop.timer.seconds
     phases = ", ".join(f"{phase} {duration(value)}" for phase, value in sorted(seconds.items(), key=lambda p: -p[1]))
     rate = state.step / state.training_time if state.training_time else 0.0
-    print(f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)")
+    print(
+        f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)"
+    )
     print(f"This session: {phases}. Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes).")
     print(f"Run folder: {loop.run_dir}")
 
@@ -144,13 +148,10 @@ def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
     return chosen
 
 
-def check_device(device: str) -> None:
-    """Raises `UserError` for a device that is not there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"device={device} cannot be used: {reason}. Here: cpu, cuda if there is a GPU.") from error
+def check_extras(config: TrainConfig) -> None:
+    """Raises `UserError` for an extra that is chosen and not installed."""
+    if config.log.wandb and find_spec("wandb") is None:
+        raise UserError('log.wandb=true needs wandb: pip install "mtrl-suite[wandb]"')
 
 
 def new_run_dir(config: TrainConfig) -> Path:
@@ -171,6 +172,17 @@ def start_run_dir(run_dir: Path, config: TrainConfig) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_yaml(run_dir / "config.yaml", config.plain())
         (run_dir / "env.txt").write_text(environment_description(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+
+
+def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
+    """Stores what was given anew, and drops evaluations of what came after the checkpoint. Raises `UserError`."""
+    try:
+        save_yaml(run_dir / "config.yaml", config.plain())
+        for path in (run_dir / "eval").glob("*.json"):
+            if int(path.stem) > step:
+                path.unlink()
     except OSError as error:
         raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
 
@@ -239,18 +251,22 @@ def _hydra_main(arguments: list[str]) -> int:
     """Sweeps (`-m`), `--help`, `--cfg job` and Hydra's other flags."""
     import hydra
 
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    codes = []
+    flags: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        value_of_flag = flags[-1:] in (["--cfg"], ["-c"], ["--package"], ["-p"], ["--info"], ["-i"])
+        (flags if argument.startswith("-") or value_of_flag else overrides).append(argument)
+    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides)):
+        raise UserError("resume and run_dir name one run: they cannot be combined with a sweep (-m) or another flag.")
 
     def job(config: Mapping[str, Any]) -> None:
         try:
-            codes.append(train(check_config(to_plain(config))))
+            code = train(check_config(to_plain(config)))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        if codes[-1]:
-            sys.exit(codes[-1])
+            code = 2
+        if code:
+            sys.exit(code)
 
     sys.argv[1:] = [*flags, *checked(overrides, "train")]
     hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(job)()

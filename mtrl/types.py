@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite; nothing has been changed by it. `tasks` are the ids of the tasks it happened in."""
+    """A loss became NaN or infinite, in `tasks` (ids). No parameter has been changed by it."""
 
     def __init__(self, tasks: list[int]) -> None:
         super().__init__(f"loss is not finite in tasks {tasks}")
@@ -44,7 +44,7 @@ class EnvSpec:
     obs_dtype: torch.dtype
     action_kind: Literal["continuous", "discrete"]
     action_dim: int
-    """Size of a continuous action, each component in [-1, 1] (the environment rescales), or the number of discrete actions."""
+    """Size of a continuous action, each component in [-1, 1] (the environment rescales), or number of actions."""
     action_mask: tuple[tuple[bool, ...], ...]
     """(K, action_dim): the components or actions that exist in each task."""
     horizon: int | None
@@ -109,7 +109,7 @@ class VecEnv(Protocol):
         ...
 
     def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None = None) -> None:
-        """Sets task and goal of each slot from its next episode on. Goal -1 (or None for all): drawn anew each episode."""
+        """Sets each slot's task and goal from its next episode on. Goal -1 (None for all): drawn in each episode."""
         ...
 
     def state_dict(self) -> State: ...

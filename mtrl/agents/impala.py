@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, vtrace
+from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
@@ -76,6 +76,7 @@ class Impala:
 
         log_prob, target, advantage = self._targets(rollout)
         task = rollout.task
+        require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
         self.value_norm.update(target, task, [self.value.head])
         advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
         if self.normalise_advantage:

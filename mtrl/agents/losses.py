@@ -7,14 +7,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl.types import NonFiniteLossError
+
+
+def require_finite(values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"]) -> None:
+    """Raises `NonFiniteLossError` with the tasks of the samples that are NaN or infinite."""
+    finite = torch.isfinite(values)
+    if not finite.all():
+        raise NonFiniteLossError(task[~finite].unique().tolist())
+
 
 def per_task_mean(
     values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int
 ) -> Float[Tensor, " K"]:
     """Mean of each task's samples; zero (with zero gradient) for a task without any."""
-    # A product with the membership matrix: deterministic on a GPU too, which index_add is not.
-    member = functional.one_hot(task.flatten(), num_tasks).to(values.dtype)
-    return values.flatten() @ member / member.sum(0).clamp(min=1)
+    # A sum over the membership matrix: deterministic on a GPU too, which index_add is not; and a product would spread
+    # NaN to all tasks.
+    member = functional.one_hot(task.flatten(), num_tasks).bool()
+    return torch.where(member, values.flatten()[:, None], 0).sum(0) / member.sum(0).clamp(min=1)
 
 
 def per_task_standardise(
@@ -81,5 +91,5 @@ def vtrace(
 def clipped_surrogate(
     ratio: Float[Tensor, "*batch"], advantage: Float[Tensor, "*batch"], clip: float
 ) -> Float[Tensor, "*batch"]:
-    """PPO's objective to maximise (Schulman et al. 2017, equation 7); an infinite clip gives the plain policy gradient."""
+    """PPO's objective, to maximise (Schulman et al. 2017, equation 7); an infinite clip gives the policy gradient."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

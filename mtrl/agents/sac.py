@@ -6,17 +6,16 @@ Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), with on
 Differences from the papers:
     1. Temperatures are learned through log(alpha) (as in the authors' code).
     2. Truncated episodes bootstrap; targets are not clipped.
+    3. With a value scaling, the policy's loss is divided by the task's scale. (No published SAC has one.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from mtrl.agents.losses import per_task_mean, td_target
-from mtrl.nn.networks import PolicyNetwork, ValueNetwork
+from mtrl.agents.losses import per_task_mean, require_finite, td_target
+from mtrl.nn.networks import PolicyNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
 from mtrl.registry import not_negative, positive
@@ -39,7 +38,7 @@ class Sac:
     """SAC with twin critics for K tasks and continuous actions.
 
     Args:
-        critics: Q-functions; the smallest target counts.
+        critics: Q-functions (`ValueNetwork`s); the smallest target counts.
         target_critics: Copies of them.
         target_entropy: (K,), in nats; the published -(number of action components).
         tau: Share of the critics mixed into their targets at each update.
@@ -48,8 +47,8 @@ class Sac:
     def __init__(
         self,
         policy: PolicyNetwork,
-        critics: Sequence[ValueNetwork],
-        target_critics: Sequence[ValueNetwork],
+        critics: nn.ModuleList,
+        target_critics: nn.ModuleList,
         temperature: Temperature,
         value_norm: ValueNorm,
         policy_step: TaskStep,
@@ -62,7 +61,7 @@ class Sac:
         not_negative(gamma=gamma)
         positive(tau=tau)
         self.policy, self.temperature, self.value_norm = policy, temperature, value_norm
-        self.critics, self.target_critics = nn.ModuleList(critics), nn.ModuleList(target_critics).requires_grad_(False)
+        self.critics, self.target_critics = critics, target_critics.requires_grad_(False)
         self.policy_step, self.critic_step, self.temperature_step = policy_step, critic_step, temperature_step
         self.target_entropy, self.gamma, self.tau = target_entropy, gamma, tau
         self.networks = nn.ModuleDict(
@@ -83,6 +82,7 @@ class Sac:
         obs, next_obs = self.policy.obs_norm(batch.obs), self.policy.obs_norm(batch.next_obs)
 
         target = self._target(batch, next_obs)
+        require_finite(target, task)  # before it can reach a statistic
         self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
         normalised = self.value_norm.normalise(target, task)
         q = torch.stack([critic(torch.cat([obs, batch.action], -1), task) for critic in self.critics])
@@ -93,17 +93,20 @@ class Sac:
         action, log_prob = self.policy(batch.obs, task).sample()
         alpha = self.temperature(task).detach()
         q_policy = self._min_q(self.critics, obs, action, task)
-        policy_loss = per_task_mean(alpha * log_prob - q_policy, task, self.num_tasks)
+        # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
+        sigma = self.value_norm.sigma[task].to(q_policy.dtype)
+        policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
         policy_metrics = self.policy_step(signed=policy_loss)
         self.critics.requires_grad_(True)
 
         surplus = -log_prob.detach() - self.target_entropy[task]
         temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
         self.temperature_step(signed=temperature_loss)
+        self.policy.obs_norm.update(batch.obs)
 
         with torch.no_grad():
-            targets, online = list(self.target_critics.parameters()), list(self.critics.parameters())
-            torch._foreach_lerp_(targets, online, self.tau)
+            for target_critic, critic in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
+                target_critic.lerp_(critic, self.tau)
             return {
                 "critic_loss": critic_loss.detach(),
                 "policy_loss": policy_loss.detach(),

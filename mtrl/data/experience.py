@@ -87,8 +87,9 @@ class Collector:
         self.env.load_state_dict(state["env"])
         self.sampler.load_state_dict(state["sampler"])
         self.obs, self.task = state["obs"].to(self.device), state["task"].to(self.device)
-        self._episode_return, self._succeeded = state["episode_return"].cpu(), state["succeeded"].cpu()
-        self._length, self._finished = state["length"].cpu(), state["finished"].cpu()
+        # Copied, as they are changed in place.
+        running = (state[key].to("cpu", copy=True) for key in ("episode_return", "succeeded", "length", "finished"))
+        self._episode_return, self._succeeded, self._length, self._finished = running
 
 
 class OnPolicy:
@@ -149,9 +150,7 @@ class OffPolicy:
         warmup: Transitions of every task collected with random actions before learning begins.
     """
 
-    def __init__(
-        self, collector: Collector, replay: Replay, batch_size: int, replay_ratio: float, warmup: int
-    ) -> None:
+    def __init__(self, collector: Collector, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> None:
         positive(batch_size=batch_size, replay_ratio=replay_ratio)
         not_negative(warmup=warmup)
         self.collector, self.replay = collector, replay

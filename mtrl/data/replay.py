@@ -50,9 +50,15 @@ class Replay:
         next_obs: Shaped[Tensor, "B *obs"],
         task: Int[Tensor, " B"],
     ) -> None:
-        """Stores one transition of each slot, overwriting its task's oldest. Slots of one task keep their order."""
+        """Stores one transition of each slot, overwriting its task's oldest. Slots of one task keep their order.
+
+        Raises:
+            ValueError: More slots run one task than its ring has room for.
+        """
         task = task.to(self.device)
         member = torch.nn.functional.one_hot(task, self.num_tasks)
+        if len(task) > self.capacity and member.sum(0).max() > self.capacity:
+            raise ValueError(f"More slots of one task than its capacity of {self.capacity} transitions.")
         rank = (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)
         position = (self.added[task] + rank) % self.capacity
         new = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "next_obs": next_obs}
@@ -71,9 +77,16 @@ class Replay:
 
     def state_dict(self) -> State:
         filled = int(self.size.max())
-        return {"added": self.added, "rings": {key: ring[:, :filled] for key, ring in self._rings.items()}}
+        return {
+            "capacity": self.capacity,
+            "added": self.added,
+            "rings": {key: ring[:, :filled] for key, ring in self._rings.items()},
+        }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` if the state is that of a replay of another capacity."""
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"The saved replay has a capacity of {state['capacity']}, this one {self.capacity}.")
         self.added.copy_(state["added"])
         for key, saved in state["rings"].items():
             self._rings[key][:, : saved.shape[1]] = saved.to(self.device)

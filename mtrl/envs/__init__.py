@@ -17,14 +17,22 @@ def register_all() -> None:
     from mtrl.envs.metaworld import suite  # noqa: F401
 
 
-def make(name: str, num_envs: int | None = None, seed: int = 0, device: str = "cpu", **options: Any) -> VecEnv:
+def make(
+    name: str,
+    num_envs: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    slots_per_task: int = 1,
+    **options: Any,
+) -> VecEnv:
     """Makes an environment.
 
     Args:
         name: Registered name: "mt10", "gym", "toy_reach", ...
-        num_envs: Slots of all tasks together, a multiple of the number of tasks; by default one per task.
+        num_envs: Slots of all tasks together, a multiple of the tasks; by default `slots_per_task` times them.
         seed: Start of the random numbers (and, for Meta-World, of the 50 official goals).
         device: Where the tensors of a step lie.
+        slots_per_task: See `num_envs`.
         options: What the environment's factory takes, for example `physics="official"`.
 
     Raises:
@@ -33,4 +41,5 @@ def make(name: str, num_envs: int | None = None, seed: int = 0, device: str = "c
     from mtrl import registry
 
     register_all()
-    return registry.build("env", {"name": name, **options}, num_envs=num_envs, seed=seed, device=device)
+    runtime = {"seed": seed, "device": device, "slots_per_task": slots_per_task}
+    return registry.build("env", {"name": name, "num_envs": num_envs, **options}, **runtime)

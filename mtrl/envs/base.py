@@ -11,10 +11,14 @@ from torch import Tensor
 from mtrl.types import EnvSpec, State, Step, UserError
 
 
-def check_num_envs(num_envs: int | None, num_tasks: int) -> int:
-    """Number of slots: `num_envs`, or one per task. Raises `UserError` unless it is a multiple of the tasks."""
+def check_num_envs(num_envs: int | None, num_tasks: int, slots_per_task: int = 1) -> int:
+    """Number of slots: `num_envs`, or by default `slots_per_task` times the tasks.
+
+    Raises:
+        UserError: It is not a positive multiple of the number of tasks.
+    """
     if num_envs is None:
-        return num_tasks
+        return num_tasks * slots_per_task
     if num_envs <= 0 or num_envs % num_tasks:
         nearest = max(1, round(num_envs / num_tasks)) * num_tasks
         raise UserError(
@@ -124,7 +128,7 @@ class TorchVecEnv(ABC):
 
     Args:
         spec: What `spec` returns.
-        num_envs: B; None for one slot per task.
+        num_envs: B; None for `slots_per_task` times the tasks.
         num_goals: Goals are drawn from 0 to this, exclusive.
         seed: Of the goals drawn.
         device: Of all tensors.
@@ -134,10 +138,16 @@ class TorchVecEnv(ABC):
     """
 
     def __init__(
-        self, spec: EnvSpec, num_envs: int | None, num_goals: int, seed: int, device: torch.device | str
+        self,
+        spec: EnvSpec,
+        num_envs: int | None,
+        num_goals: int,
+        seed: int,
+        device: torch.device | str,
+        slots_per_task: int = 1,
     ) -> None:
         self.spec = spec
-        self.num_envs = check_num_envs(num_envs, spec.num_tasks)
+        self.num_envs = check_num_envs(num_envs, spec.num_tasks, slots_per_task)
         self.num_goals = num_goals
         self.device = torch.device(device)
         self._assignments = Assignments(self.num_envs, spec.num_tasks, num_goals, seed, self.device)

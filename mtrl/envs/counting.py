@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtrl.envs.base import TorchVecEnv, check_num_envs
+from mtrl.envs.base import TorchVecEnv
 from mtrl.registry import not_negative, positive, register
 from mtrl.types import EnvSpec
 
@@ -41,6 +41,7 @@ class CountingEnv(TorchVecEnv):
         action_kind: Literal["continuous", "discrete"] = "continuous",
         action_dim: int = 2,
         num_goals: int = 50,
+        slots_per_task: int = 1,
     ) -> None:
         positive(num_tasks=num_tasks, episode_length=episode_length, action_dim=action_dim, num_goals=num_goals)
         not_negative(stagger=stagger, terminate_every=terminate_every)
@@ -53,8 +54,9 @@ class CountingEnv(TorchVecEnv):
             action_mask=((True,) * action_dim,) * num_tasks,
             horizon=None if stagger else episode_length,
             has_success=True,
+            num_goals=num_goals,
         )
-        super().__init__(spec, check_num_envs(num_envs, num_tasks), num_goals, seed, device)
+        super().__init__(spec, num_envs, num_goals, seed, device, slots_per_task)
         self._slot = torch.arange(self.num_envs, device=self.device)
         self._length = episode_length + self._slot % (stagger + 1)
         self._terminate_every = terminate_every

@@ -17,7 +17,8 @@ SUCCESS_KEYS = ("is_success", "success")
 
 def make_env(env_id: str, render: bool = False) -> gymnasium.Env[Any, Any]:
     """The environment as registered, time limit included; without the checker, which warns about each oddity."""
-    return gymnasium.make(env_id, disable_env_checker=True, **({"render_mode": "rgb_array"} if render else {}))
+    options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}  # not every constructor takes it
+    return gymnasium.make(env_id, disable_env_checker=True, **options)
 
 
 class GymSlot:

@@ -25,6 +25,7 @@ def gym(
     device: str,
     num_workers: int | None = None,
     render: bool = False,
+    slots_per_task: int = 1,
 ) -> SlotVecEnv:
     """Gymnasium environments, one task per id, spread over processes.
 
@@ -35,7 +36,7 @@ def gym(
 
     Args:
         ids: Of registered environments, for example `["Pendulum-v1", "MountainCarContinuous-v0"]`.
-        num_envs: Slots of all tasks together; None for one per task.
+        num_envs: Slots of all tasks together; None for `slots_per_task` times the tasks.
         seed: Of the episodes' seeds.
         device: Of the tensors in a step.
         num_workers: Processes; None for one per core.
@@ -53,7 +54,7 @@ def gym(
         raise UserError(f"Each id may be named once, found {', '.join(ids)}.")
     spec = _spec(ids)
     slots = functools.partial(make_slots, ids=ids, obs_shape=spec.obs_shape, render=render)
-    return SlotVecEnv(slots, spec, num_envs, NUM_SEEDS, seed, device, num_workers)
+    return SlotVecEnv(slots, spec, num_envs, NUM_SEEDS, seed, device, num_workers, slots_per_task)
 
 
 def _spec(ids: Sequence[str]) -> EnvSpec:

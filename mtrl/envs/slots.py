@@ -107,7 +107,7 @@ class SlotVecEnv:
     Args:
         make_slots: Makes the slots of one worker, inside the worker.
         spec: What `spec` returns.
-        num_envs: B; None for one slot per task.
+        num_envs: B; None for `slots_per_task` times the tasks.
         num_goals: Goals are drawn from 0 to this, exclusive.
         seed: Of the goals drawn.
         device: Of the tensors in a step.
@@ -127,9 +127,10 @@ class SlotVecEnv:
         seed: int = 0,
         device: torch.device | str = "cpu",
         num_workers: int | None = None,
+        slots_per_task: int = 1,
     ) -> None:
         self.spec = spec
-        self.num_envs = check_num_envs(num_envs, spec.num_tasks)
+        self.num_envs = check_num_envs(num_envs, spec.num_tasks, slots_per_task)
         self.num_goals = num_goals
         self._device = torch.device(device)
         self._assignments = Assignments(self.num_envs, spec.num_tasks, num_goals, seed, torch.device("cpu"))
@@ -142,7 +143,8 @@ class SlotVecEnv:
         self._indices = [np.arange(i, self.num_envs, max(1, num_workers)) for i in range(max(1, num_workers))]
         dtype = str(spec.obs_dtype).removeprefix("torch.")
         self._workers: list[Any] = []
-        self._finalizer = weakref.finalize(self, _close_all, self._workers)  # also runs at exit
+        self._finalizer = weakref.finalize(self, _close_all, self._workers)
+        self._finalizer.atexit = num_workers > 0  # without workers nothing outlives this process
         try:
             for i, indices in enumerate(self._indices):
                 group = (make_slots, indices.tolist(), spec.obs_shape, dtype)

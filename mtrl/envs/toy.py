@@ -38,6 +38,7 @@ class ToyReach(TorchVecEnv):
         device: str = "cpu",
         num_tasks: int = 4,
         horizon: int = 25,
+        slots_per_task: int = 1,
     ) -> None:
         positive(num_tasks=num_tasks, horizon=horizon)
         spec = EnvSpec(
@@ -49,8 +50,9 @@ class ToyReach(TorchVecEnv):
             action_mask=((True, True),) * num_tasks,
             horizon=horizon,
             has_success=True,
+            num_goals=NUM_STARTS,
         )
-        super().__init__(spec, num_envs, NUM_STARTS, seed, device)
+        super().__init__(spec, num_envs, NUM_STARTS, seed, device, slots_per_task)
         angle = torch.arange(num_tasks) * (2 * math.pi / num_tasks)
         self._targets = self.TARGET_CIRCLE * torch.stack((angle.cos(), angle.sin()), dim=1).to(self.device)
         # Part of the problem, like the targets: the same for every seed and device.
@@ -90,8 +92,9 @@ class ToyScale(ToyReach):
         device: str = "cpu",
         num_tasks: int = 4,
         horizon: int = 25,
+        slots_per_task: int = 1,
     ) -> None:
-        super().__init__(num_envs, seed, device, num_tasks, horizon)
+        super().__init__(num_envs, seed, device, num_tasks, horizon, slots_per_task)
         self._reward_scale = torch.logspace(-1.5, 1.5, num_tasks, device=self.device)
 
 
@@ -108,7 +111,13 @@ class ToyGrid(TorchVecEnv):
     """
 
     def __init__(
-        self, num_envs: int | None = None, seed: int = 0, device: str = "cpu", size: int = 5, horizon: int = 20
+        self,
+        num_envs: int | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        size: int = 5,
+        horizon: int = 20,
+        slots_per_task: int = 1,
     ) -> None:
         positive(horizon=horizon)
         if size < 3:
@@ -124,8 +133,9 @@ class ToyGrid(TorchVecEnv):
             action_mask=((True,) * 4,) * 4,
             horizon=horizon,
             has_success=True,
+            num_goals=len(starts),
         )
-        super().__init__(spec, num_envs, len(starts), seed, device)
+        super().__init__(spec, num_envs, len(starts), seed, device, slots_per_task)
         self._size, self._horizon = size, horizon
         self._corners = torch.tensor(corners, device=self.device)
         self._starts = torch.tensor(starts, device=self.device)

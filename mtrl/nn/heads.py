@@ -39,14 +39,19 @@ class PerTaskHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_tasks, outputs))
         for weight in self.weight:
             nn.init.orthogonal_(weight, gain)
-        for parameter in self.parameters():
-            parameter.is_per_task = True  # type: ignore[attr-defined]  # gradient surgery passes these by
+        mark_per_task(self.weight, self.bias)
 
     def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Float[Tensor, "*batch O"]:
         every = functional.linear(features, self.weight.flatten(0, 1), self.bias.flatten())
         every = every.unflatten(-1, self.bias.shape)
         own = context.task[..., None, None].expand(*context.task.shape, 1, self.bias.shape[1])
         return every.gather(-2, own).squeeze(-2)
+
+
+def mark_per_task(*parameters: nn.Parameter) -> None:
+    """Marks parameters whose rows belong to one task each: gradient surgery passes these by."""
+    for parameter in parameters:
+        parameter.is_per_task = True  # type: ignore[attr-defined]
 
 
 class ActionHead(nn.Module):
@@ -74,6 +79,7 @@ class GaussianHead(ActionHead):
             raise ValueError(f"0 < min_std < initial_std is needed, not {min_std} and {initial_std}.")
         self.min_log_std = float(torch.tensor(min_std).log())
         self.log_std = nn.Parameter(torch.full((spec.num_tasks, spec.action_dim), initial_std).log())
+        mark_per_task(self.log_std)
 
     def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Distribution:
         log_std = self.log_std[context.task].clamp(min=self.min_log_std)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mtrl.nn.distributions import Distribution
+from mtrl.nn.scaling import ObsNorm
 from mtrl.registry import build
 from mtrl.types import EnvSpec
 
@@ -21,9 +22,10 @@ class PolicyNetwork(nn.Module):
         obs_norm: Observation normaliser; learners pass its output to their critics too.
     """
 
-    def __init__(self, obs_norm: nn.Module, task_encoder: nn.Module, trunk: nn.Module, head: nn.Module) -> None:
+    def __init__(self, obs_norm: ObsNorm, task_encoder: nn.Module, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.obs_norm, self.task_encoder, self.trunk, self.head = obs_norm, task_encoder, trunk, head
+        self.obs_norm: ObsNorm = obs_norm
+        self.task_encoder, self.trunk, self.head = task_encoder, trunk, head
 
     def forward(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         context = self.task_encoder(task)

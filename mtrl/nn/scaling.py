@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtrl.nn.heads import PerTaskHead
-from mtrl.registry import register
+from mtrl.registry import positive, register
+
+
+class ObsNorm(nn.Module):
+    """Base of the observation normalisers."""
+
+    def forward(self, obs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
+        """The normalised observations."""
+        raise NotImplementedError
+
+    def update(self, obs: Float[Tensor, "*batch F"]) -> None:
+        """Adds a batch of raw observations to the statistics."""
+        raise NotImplementedError
 
 
 @register("obs_norm", "none")
-class NoObsNorm(nn.Module):
+class NoObsNorm(ObsNorm):
     """Leaves observations as they are."""
-
-    def __init__(self, obs_dim: int) -> None:
-        super().__init__()
 
     def forward(self, obs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
         return obs
@@ -28,14 +36,19 @@ class NoObsNorm(nn.Module):
 
 
 @register("obs_norm", "running")
-class RunningNorm(nn.Module):
+class RunningNorm(ObsNorm):
     """Standardises each feature with the mean and variance of all observations seen, and clips to +-`clip`.
 
     Batches are merged with Chan et al.'s (1979) parallel update, in float64. A constant feature maps to zero.
     """
 
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
     def __init__(self, obs_dim: int, clip: float = 10.0, epsilon: float = 1e-8) -> None:
         super().__init__()
+        positive(clip=clip, epsilon=epsilon)
         self.clip = clip
         self.epsilon = epsilon
         self.register_buffer("mean", torch.zeros(obs_dim, dtype=torch.float64))
@@ -48,7 +61,6 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, obs: Float[Tensor, "*batch F"]) -> None:
-        """Adds a batch of raw observations to the statistics."""
         batch = obs.flatten(0, -2).double()
         n = batch.shape[0]
         delta = batch.mean(0) - self.mean
@@ -59,32 +71,42 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
 
-@runtime_checkable
-class ValueNorm(Protocol):
-    """Keeps the value targets of all tasks at one scale. `sigma` is each task's unit of value."""
+class ValueNorm(nn.Module):
+    """Base of the value scalings, which keep the value targets of all tasks at one scale."""
 
-    sigma: Float[Tensor, " K"]
-    requires_per_task_head: bool
+    requires_per_task_head = False
 
-    def update(
-        self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]
-    ) -> None: ...
+    @property
+    def sigma(self) -> Float[Tensor, " K"]:
+        """Each task's unit of value, in units of its reward."""
+        raise NotImplementedError
 
-    def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]: ...
+    def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
+        """Takes in unnormalised value targets, and rescales `heads` so that values stay what they were."""
+        raise NotImplementedError
 
-    def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]: ...
+    def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """From units of the reward to those that the network learns."""
+        raise NotImplementedError
+
+    def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The inverse of `normalise`."""
+        raise NotImplementedError
 
 
 @register("value_norm", "none")
-class NoValueNorm(nn.Module):
+class NoValueNorm(ValueNorm):
     """Learns values in the units of the reward."""
 
-    requires_per_task_head = False
-    sigma: Tensor
+    unit: Tensor
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.register_buffer("sigma", torch.ones(num_tasks))
+        self.register_buffer("unit", torch.ones(num_tasks), persistent=False)
+
+    @property
+    def sigma(self) -> Float[Tensor, " K"]:
+        return self.unit
 
     def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
         pass
@@ -97,7 +119,7 @@ class NoValueNorm(nn.Module):
 
 
 @register("value_norm", "popart")
-class PopArt(nn.Module):
+class PopArt(ValueNorm):
     """Standardises value targets per task, and rescales the value heads so that their outputs stay what they were.
 
     Hessel et al., "Multi-task Deep RL with PopArt" (2018), section 3; van Hasselt et al. (2016) for the start.
@@ -115,9 +137,7 @@ class PopArt(nn.Module):
     nu: Tensor
     updates: Tensor
 
-    def __init__(
-        self, num_tasks: int, beta: float = 3e-4, sigma_min: float = 1e-4, sigma_max: float = 1e6
-    ) -> None:
+    def __init__(self, num_tasks: int, beta: float = 3e-4, sigma_min: float = 1e-4, sigma_max: float = 1e6) -> None:
         super().__init__()
         if not 0 < beta <= 1:
             raise ValueError(f"beta must be in (0, 1], not {beta}.")
@@ -129,7 +149,6 @@ class PopArt(nn.Module):
 
     @property
     def sigma(self) -> Float[Tensor, " K"]:
-        """Scale of each task's values, in units of its reward."""
         variance = (self.nu - self.mu.square()).clamp(min=0)
         return variance.sqrt().clamp(self.sigma_min, self.sigma_max)
 
@@ -137,15 +156,15 @@ class PopArt(nn.Module):
     def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
         """Moves the statistics towards unnormalised targets ("ART") and rescales the heads ("POP")."""
         num_tasks = self.mu.shape[0]
-        member = nn.functional.one_hot(task.flatten(), num_tasks).double()
-        values = target.flatten().double()
+        member = nn.functional.one_hot(task.flatten(), num_tasks).bool()
+        values = torch.where(member, target.flatten().double()[:, None], 0)  # a product would spread NaN to all tasks
         count = member.sum(0)
         present = count > 0
         self.updates += present
         step = (1.0 / self.updates.clamp(min=1).double()).clamp(min=self.beta) * present
         old_mu, old_sigma = self.mu.clone(), self.sigma.clone()
-        self.mu.lerp_(values @ member / count.clamp(min=1), step)
-        self.nu.lerp_(values.square() @ member / count.clamp(min=1), step)
+        self.mu.lerp_(values.sum(0) / count.clamp(min=1), step)
+        self.nu.lerp_(values.square().sum(0) / count.clamp(min=1), step)
         scale, shift = old_sigma / self.sigma, (old_mu - self.mu) / self.sigma
         for head in heads:
             if not isinstance(head, PerTaskHead):

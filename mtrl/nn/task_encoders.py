@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrl.nn.heads import mark_per_task
 from mtrl.registry import register
 from mtrl.types import TaskContext
 
@@ -36,6 +37,7 @@ class Embedding(nn.Module):
             raise ValueError(f"dim must be at least 1, not {dim}.")
         self.dim = dim
         self.weight = nn.Parameter(torch.randn(num_tasks, dim))
+        mark_per_task(self.weight)
 
     def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
         return TaskContext(task, functional.normalize(self.weight, dim=-1)[task])

@@ -12,8 +12,16 @@ from mtrl.registry import register
 from mtrl.types import Metrics
 
 
+class Aggregation(nn.Module):
+    """Base of all aggregations."""
+
+    def backward(self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter]) -> Metrics:
+        """Fills `.grad` and returns diagnostics."""
+        raise NotImplementedError
+
+
 @register("aggregation", "sum")
-class Sum(nn.Module):
+class Sum(Aggregation):
     """Gradient of the sum of the losses: one ordinary backward pass."""
 
     def backward(self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter]) -> Metrics:
@@ -23,7 +31,7 @@ class Sum(nn.Module):
 
 
 @register("aggregation", "mean")
-class Mean(nn.Module):
+class Mean(Aggregation):
     """Gradient of the mean of the losses, so that clipping and Adam's epsilon mean the same for any K."""
 
     def backward(self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter]) -> Metrics:
@@ -32,7 +40,7 @@ class Mean(nn.Module):
         return {}
 
 
-class JacobianAggregation(nn.Module):
+class JacobianAggregation(Aggregation):
     """Base of the methods that combine per-task gradients: a subclass gives `combine` only.
 
     Parameters marked as one task's own (`is_per_task`, the rows of per-task heads) get the sum of the gradients, which

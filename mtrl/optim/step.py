@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtrl.optim.aggregation import Sum
+from mtrl.optim.aggregation import Aggregation
 from mtrl.optim.weighting import Weighting
 from mtrl.types import Metrics, NonFiniteLossError, State
 
@@ -33,7 +33,7 @@ class TaskStep:
         parameters: Iterable[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         weighting: Weighting,
-        aggregation: Sum,
+        aggregation: Aggregation,
         max_grad_norm: float,
         has_positive: bool,
     ) -> None:

@@ -24,7 +24,7 @@ Evaluate = Callable[[Callable[[int, int], None]], EvalResult]
 """Evaluates the policy as it is now; told whom to call with the numbers of finished and of all episodes."""
 
 
-class Interrupted(Exception):
+class InterruptedRun(Exception):
     """A signal asked the run to stop."""
 
 
@@ -40,6 +40,8 @@ class RunState:
         """Seconds of collecting, learning and evaluating, over all sessions of the run."""
         self.training_time = 0.0
         """The same without evaluating."""
+        self.evaluating = False
+        """A signal stopped the run in the middle of an evaluation, which comes first when it goes on."""
 
     def state_dict(self) -> State:
         return dict(vars(self))
@@ -103,18 +105,21 @@ class Loop:
         state = self.state
         with self._signals(), self.progress:
             try:
+                if state.evaluating:
+                    self._evaluate()
                 while self.until(state.step):
                     self._train()
-                    if self.log_now(state.step):
+                    at_end = not self.until(state.step)
+                    # All are asked before any begins, so that their states do not depend on where a signal comes.
+                    log, evaluate, save = (due(state.step) for due in (self.log_now, self.evaluate_now, self.save_now))
+                    if log or at_end:
                         self._log()
-                    if self.evaluate_now(state.step) and self.until(state.step):
+                    if evaluate or at_end:
                         self._evaluate()
-                    if self.save_now(state.step) and self.until(state.step):
+                    if save and not at_end:
                         self._save(checkpointer)
                     self._raise_if_stopped()
-                if not self._path_of_evaluation().exists():
-                    self._evaluate()
-            except Interrupted:
+            except InterruptedRun:
                 pass
             checkpointer.save(state.step, self.save_policy)
         return self._stop
@@ -122,7 +127,15 @@ class Loop:
     def _train(self) -> None:
         state, began = self.state, time.perf_counter()
         progress = min(1.0, state.step / self.until.total)
-        state.step += self.experience.collect(self.learner)
+        try:
+            state.step += self.experience.collect(self.learner)
+        except (ValueError, RuntimeError) as error:
+            if all(parameter.isfinite().all() for parameter in self.learner.policy.parameters()):
+                raise
+            raise UserError(
+                f"The policy's weights became NaN or infinite before step {state.step:,}; the last checkpoint is "
+                "intact. Try a lower learning rate or stronger clipping."
+            ) from error
         for batch in self.experience.batches():
             with self.timer("update"):
                 try:
@@ -163,26 +176,28 @@ class Loop:
             rate = done / (time.perf_counter() - began)
             self.progress.update(done, total, rate, {}, {}, label=f"evaluation at {state.step:,}")
 
+        state.evaluating = True
         with self.timer("evaluation"):
             result = self.evaluate(show)
+        state.evaluating = False
         state.wall_time += time.perf_counter() - began
         self.last_evaluation = result
-        write_eval(
-            self._path_of_evaluation(),
-            result,
-            step=state.step,
-            updates=state.updates,
-            wall_s=state.wall_time,
-            training_s=state.training_time,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
+        try:
+            write_eval(
+                self.run_dir / "eval" / f"{state.step:012d}.json",
+                result,
+                step=state.step,
+                updates=state.updates,
+                wall_s=state.wall_time,
+                training_s=state.training_time,
+                peak_memory_bytes=peak_memory_bytes(),
+            )
+        except OSError as error:
+            self.progress.print(f"WARNING: Could not save the evaluation: {error.strerror or error}. Training goes on.")
         values = eval_metrics(result)
         self.logger.log(state.step, {**values, "time/wall_s": state.wall_time})
         mean = values["eval/success_rate"]
         self.progress.print(f"step {state.step:,}: evaluation success {mean:.3f}, return {values['eval/return']:.1f}")
-
-    def _path_of_evaluation(self) -> Path:
-        return self.run_dir / "eval" / f"{self.state.step:012d}.json"
 
     def _save(self, checkpointer: Checkpointer) -> None:
         with self.timer("checkpoint"):
@@ -207,7 +222,7 @@ class Loop:
 
     def _raise_if_stopped(self) -> None:
         if self._stop is not None:
-            raise Interrupted
+            raise InterruptedRun
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

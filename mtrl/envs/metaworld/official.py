@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +17,9 @@ from metaworld.types import Task
 from numpy.typing import NDArray
 
 from mtrl.envs.worker import EnvPool
+
+PICTURE = 320
+"""Pixels along each side of a rendered picture."""
 
 
 class OfficialSlot:
@@ -61,7 +66,7 @@ class OfficialSlot:
         picture = self._env.render()
         if picture is None:
             raise RuntimeError("The environment cannot render: make it with render=True.")
-        return np.asarray(picture)
+        return np.asarray(picture)[::-1, ::-1]  # the camera hangs upside down
 
     def close(self) -> None:
         self._release()
@@ -103,11 +108,16 @@ def make_slots(
     """The slots of one worker."""
     keywords: dict[str, Any] = {"reward_function_version": reward_version}
     if render:
-        keywords |= {"render_mode": "rgb_array", "camera_name": "corner2"}
+        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
+        keywords |= {"render_mode": "rgb_array", "camera_name": "corner2", "width": PICTURE, "height": PICTURE}
 
     def make(task: int) -> SawyerXYZEnv:
         published = ALL_V3_ENVIRONMENTS[task_names[task]]
-        return type(published.__name__, (SharedCompilation, published), {})(**keywords)
+        env = type(published.__name__, (SharedCompilation, published), {})(**keywords)
+        # For pictures only. Shadows are most of the time that one takes without a graphics card.
+        env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
+        return env
 
     pool = EnvPool(make)
     return [OfficialSlot(pool, task_names, goals, horizon) for _ in range(num_slots)]

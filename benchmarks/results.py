@@ -1,0 +1,173 @@
+"""Keeps finished runs as small files under results/, and makes docs/results.md and its plots from them.
+
+python benchmarks/results.py store RUN NAME     # results/NAME/seed<N>.json from a run folder
+python benchmarks/results.py render             # docs/results.md and docs/results_*.svg from results/
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtrl.config import load_yaml
+from mtrl.run.evaluation import bootstrap_interval, wilson_interval
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
+
+# Success of published SAC on MT10 (metaworld v3 environments, reward v2) against environment steps in millions: read
+# off the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01).
+PUBLISHED_MT10 = {
+    "published SAC, width 256": {
+        0.4: 0.15,
+        1: 0.28,
+        2: 0.50,
+        3: 0.58,
+        5: 0.65,
+        7.5: 0.70,
+        10: 0.70,
+        15: 0.75,
+        20: 0.74,
+    },
+    "published SAC, width 1024": {
+        0.4: 0.19,
+        1: 0.41,
+        2: 0.64,
+        3: 0.74,
+        5: 0.77,
+        7.5: 0.85,
+        10: 0.87,
+        15: 0.87,
+        20: 0.87,
+    },
+    "published SAC, width 4096": {
+        0.4: 0.27,
+        1: 0.60,
+        2: 0.70,
+        3: 0.74,
+        5: 0.81,
+        7.5: 0.90,
+        10: 0.92,
+        15: 0.92,
+        20: 0.93,
+    },
+}
+
+
+def store(run: Path, name: str) -> Path:
+    """Writes what the docs need of a run: settings, machine, every evaluation, and the training curve."""
+    config = load_yaml(run / "config.yaml")
+    evaluations = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
+    curve = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "train/success_rate_mean" in row:
+            curve.append([row["step"], round(row["time/wall_s"], 1), round(row["train/success_rate_mean"], 4)])
+    kept = {
+        "config": config,
+        "environment": (run / "env.txt").read_text().splitlines(),
+        "evaluations": evaluations,
+        "training_curve": {"columns": ["step", "wall_s", "success_rate while exploring"], "rows": curve},
+    }
+    path = RESULTS / name / f"seed{config['seed']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept) + "\n")
+    return path
+
+
+def render() -> None:
+    """Rewrites docs/results.md: a table and a plot for each name under results/."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob("*/seed*.json")):
+        groups[path.parent.name].append(json.loads(path.read_text()))
+    parts = [
+        "# Results",
+        "",
+        "Made by `python benchmarks/results.py render` from the runs stored under `results/`. Protocol: see"
+        " [Evaluation protocol](protocol.md). Every row is the policy at that step, not the best of a series.",
+        "",
+    ]
+    for name, runs in groups.items():
+        parts += [*_section(name, runs), ""]
+        _plot(name, runs)
+    (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
+
+
+def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    protocol = "; ".join(f"{key}: {value}" for key, value in runs[0]["evaluations"][-1]["protocol"].items())
+    lines = [f"## {name}", "", f"Protocol: {protocol}.", "", *_runs_table(runs), "", *_tasks_table(runs), ""]
+    commands = [
+        line.removeprefix("command: ") for run in runs for line in run["environment"] if line.startswith("command")
+    ]
+    lines += ["Commands:", "", "```", *commands, "```", "", f"![{name}](results_{name}.svg)"]
+    return lines
+
+
+def _runs_table(runs: list[dict[str, Any]]) -> list[str]:
+    lines = ["| seed | steps | success | wall-clock (training only) | peak memory |", "| --- | --- | --- | --- | --- |"]
+    finals = []
+    for run in runs:
+        for evaluation in run["evaluations"]:
+            lines.append(
+                f"| {run['config']['seed']} | {evaluation['step']:,} | {evaluation['summary']['success_rate']:.3f} "
+                f"| {evaluation['wall_s'] / 60:.0f} min ({evaluation['training_s'] / 60:.0f}) "
+                f"| {evaluation['peak_memory_bytes'] / 2**30:.1f} GiB |"
+            )
+        finals.append(run["evaluations"][-1]["summary"]["success_rate"])
+    if len(finals) > 1:
+        low, high = bootstrap_interval(finals)
+        lines += ["", f"Mean of the final policies over {len(finals)} seeds: {np.mean(finals):.3f} "
+                      f"(95% bootstrap interval over seeds {low:.3f} to {high:.3f})."]  # fmt: skip
+    return lines
+
+
+def _tasks_table(runs: list[dict[str, Any]]) -> list[str]:
+    lines = ["| task | success of the final policies | 95% interval (Wilson) |", "| --- | --- | --- |"]
+    for task in runs[0]["evaluations"][-1]["summary"]["tasks"]:
+        outcomes = [flag for run in runs for flag in run["evaluations"][-1]["episodes"][task]["success"]]
+        low, high = wilson_interval(sum(outcomes), len(outcomes))
+        lines.append(f"| {task} | {sum(outcomes)}/{len(outcomes)} | {low:.2f} to {high:.2f} |")
+    return lines
+
+
+def _plot(name: str, runs: list[dict[str, Any]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = name  # the same file from the same data
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    longest = max(run["evaluations"][-1]["step"] for run in runs) / 1e6
+    for index, run in enumerate(runs):
+        rows = np.array(run["training_curve"]["rows"])
+        seed = run["config"]["seed"]
+        axes.plot(rows[:, 0] / 1e6, rows[:, 2], color=f"C{index}", alpha=0.35, label=f"seed {seed}, exploring")
+        steps = [evaluation["step"] / 1e6 for evaluation in run["evaluations"]]
+        rates = [evaluation["summary"]["success_rate"] for evaluation in run["evaluations"]]
+        axes.plot(steps, rates, "o-", color=f"C{index}", label=f"seed {seed}, official, deterministic")
+    if runs[0]["config"]["env"]["name"] == "mt10":
+        for (label, curve), style in zip(PUBLISHED_MT10.items(), (":", "--", "-."), strict=True):
+            points = [(step, rate) for step, rate in curve.items() if step <= 2 * longest]
+            axes.plot(*zip(*points, strict=True), style, color="grey", label=label)
+    axes.set(xlabel="environment steps (millions)", ylabel="success rate", ylim=(0, 1.02), title=name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(DOCS / f"results_{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["store", run, name]:
+            print(store(Path(run), name))
+        case ["render"]:
+            render()
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,430 @@
+"""Every registered component keeps the contract of its kind."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtrl.agents.impala import Impala
+from mtrl.agents.sac import Sac
+from mtrl.data.task_sampling import allocate
+from mtrl.nn.networks import build_policy, build_value
+from mtrl.optim.aggregation import JacobianAggregation
+from mtrl.optim.step import TaskStep
+from mtrl.registry import build, names
+from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext
+from tests.helpers import describe, make_spec
+from tests.oracle import test_impala, test_sac
+
+K, F, E, OUTPUTS = 3, 4, 5, 2
+SHAPES: list[tuple[int, ...]] = [(), (7,), (K, 4)]
+
+Forward = Callable[[nn.Module, Tensor, TaskContext], Tensor]
+
+
+def spec_of(action_head: str) -> EnvSpec:
+    discrete = action_head == "categorical"
+    mask = ((True, True, False), (True, True, True), (False, True, True))
+    return make_spec(K, F, 3, "discrete" if discrete else "continuous", mask)
+
+
+def tensors(shape: tuple[int, ...], features: int = F, seed: int = 0) -> tuple[Tensor, TaskContext]:
+    g = torch.Generator().manual_seed(seed)
+    context = TaskContext(torch.randint(K, shape, generator=g), torch.randn(*shape, E, generator=g))
+    return torch.randn(*shape, features, generator=g), context
+
+
+def build_trunk(name: str) -> tuple[nn.Module, Forward]:
+    return build("trunk", {"name": name}, features=F, context=E, num_tasks=K), lambda m, x, c: m(x, c)
+
+
+def build_head(name: str) -> tuple[nn.Module, Forward]:
+    head = build("head", {"name": name}, features=F, outputs=OUTPUTS, num_tasks=K, gain=1.0)
+    return head, lambda m, x, c: m(x, c)
+
+
+def build_encoder(name: str) -> tuple[nn.Module, Forward]:
+    def forward(module: nn.Module, x: Tensor, context: TaskContext) -> Tensor:
+        out = module(context.task)
+        assert torch.equal(out.task, context.task)
+        assert out.embedding.shape[-1] == module.dim
+        return out.embedding
+
+    return build("task_encoder", {"name": name}, num_tasks=K), forward
+
+
+def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
+    spec = spec_of(name)
+
+    def forward(module: nn.Module, x: Tensor, context: TaskContext) -> Tensor:
+        distribution = module(x, context)
+        action = torch.tensor(spec.action_mask)[context.task].float() * 0.3
+        if spec.action_kind == "discrete":
+            action = torch.ones_like(context.task)  # action 1 exists in every task
+        mode = distribution.mode().float().reshape(*x.shape[:-1], -1)
+        return torch.cat([distribution.log_prob(action)[..., None], mode], -1)
+
+    return build("action_head", {"name": name}, head=head, features=F, spec=spec), forward
+
+
+def build_obs_norm(name: str) -> tuple[nn.Module, Forward]:
+    norm = build("obs_norm", {"name": name}, obs_dim=F)
+    norm.update(2 * torch.randn(50, F, generator=torch.Generator().manual_seed(1)) + 1)
+    return norm, lambda m, x, c: m(x)
+
+
+MODULES: dict[str, Callable[[], tuple[nn.Module, Forward]]] = {
+    **{f"trunk-{n}": lambda n=n: build_trunk(n) for n in names("trunk")},
+    **{f"head-{n}": lambda n=n: build_head(n) for n in names("head")},
+    **{f"task_encoder-{n}": lambda n=n: build_encoder(n) for n in names("task_encoder")},
+    **{
+        f"action_head-{n}-{h}": lambda n=n, h=h: build_action_head(n, h)
+        for n, h in itertools.product(names("action_head"), names("head"))
+    },
+    **{f"obs_norm-{n}": lambda n=n: build_obs_norm(n) for n in names("obs_norm")},
+}
+
+
+@pytest.fixture(params=MODULES)
+def made(request: pytest.FixtureRequest) -> tuple[nn.Module, Forward]:
+    torch.manual_seed(0)
+    return MODULES[request.param]()
+
+
+def test_every_kind_has_a_component() -> None:
+    """Or the parametrised tests below would pass for want of cases."""
+    for kind in ("trunk", "task_encoder", "head", "action_head", "obs_norm", "value_norm", "weighting", "aggregation"):
+        assert names(kind)
+    assert names("optimizer")
+    assert names("task_sampling")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_leading_shapes_and_finite_values(made: tuple[nn.Module, Forward], shape: tuple[int, ...]) -> None:
+    module, forward = made
+    x, context = tensors(shape)
+    out = forward(module, x, context)
+    assert out.shape[:-1] == shape
+    assert torch.isfinite(out).all()
+
+
+def test_gradients_reach_every_parameter(made: tuple[nn.Module, Forward]) -> None:
+    module, forward = made
+    x, context = tensors((30,))
+    if not list(module.parameters()):
+        assert not forward(module, x, context).requires_grad
+        return
+    out = forward(module, x, context)
+    (out * torch.randn_like(out)).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.any(), name
+
+
+def test_a_batch_is_one_by_one(made: tuple[nn.Module, Forward]) -> None:
+    """Samples, and therefore tasks, do not see one another."""
+    module, forward = made
+    x, context = tensors((K, 4))
+    whole = forward(module, x, context)
+    for index in itertools.product(range(K), range(4)):
+        alone = forward(module, x[index], TaskContext(context.task[index], context.embedding[index]))
+        torch.testing.assert_close(whole[index], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_permuting_the_tasks_of_a_batch_permutes_its_outputs(made: tuple[nn.Module, Forward]) -> None:
+    module, forward = made
+    x, context = tensors((K, 4))
+    order = torch.tensor([2, 0, 1])
+    permuted = forward(module, x[order], TaskContext(context.task[order], context.embedding[order]))
+    torch.testing.assert_close(permuted, forward(module, x, context)[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", names("head"))
+def test_heads_of_permuted_tasks(name: str) -> None:
+    """Task k with the k-th rows is task j with the same rows moved to j: no task is special."""
+    head, forward = build_head(name)
+    x, context = tensors((20,))
+    order = torch.tensor([2, 0, 1])  # the new place of each task
+    moved = copy.deepcopy(head)
+    if name == "per_task":
+        for ours, theirs in zip(moved.parameters(), head.parameters(), strict=True):
+            ours.data[order] = theirs.data
+    out = forward(moved, x, TaskContext(order[context.task], context.embedding))
+    torch.testing.assert_close(out, forward(head, x, context))
+
+
+def test_state_dict_round_trip(made: tuple[nn.Module, Forward]) -> None:
+    module, forward = made
+    other = copy.deepcopy(module)
+    for tensor in other.state_dict().values():
+        tensor.fill_(0.123)
+    other.load_state_dict(module.state_dict(), strict=True)
+    x, context = tensors((7,))
+    assert torch.equal(forward(other, x, context), forward(module, x, context))
+    assert all(isinstance(tensor, Tensor) for tensor in module.state_dict().values())
+
+
+COMPILE = """
+import torch
+import mtrl.nn
+from mtrl.registry import build, names
+from mtrl.types import TaskContext
+
+runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0)
+task = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+x, embedding = torch.randn(7, 4), torch.randn(7, 5)
+for kind in ("trunk", "head", "task_encoder"):
+    for name in names(kind):
+        module = build(kind, {"name": name}, **runtime)
+
+        def call(x, task, embedding):
+            if kind == "task_encoder":
+                return module(task).embedding
+            return module(x, TaskContext(task, embedding))
+
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, task, embedding), call(x, task, embedding))
+        print("compiled", kind, name)
+"""
+
+
+def test_trunks_heads_and_encoders_compile_whole() -> None:
+    """Without a graph break. In a process of its own: the checks of shapes that tests add do not compile."""
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = {tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("compiled")}
+    assert compiled == {(kind, name) for kind in ("trunk", "head", "task_encoder") for name in names(kind)}
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", names("head"))
+@pytest.mark.parametrize("trunk", names("trunk"))
+@pytest.mark.parametrize("task_encoder", names("task_encoder"))
+def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
+    """A policy and a Q-function of every combination: finite, and all of their parameters are learned."""
+    spec = make_spec(K, F, 2)
+    description = describe("tanh_gaussian", head, "running") | {
+        "trunk": {"name": trunk},
+        "task_encoder": {"name": task_encoder},
+    }
+    torch.manual_seed(0)
+    policy, q = build_policy(description, spec), build_value(description, spec, head, with_action=True)
+    obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
+    action, log_prob = policy(obs, task).sample()
+    value = q(torch.cat([obs, action], -1), task)
+    assert action.shape == (K, 8, 2)
+    assert value.shape == log_prob.shape == (K, 8)
+    (value.square() + log_prob).sum().backward()
+    for module in (policy, q):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+    explored, modes = (policy.act(obs, task, explore) for explore in (True, False))
+    assert not torch.equal(explored[0], modes[0])
+    assert torch.equal(modes[0], policy.act(obs, task, False)[0])
+
+
+# --- scaling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("value_norm"))
+def test_value_norms(name: str) -> None:
+    """Normalising and back is nothing, for any leading shape; sigma is one positive number per task."""
+    norm = build("value_norm", {"name": name}, num_tasks=K)
+    head = build("head", {"name": "per_task"}, features=F, outputs=1, num_tasks=K)
+    value, task = 30 * torch.randn(40, generator=torch.Generator().manual_seed(0)) + 5, torch.arange(40) % K
+    norm.update(value, task, [head])
+    torch.testing.assert_close(norm.denormalise(norm.normalise(value, task), task), value)
+    grid = norm.normalise(value[:36].view(K, 12), task[:36].view(K, 12))
+    torch.testing.assert_close(grid.flatten(), norm.normalise(value[:36], task[:36]))
+    assert norm.sigma.shape == (K,)
+    assert (norm.sigma > 0).all()
+    other = build("value_norm", {"name": name}, num_tasks=K)
+    other.load_state_dict(norm.state_dict(), strict=True)
+    assert torch.equal(other.normalise(value, task), norm.normalise(value, task))
+
+
+@pytest.mark.parametrize("name", names("obs_norm"))
+def test_obs_norms_merge_batches(name: str) -> None:
+    """Statistics of two updates are those of one with all observations, whatever the leading shapes."""
+    obs = 3 * torch.randn(4, 6, F, generator=torch.Generator().manual_seed(0)) - 2
+    obs[..., 0] = 7.0  # a constant feature
+    whole, parts = (build("obs_norm", {"name": name}, obs_dim=F) for _ in range(2))
+    whole.update(obs)
+    parts.update(obs[0])
+    parts.update(obs[1:])
+    torch.testing.assert_close(parts(obs), whole(obs))
+    assert torch.isfinite(whole(obs)).all()
+    if name == "running":
+        scaled = whole(obs).flatten(0, 1)
+        torch.testing.assert_close(scaled.mean(0), torch.zeros(F), rtol=0, atol=1e-5)
+        torch.testing.assert_close(scaled.std(0, unbiased=False), torch.tensor([0.0, 1, 1, 1]), rtol=1e-5, atol=1e-5)
+        assert whole(obs + 1e6).max() == whole.clip
+
+
+# --- from losses to a step ------------------------------------------------------------------------------------------
+
+
+class MeanOfRows(JacobianAggregation):
+    """The simplest combination of per-task gradients."""
+
+    def combine(self, jacobian: Tensor) -> Tensor:
+        self.seen = jacobian
+        return jacobian.mean(0)
+
+
+def network_and_losses() -> tuple[nn.Module, Tensor]:
+    """A value network with per-task heads, and one loss for each task (of either sign, of different size)."""
+    torch.manual_seed(0)
+    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", with_action=False).double()
+    obs, task = torch.randn(K, 6, F, dtype=torch.float64), torch.arange(K)[:, None].expand(K, 6)
+    return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1])
+
+
+@pytest.mark.parametrize("name", names("aggregation"))
+def test_aggregations_fill_gradients(name: str) -> None:
+    network, losses = network_and_losses()
+    parameters = list(network.parameters())
+    aggregation = build("aggregation", {"name": name}, num_tasks=K)
+    aggregation.backward(losses, parameters)
+    gradients = [p.grad.clone() for p in parameters]
+    assert all(torch.isfinite(g).all() and g.any() for g in gradients)
+    network, losses = network_and_losses()
+    reference = {"sum": losses.sum(), "mean": losses.mean()}.get(name)
+    if reference is not None:
+        torch.testing.assert_close(gradients, list(torch.autograd.grad(reference, list(network.parameters()))))
+
+
+def test_jacobian_aggregation() -> None:
+    """Combining by the mean is `mean` for shared parameters; a task's own rows get their own whole gradient."""
+    network, losses = network_and_losses()
+    parameters = list(network.parameters())
+    aggregation = MeanOfRows()
+    aggregation.backward(losses, parameters)
+    ours = {name: p.grad.clone() for name, p in network.named_parameters()}
+    network, losses = network_and_losses()
+    for divisor, own in ((K, False), (1, True)):
+        expected = torch.autograd.grad(losses.sum() / divisor, list(network.parameters()), retain_graph=True)
+        for (name, _), gradient in zip(network.named_parameters(), expected, strict=True):
+            if name.startswith("head.") == own:
+                torch.testing.assert_close(ours[name], gradient)
+    # `combine` sees one row per task, of the shared parameters only.
+    shared = [p for name, p in network.named_parameters() if not name.startswith("head.")]
+    for k in range(K):
+        row = torch.cat([g.flatten() for g in torch.autograd.grad(losses[k], shared, retain_graph=True)])
+        torch.testing.assert_close(aggregation.seen[k], row)
+
+
+@pytest.mark.parametrize("name", names("weighting"))
+def test_weightings(name: str) -> None:
+    """(K,) to (K,), differentiable, with mean weight 1; no task is special."""
+    weighting = build("weighting", {"name": name}, num_tasks=K)
+    losses = torch.tensor([0.5, 3.0, 20.0], requires_grad=True)
+    weighted = weighting(losses)
+    assert weighted.shape == (K,)
+    (weights,) = torch.autograd.grad(weighted.sum(), losses)
+    assert torch.isfinite(weights).all()
+    assert float(weights.mean()) == pytest.approx(1, rel=1e-4)
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(weighting(losses[order]), weighting(losses)[order])
+    weighting.after_step(losses.detach())
+    other = build("weighting", {"name": name}, num_tasks=K)
+    other.load_state_dict(weighting.state_dict(), strict=True)
+    torch.testing.assert_close(other(losses), weighting(losses))
+
+
+@pytest.mark.parametrize("name", names("optimizer"))
+def test_optimizers(name: str) -> None:
+    """They go downhill, from gradients of any size, and know their initial rate."""
+    parameter = nn.Parameter(torch.tensor([3.0, -2.0]))
+    optimizer = build("optimizer", {"name": name, "lr": 0.01}, parameters=[parameter])
+    assert optimizer.param_groups[0]["initial_lr"] == 0.01
+    start = parameter.detach().clone()
+    for _ in range(50):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+    assert (parameter.detach().abs() < start.abs() - 0.1).all()
+    assert torch.isfinite(parameter).all()
+
+
+@pytest.mark.parametrize("name", names("task_sampling"))
+def test_task_samplers(name: str) -> None:
+    """Probabilities before any result, and after some of which tasks lack theirs; they fit `allocate`."""
+    sampler = build("task_sampling", {"name": name}, num_tasks=K)
+    for _ in range(2):
+        probabilities = sampler.probabilities()
+        assert probabilities.shape == (K,)
+        assert (probabilities >= 0).all()
+        assert float(probabilities.sum()) == pytest.approx(1)
+        assert allocate(probabilities, torch.tensor([0, 1, 2, 2, 1, 0])).shape == (6,)
+        row = torch.tensor([1.0, torch.nan, 3.0], dtype=torch.float64)
+        sampler.update({"return": row, "success_rate": row / 3, "episode_length": 10 * row})
+    other = build("task_sampling", {"name": name}, num_tasks=K)
+    other.load_state_dict(sampler.state_dict(), strict=True)
+    assert torch.equal(other.probabilities(), sampler.probabilities())
+
+
+def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
+    """Puts other components into the learner's steps, as `Components.task_step` does."""
+    for key in ("policy_step", "critic_step", "value_step"):
+        step = getattr(learner, key, None)
+        if step is not None:
+            chosen = build("weighting", {"name": weighting}, num_tasks=K)
+            has_positive = key != "policy_step"
+            if chosen.requires_positive and not has_positive:
+                chosen = build("weighting", {"name": "uniform"}, num_tasks=K)
+            rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
+            setattr(learner, key, rebuilt)
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("weighting", names("weighting"))
+@pytest.mark.parametrize("aggregation", [*names("aggregation"), "mean of rows"])
+@pytest.mark.parametrize("value_norm", names("value_norm"))
+def test_every_combination_learns_something_finite(
+    agent: str, weighting: str, aggregation: str, value_norm: str
+) -> None:
+    module: Any = test_sac if agent == "sac" else test_impala
+    learner = module.make_learner(value_norm=value_norm)
+    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    if aggregation in names("aggregation"):
+        use(learner, weighting, build("aggregation", {"name": aggregation}, num_tasks=K))
+    else:
+        use(learner, weighting, MeanOfRows())
+    before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
+    torch.manual_seed(0)
+    metrics = learner.update(data, 0.0)
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+    assert all(value.shape in ((), (K,)) for value in metrics.values())
+    for name, parameter in learner.networks.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("value_norm", names("value_norm"))
+def test_a_loss_that_is_not_finite_names_its_task(agent: str, value_norm: str) -> None:
+    module: Any = test_sac if agent == "sac" else test_impala
+    learner = module.make_learner(value_norm=value_norm)
+    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    data.reward[(1, 2) if agent == "sac" else (0, 1)] = torch.nan  # of task 1, either way
+    assert int(data.task[(1, 2) if agent == "sac" else (0, 1)]) == 1
+    before = {name: p.detach().clone() for name, p in learner.networks.named_parameters() if "head" not in name}
+    with pytest.raises(NonFiniteLossError) as error:
+        learner.update(data, 0.0)
+    assert error.value.tasks == [1]
+    for name, parameter in learner.networks.named_parameters():
+        assert "head" in name or torch.equal(parameter, before[name]), name

@@ -1,0 +1,139 @@
+"""What the tests of learners, data and components share: small specs, networks, and naive float64 oracles."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import mtrl.data
+import mtrl.nn
+import mtrl.optim  # noqa: F401
+from mtrl.types import EnvSpec, Rollout
+
+TRUNK = {"name": "mlp", "width": 8, "depth": 1}
+
+
+def no_timer(phase: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def make_spec(
+    num_tasks: int = 3,
+    obs_dim: int = 4,
+    action_dim: int = 2,
+    action_kind: Literal["continuous", "discrete"] = "continuous",
+    action_mask: tuple[tuple[bool, ...], ...] | None = None,
+) -> EnvSpec:
+    return EnvSpec(
+        task_names=tuple(f"task-{i}" for i in range(num_tasks)),
+        obs_shape=(obs_dim,),
+        obs_dtype=torch.float32,
+        action_kind=action_kind,
+        action_dim=action_dim,
+        action_mask=action_mask or ((True,) * action_dim,) * num_tasks,
+        horizon=None,
+        has_success=True,
+    )
+
+
+def describe(action_head: str, head: str = "per_task", obs_norm: str = "none") -> dict[str, Any]:
+    """What `build_policy` and `build_value` take: one hidden layer of 8 tanh units."""
+    return {
+        "obs_norm": {"name": obs_norm},
+        "task_encoder": {"name": "one_hot"},
+        "trunk": TRUNK,
+        "head": head,
+        "action_head": {"name": action_head},
+    }
+
+
+def copy_parameters(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Leaves of their own with a module's values, in float64."""
+    return {key: p.detach().double().clone().requires_grad_() for key, p in module.named_parameters()}
+
+
+def naive_network(params: dict[str, Tensor], x: Tensor, k: int, num_tasks: int, head: str = "head.") -> Tensor:
+    """One sample through one hidden tanh layer on [x, one-hot(k)] and task k's linear head."""
+    one_hot = torch.zeros(num_tasks, dtype=torch.float64)
+    one_hot[k] = 1
+    inputs = torch.cat([x.double(), one_hot])
+    hidden = torch.tanh(params["trunk.layers.0.weight"] @ inputs + params["trunk.layers.0.bias"])
+    return params[head + "weight"][k] @ hidden + params[head + "bias"][k]
+
+
+def naive_vtrace(
+    log_rho: Tensor,
+    reward: Tensor,
+    gamma: float,
+    terminated: Tensor,
+    truncated: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    lambda_: float,
+    clip_rho: float,
+    clip_c: float,
+    clip_pg_rho: float,
+) -> tuple[Tensor, Tensor]:
+    """Espeholt et al. (2018), equation 1, as the sum it is written as, in float64.
+
+    v_s = V(x_s) + sum_t gamma^(t-s) (prod_{i=s}^{t-1} c_i) delta_t, over the steps from s to the episode's (or the
+    row's) last, with c_i = lambda min(clip_c, rho_i) (remark 2). The advantage is rho (r + gamma q - V), q the mixture
+    (1 - lambda) V(x_{s+1}) + lambda v_{s+1}.
+    """
+    T, B = reward.shape
+    rho = log_rho.double().exp()
+    target, advantage = torch.zeros(T, B, dtype=torch.float64), torch.zeros(T, B, dtype=torch.float64)
+
+    def discount(t: int, b: int) -> float:
+        return 0.0 if terminated[t, b] else gamma
+
+    def done(t: int, b: int) -> bool:
+        return bool(terminated[t, b] or truncated[t, b])
+
+    for b in range(B):
+        for s in range(T):
+            total = float(value[s, b])
+            for t in range(s, T):
+                if any(done(i, b) for i in range(s, t)):
+                    break  # another episode
+                weight = 1.0
+                for i in range(s, t):
+                    weight *= discount(i, b) * lambda_ * min(clip_c, float(rho[i, b]))
+                bellman = float(reward[t, b]) + discount(t, b) * float(next_value[t, b]) - float(value[t, b])
+                total += weight * min(clip_rho, float(rho[t, b])) * bellman
+            target[s, b] = total
+        for s in range(T):
+            following = float(next_value[s, b])
+            if s + 1 < T and not done(s, b):
+                following = (1 - lambda_) * following + lambda_ * float(target[s + 1, b])
+            q = float(reward[s, b]) + discount(s, b) * following
+            advantage[s, b] = min(clip_pg_rho, float(rho[s, b])) * (q - float(value[s, b]))
+    return target, advantage
+
+
+def random_rollout(
+    T: int, B: int, num_tasks: int, obs_dim: int, action: Tensor, seed: int, done_share: float = 0.3
+) -> Rollout:
+    """Float64 steps of B slots that end in both ways; `next_obs` is the next row's `obs` except where one ended."""
+    g = torch.Generator().manual_seed(seed)
+    obs = torch.randn(T + 1, B, obs_dim, generator=g, dtype=torch.float64)
+    ended = torch.rand(T, B, generator=g) < done_share
+    terminated = ended & (torch.rand(T, B, generator=g) < 0.5)
+    final = torch.randn(T, B, obs_dim, generator=g, dtype=torch.float64)
+    task = torch.zeros(T, B, dtype=torch.int64)
+    task[0] = torch.arange(B) % num_tasks
+    for t in range(1, T):  # a slot changes its task where an episode ended
+        task[t] = torch.where(ended[t - 1], (task[t - 1] + 1) % num_tasks, task[t - 1])
+    return Rollout(
+        obs=obs[:-1],
+        action=action,
+        log_prob=-2 + 0.5 * torch.randn(T, B, generator=g, dtype=torch.float64),
+        reward=torch.randn(T, B, generator=g, dtype=torch.float64),
+        terminated=terminated,
+        truncated=ended & ~terminated,
+        next_obs=torch.where(ended[..., None], final, obs[1:]),
+        task=task,
+    )

@@ -1,0 +1,360 @@
+"""Updates of the V-trace learner against a float64 loop over single samples."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtrl.agents.impala import Impala
+from mtrl.nn.networks import build_policy, build_value
+from mtrl.optim.aggregation import Sum
+from mtrl.optim.step import TaskStep
+from mtrl.optim.weighting import Uniform
+from mtrl.registry import build
+from mtrl.types import Rollout
+from tests.helpers import copy_parameters, describe, make_spec, naive_network, naive_vtrace, random_rollout
+
+K, T, B, OBS, A = 3, 6, 4, 4, 2
+LR, GAMMA, ENTROPY = 0.05, 0.875, 0.02  # gamma exact in float32, as masks are
+SPEC = make_spec(K, OBS, A)
+
+
+def make_learner(obs_norm: str = "none", value_norm: str = "none", discrete: bool = False, **options: Any) -> Impala:
+    torch.manual_seed(0)
+    spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
+    description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm)
+    policy = build_policy(description, spec)
+    value = build_value(description, spec, "per_task", with_action=False)
+    with torch.no_grad():
+        for head in (policy.head, value.head):
+            for parameter in head.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape)
+    policy.double()
+    value.double()
+
+    def step(module: nn.Module, has_positive: bool) -> TaskStep:
+        parameters = list(module.parameters())
+        optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": LR}], lr=LR)
+        return TaskStep(parameters, optimizer, Uniform(), Sum(), math.inf, has_positive)
+
+    norm = build("value_norm", {"name": value_norm}, num_tasks=K)
+    keywords = {"gamma": GAMMA, "entropy_coef": ENTROPY} | options
+    return Impala(policy, value, norm, step(policy, False), step(value, True), K, **keywords)
+
+
+def make_rollout(seed: int = 0) -> Rollout:
+    action = torch.randn(T, B, A, generator=torch.Generator().manual_seed(seed + 100), dtype=torch.float64)
+    return random_rollout(T, B, K, OBS, action, seed)
+
+
+def on_policy(rollout: Rollout, learner: Impala) -> Rollout:
+    """The rollout as if the learner's policy had made it, one row at a time."""
+    with torch.no_grad():
+        rows = [learner.policy(rollout.obs[t], rollout.task[t]).log_prob(rollout.action[t]) for t in range(T)]
+    return dataclasses.replace(rollout, log_prob=torch.stack(rows))
+
+
+class Naive:
+    """The learner's equations, one sample at a time: one or more epochs of one minibatch, plain gradient descent."""
+
+    def __init__(self, learner: Impala) -> None:
+        self.policy, self.value = copy_parameters(learner.policy), copy_parameters(learner.value)
+        self.metrics: dict[str, list[Tensor]] = {"policy_loss": [], "value_loss": [], "entropy": []}
+
+    def v(self, obs: Tensor, k: int) -> Tensor:
+        return naive_network(self.value, obs, k, K)[0]
+
+    def log_prob(self, obs: Tensor, action: Tensor, k: int) -> Tensor:
+        mean = naive_network(self.policy, obs, k, K, head="head.head.")
+        std = self.policy["head.log_std"][k].exp()
+        return (-0.5 * ((action - mean) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)).sum()
+
+    def entropy(self, k: int) -> Tensor:
+        return (0.5 * math.log(2 * math.pi * math.e) + self.policy["head.log_std"][k]).sum()
+
+    def update(
+        self,
+        r: Rollout,
+        lambda_: float = 1.0,
+        clips: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        epochs: int = 1,
+        clip_range: float = math.inf,
+        normalise: bool = False,
+    ) -> None:
+        everyone = [(t, b) for t in range(T) for b in range(B)]
+        with torch.no_grad():
+            value = torch.stack([self.v(r.obs[i], int(r.task[i])) for i in everyone]).view(T, B)
+            next_value = torch.stack([self.v(r.next_obs[i], int(r.task[i])) for i in everyone]).view(T, B)
+            start = torch.stack([self.log_prob(r.obs[i], r.action[i], int(r.task[i])) for i in everyone]).view(T, B)
+        target, advantage = naive_vtrace(
+            start - r.log_prob,
+            r.reward,
+            GAMMA,
+            r.terminated,
+            r.truncated,
+            value,
+            next_value,
+            lambda_,
+            *clips,
+        )
+        if normalise:
+            for k in range(K):
+                own = advantage[r.task == k]
+                advantage[r.task == k] = (own - own.mean()) / (own.std(unbiased=False) + 1e-8)
+        for _ in range(epochs):
+            policy_loss, value_loss, entropy = [], [], []
+            for k in range(K):
+                samples = [i for i in everyone if r.task[i] == k]
+                own_policy, own_value = [], []
+                for i in samples:
+                    ratio = (self.log_prob(r.obs[i], r.action[i], k) - start[i]).exp()
+                    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+                    objective = torch.minimum(ratio * advantage[i], clipped * advantage[i])
+                    own_policy.append(-objective - ENTROPY * self.entropy(k))
+                    own_value.append(0.5 * (self.v(r.obs[i], k) - target[i]) ** 2)
+                policy_loss.append(sum(own_policy) / len(samples))
+                value_loss.append(sum(own_value) / len(samples))
+                entropy.append(self.entropy(k))
+            for params, losses in ((self.policy, policy_loss), (self.value, value_loss)):
+                leaves = list(params.values())
+                gradients = torch.autograd.grad(sum(losses), leaves)
+                with torch.no_grad():
+                    for p, g in zip(leaves, gradients, strict=True):
+                        p -= LR * g
+            for key, losses in (("policy_loss", policy_loss), ("value_loss", value_loss), ("entropy", entropy)):
+                self.metrics[key].append(torch.stack(losses).detach())
+
+
+def close(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+
+
+def compare(learner: Impala, naive: Naive, metrics: dict[str, Tensor]) -> None:
+    for key, losses in naive.metrics.items():
+        close(metrics[key].double(), torch.stack(losses).mean(0))
+    close(dict(learner.policy.named_parameters()), {k: p.detach() for k, p in naive.policy.items()})
+    close(dict(learner.value.named_parameters()), {k: p.detach() for k, p in naive.value.items()})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("lambda_", "clips"), [(1.0, (1.0, 1.0, 1.0)), (0.9, (2.0, 1.5, 0.8))])
+def test_one_update_is_the_naive_loop(seed: int, lambda_: float, clips: tuple[float, float, float]) -> None:
+    """Off-policy, with ends of both kinds; slots change tasks."""
+    clip_rho, clip_c, clip_pg_rho = clips
+    learner = make_learner(lambda_=lambda_, clip_rho=clip_rho, clip_c=clip_c, clip_pg_rho=clip_pg_rho)
+    rollout = make_rollout(seed)
+    assert rollout.terminated.any()
+    assert rollout.truncated.any()
+    naive = Naive(learner)
+    metrics = learner.update(rollout, 0.0)
+    naive.update(rollout, lambda_, clips)
+    compare(learner, naive, metrics)
+
+
+def test_ppo_epochs_are_the_naive_loop() -> None:
+    """Three epochs; the ratio is to the policy at the start of the update, and clipped; advantages are standardised."""
+    options: dict[str, Any] = {"lambda_": 0.95, "epochs": 3, "clip_range": 0.05}
+    learner, rollout = make_learner(normalise_advantage=True, **options), make_rollout(2)
+    naive = Naive(learner)
+    metrics = learner.update(rollout, 0.0)
+    assert metrics["clip_fraction"] > 0.1
+    naive.update(rollout, normalise=True, **options)
+    compare(learner, naive, metrics)
+
+
+@pytest.mark.parametrize("obs_norm", ["none", "running"])
+def test_on_policy_ratios_are_one(obs_norm: str) -> None:
+    """In the first epoch the policy is the one that acted: normalisation statistics have not moved between."""
+    learner = make_learner(obs_norm=obs_norm, clip_range=0.2)
+    for seed in range(3):
+        rollout = on_policy(make_rollout(seed), learner)
+        before = copy.deepcopy(learner)
+        log_prob, *_ = before._targets(rollout)
+        torch.testing.assert_close(log_prob, rollout.log_prob, rtol=0, atol=1e-12)
+        metrics = learner.update(rollout, 0.0)
+        assert metrics["approximate_kl"].abs() < 1e-12
+        assert metrics["clip_fraction"] == 0
+
+
+def test_several_epochs_leave_the_policy_that_acted() -> None:
+    learner = make_learner(epochs=2)
+    metrics = learner.update(on_policy(make_rollout(), learner), 0.0)
+    assert metrics["approximate_kl"] > 1e-6
+
+
+def test_observation_statistics_move_only_after_learning() -> None:
+    learner = make_learner(obs_norm="running", epochs=2, minibatches=2)
+    norm, first, second = learner.policy.obs_norm, make_rollout(0), make_rollout(1)
+    learner.update(first, 0.0)
+    seen: list[Tensor] = []
+    forward = norm.forward
+
+    def spy(obs: Tensor) -> Tensor:
+        seen.append(norm.mean.clone())
+        return forward(obs)
+
+    norm.forward = spy
+    learner.update(second, 0.0)
+    assert len(seen) >= 3 + 2 * 4  # targets, and policy and value in four minibatches
+    assert all(torch.equal(mean, first.obs.flatten(0, 1).mean(0)) for mean in seen)
+    both = torch.cat([first.obs, second.obs]).flatten(0, 1)
+    torch.testing.assert_close(norm.mean, both.mean(0))
+    torch.testing.assert_close(norm.var, both.var(0, unbiased=False))
+
+
+def test_bootstraps_from_what_the_step_led_to() -> None:
+    """`next_obs` counts where an episode was truncated and after the last step, not where the task terminated."""
+    rollout = make_rollout(0)
+    ended = rollout.terminated | rollout.truncated
+
+    def losses(changed: Tensor) -> Tensor:
+        learner = make_learner()
+        next_obs = rollout.next_obs + changed[..., None].double()
+        return learner.update(dataclasses.replace(rollout, next_obs=next_obs), 0.0)["value_loss"]
+
+    nothing, last = losses(torch.zeros(T, B)), torch.zeros(T, B, dtype=torch.bool)
+    last[-1] = True
+    assert torch.equal(losses(rollout.terminated), nothing)
+    assert not torch.equal(losses(rollout.truncated & ~last), nothing)
+    assert not torch.equal(losses(last & ~ended), nothing)
+
+
+def test_the_next_episode_is_not_bootstrapped_from() -> None:
+    """After a truncation the reset observation changes its own sample, and nothing of the episode before."""
+    learner, rollout = make_learner(), make_rollout(0)
+    quiet = dataclasses.replace(
+        rollout,
+        terminated=torch.zeros(T, B, dtype=torch.bool),
+        truncated=torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True),
+    )
+    _, target, advantage = learner._targets(quiet)
+    obs, reward = quiet.obs.clone(), quiet.reward.clone()
+    obs[3:] += 1
+    reward[3:] += 100
+    _, other_target, other_advantage = learner._targets(dataclasses.replace(quiet, obs=obs, reward=reward))
+    assert torch.equal(target[:3], other_target[:3])
+    assert torch.equal(advantage[:3], other_advantage[:3])
+    assert not torch.isclose(target[3:], other_target[3:]).any()
+
+
+def test_clipping_holds_the_policy_back() -> None:
+    kl = {}
+    for clip_range in (0.05, math.inf):
+        learner = make_learner(epochs=10, clip_range=clip_range, entropy_coef=0.0)
+        metrics = learner.update(on_policy(make_rollout(), learner), 0.0)
+        kl[clip_range] = float(metrics["approximate_kl"])
+        assert (metrics["clip_fraction"] > 0) == math.isfinite(clip_range)
+    assert kl[0.05] < 0.5 * kl[math.inf]
+
+
+def test_minibatches_cover_the_rollout() -> None:
+    """Every sample is learned from once in each epoch."""
+    learner, rollout = make_learner(epochs=3, minibatches=5), make_rollout()
+    seen: list[Tensor] = []
+    step = learner._step
+
+    def spy(batch: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+        seen.append(batch["obs"])
+        return step(batch, factor)
+
+    learner._step = spy
+    learner.update(rollout, 0.0)
+    assert [len(obs) for obs in seen] == [5, 5, 5, 5, 4] * 3
+    everything = rollout.obs.flatten(0, 1)
+    for epoch in range(3):
+        rows = torch.cat(seen[5 * epoch : 5 * epoch + 5])
+        assert torch.equal(rows[rows[:, 0].argsort()], everything[everything[:, 0].argsort()])
+    assert not torch.equal(torch.cat(seen[:5]), torch.cat(seen[5:10]))
+
+
+def test_discrete_actions_learn_by_the_policy_gradient() -> None:
+    """One step raises the probability of an action with a positive advantage in its state, and lowers the other's."""
+    learner = make_learner(discrete=True, entropy_coef=0.0)
+    rollout = random_rollout(1, 2, 1, OBS, torch.tensor([[0, 2]]), 0)
+    reward, ended = torch.tensor([[50.0, -50.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    rollout = dataclasses.replace(rollout, reward=reward, terminated=ended, truncated=~ended)
+    before = learner.policy(rollout.obs, rollout.task).log_prob(rollout.action).detach()
+    learner.update(dataclasses.replace(rollout, log_prob=before), 0.0)
+    after = learner.policy(rollout.obs, rollout.task).log_prob(rollout.action)
+    assert after[0, 0] > before[0, 0]
+    assert after[0, 1] < before[0, 1]
+
+
+def test_rates_and_entropy_weight_fall_linearly() -> None:
+    # 1 + (0.2 - 1) * 0.5 = 0.6
+    learner = make_learner(final_factor=0.2)
+    learner.update(make_rollout(), 0.5)
+    for step in (learner.policy_step, learner.value_step):
+        assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.6 * LR)
+
+
+def test_popart_makes_the_scale_of_rewards_irrelevant() -> None:
+    """Task 1's rewards times 1000: the same normalised losses and the same policy, and sigma times 1000.
+
+    Values begin at zero, so that the first targets scale with the rewards too. After that PopArt keeps outputs.
+    """
+    learners, history = [], []
+    for scale in (1.0, 1000.0):
+        learner = make_learner(value_norm="popart")
+        for parameter in learner.value.head.parameters():
+            nn.init.zeros_(parameter)
+        metrics = []
+        for seed in range(4):
+            rollout = make_rollout(seed)
+            reward = rollout.reward * torch.where(rollout.task == 1, scale, 1.0)
+            metrics.append(learner.update(dataclasses.replace(rollout, reward=reward), 0.0))
+        learners.append(learner)
+        history.append(metrics)
+    for small, large in zip(*history, strict=True):
+        for key in ("value_loss", "policy_loss"):
+            torch.testing.assert_close(small[key], large[key], rtol=1e-6, atol=1e-8)
+        ratio = large["value_scale"] / small["value_scale"]
+        torch.testing.assert_close(ratio, torch.tensor([1.0, 1000.0, 1.0]), rtol=1e-5, atol=0)
+    small, large = (learner.networks.state_dict() for learner in learners)
+    for key in small:
+        if not key.startswith("value_norm"):
+            torch.testing.assert_close(small[key], large[key], rtol=1e-6, atol=1e-8)
+
+
+def test_popart_keeps_the_values_through_an_update() -> None:
+    """With no learning to speak of, an update changes the statistics and no denormalised value."""
+    learner, rollout = make_learner(value_norm="popart"), make_rollout()
+    for step in (learner.policy_step, learner.value_step):
+        step.optimizer.param_groups[0]["initial_lr"] = 1e-30
+    rollout = dataclasses.replace(rollout, reward=30 * rollout.reward)
+
+    def values() -> Tensor:
+        with torch.no_grad():
+            return learner.value_norm.denormalise(learner.value(rollout.obs, rollout.task), rollout.task)
+
+    before = values()
+    learner.update(rollout, 0.0)
+    assert ((learner.value_norm.sigma - 1).abs() > 0.1).all()
+    torch.testing.assert_close(values(), before, rtol=1e-9, atol=1e-9)
+
+
+def test_without_popart_the_scale_of_rewards_matters() -> None:
+    """The control for the test above."""
+    losses = []
+    for scale in (1.0, 1000.0):
+        rollout = make_rollout()
+        losses.append(make_learner().update(dataclasses.replace(rollout, reward=rollout.reward * scale), 0.0))
+    assert (losses[1]["value_loss"] > 100 * losses[0]["value_loss"]).all()
+
+
+def test_saving_and_loading_continues_bit_exactly() -> None:
+    one, other = (make_learner("running", "popart", epochs=2, minibatches=3) for _ in range(2))
+    for seed in range(2):
+        one.update(make_rollout(seed), 0.1)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for learner in (one, other):
+        torch.manual_seed(5)
+        learner.update(make_rollout(3), 0.2)
+    for ours, theirs in zip(one.networks.state_dict().values(), other.networks.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,358 @@
+"""A user's mistake, and a broken disk: one line that says what is wrong and what is valid; exit code 2; no traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mtrl.envs.toy
+import mtrl.run.checkpoint
+from mtrl.run.checkpoint import load_state, newest_valid
+from mtrl.run.loop import Loop
+from tests.system.commands import (
+    PYTHON_RNG, assert_same_run, environment, rows, run, start, stopped_after, the_error, tiny,
+)  # fmt: skip
+
+TASKS = "reach-0, reach-1, reach-2, reach-3"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("env=toy_reech", "Unknown env 'toy_reech'. Did you mean 'toy_reach'? Valid: counting, gym, metaworld, mt1,"),
+        ("agent=ppoo", "Unknown agent 'ppoo'. Did you mean 'ppo'? Valid: impala, ppo, sac."),
+        ("network=mlpp", "Unknown network 'mlpp'. Did you mean 'mlp'? Valid: mlp, multi_head"),
+        ("task_encoder=onehot", "Unknown task_encoder 'onehot'. Did you mean 'one_hot'?"),
+        ("experiment=foo", "Unknown experiment 'foo'. Valid: mt10_sac"),
+        ("env.name=foo", "Unknown env 'foo'. Valid: counting,"),
+        ("agent.name=foo", "Unknown agent 'foo'. Valid: impala, sac"),
+        ("sed=3", "Unknown key 'sed'. Did you mean 'seed'? Valid: env, agent,"),
+        ("+foo=3", "Unknown key 'foo'"),
+        ("evl.every=5", "Unknown key 'evl.every'"),
+        (
+            "eval.evry=5",
+            "Unknown key 'eval.evry'. Did you mean 'eval.every'? Valid: eval.every, eval.episodes_per_task",
+        ),
+        ("agent.gama=1", "Unknown option of agent 'impala': 'gama'. Did you mean 'gamma'? Valid: rollout_length,"),
+        ("agent.optimizer.rl=1", "Unknown option of optimizer 'adam': 'rl'"),
+        ("network.trunk.widht=3", "Unknown option of trunk 'mlp': 'widht'. Did you mean 'width'?"),
+        ("network.trnk.width=3", "Unknown option of network: 'trnk'. Did you mean 'trunk'? Valid: trunk, head"),
+        ("network.head=per_tusk", "Unknown head 'per_tusk'. Did you mean 'per_task'? Valid: per_task, shared"),
+        ("env.foo=1", "Unknown option of env 'toy_reach': 'foo'. Valid:"),
+        ("env.seed=3", "env.seed does not exist"),
+        ("env.device=cpu", "env.device does not exist: use device"),
+        ("env.slots_per_task=3", "env.slots_per_task does not exist: use agent.slots_per_task"),
+        ("agent.slots_per_task=abc", "agent.slots_per_task must be a positive integer, not 'abc'"),
+        ("agent.slots_per_task=-1", "agent.slots_per_task must be a positive integer, not -1"),
+        ("env.num_envs=abc", "env.num_envs must be an integer or null, not 'abc'"),
+        ("env.num_envs=-16", "num_envs must be a positive multiple of the number of tasks (4), not -16"),
+        ("env.num_envs=15", "not 15: use for example 16"),
+        ("seed=-1", "seed must not be negative, but is -1"),
+        ("seed=a", "seed must be an integer, not 'a'"),
+        ("total_steps=0", "total_steps must be positive, not 0"),
+        ("total_steps=many", "total_steps must be an integer, not 'many'"),
+        ("total_steps=1.5", "total_steps must be an integer, not 1.5"),
+        ("eval.every=-1", "eval: every must not be negative, but is -1"),
+        ("eval.episodes_per_task=0", "eval: episodes_per_task must be positive"),
+        ("checkpoint.keep=0", "checkpoint: keep must be positive"),
+        ("log.every=0", "log: every must be positive"),
+        ("log.wandb=maybe", "log: wandb must be true or false, not 'maybe'"),
+        ("agent.rollout_length=0", "agent 'impala': rollout_length must be positive, not 0"),
+        ("agent.optimizer.lr=-1", "optimizer 'adam': lr must be positive, not -1"),
+        ("agent.optimizer.lr=abc", "optimizer 'adam': lr must be a number, not 'abc'"),
+        ("agent.optimizer=5", "agent 'impala': optimizer must be settings, not 5"),
+        ("network.trunk=5", "network: trunk must be settings, not 5"),
+        ("init_from_parts=[trunk]", "init_from does not say where from"),
+        ("init_from_parts=trunk", "init_from_parts must be a list or null, not 'trunk'"),
+        ("eval=5", "eval has settings of its own (eval.every, eval.episodes_per_task) and cannot be 5"),
+        ("log=null", "log has settings of its own"),
+        ("~eval", "eval has settings of its own"),
+        ("~env", "env needs a name"),
+        ("~agent", "agent needs a name"),
+        ("seed=1,2", "seed=1,2"),
+        ("seed", "Cannot read the command line"),
+        ("=3", "Unknown key ''"),
+        ("hydra.foo=3", "hydra.foo"),
+        ("device=gpu", "device=gpu cannot be used"),
+        ("init_from=nowhere", "No policy in nowhere: expected a run folder"),
+        ("init_from=/etc/hostname", "No policy in /etc/hostname: expected a run folder"),
+        ("run_dir=/etc/hostname", "run_dir=/etc/hostname is not empty"),
+        ("run_dir=/etc/hostname/run", "Cannot write the run folder /etc/hostname/run: Not a directory"),
+    ],
+)
+def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argument: str, expected: str) -> None:
+    assert run(*tiny(), argument) == 2
+    assert expected in the_error(capsys)
+    assert not list(run_dir.parent.iterdir()), "nothing has begun"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["env=mt1", "env.task=reach-v4"], "Unknown Meta-World task 'reach-v4'. Did you mean 'reach-v3'? Valid: "),
+        (["env=mt1", "env.task=3"], "env 'mt1': task must be text, not 3"),
+        (["env=mt1", "env.reward_version=v3"], "reward_version must be one of v1, v2, not 'v3'"),
+        (["env=mt1", "env.physics=fast"], "Unknown physics 'fast'. Valid: "),
+        (["env=metaworld", "env.tasks=[reach-v3,pusch-v3]"], "Did you mean 'push-v3'?"),
+        (
+            ["env=gym", "env.ids=[Pendulum-v9]"],
+            "Unknown gymnasium environment 'Pendulum-v9'. Did you mean 'Pendulum-v1'?",
+        ),
+        (["env=toy_grid", "agent=sac"], "agent=sac needs continuous actions"),
+        (["agent=sac", "network.head=shared", "value_norm=popart"], "value_norm=popart needs network.head=per_task"),
+        (["agent=sac", "env=toy_reach", "agent.tau=-1"], "tau must be positive"),
+        (["--cfg", "job", "sed=1"], "Unknown key 'sed'"),
+        (["-m", "seed=1,2", "agent=ppo,sacc"], "Unknown agent 'sacc'. Did you mean 'sac'?"),
+        (["-m", "resume=runs/x"], "resume and run_dir name one run"),
+    ],
+)
+def test_bad_combination(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert run(*arguments) == 2
+    assert expected in the_error(capsys)
+    assert not list(run_dir.parent.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*tiny(), "device=cuda") == 2
+    assert "device=cuda cannot be used" in the_error(capsys)
+
+
+def test_missing_extra(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert run(*tiny(), "log.wandb=true", f"run_dir={run_dir}") == 2
+    assert 'pip install "mtrl-suite[wandb]"' in the_error(capsys)
+    assert not run_dir.exists()
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    wrong = [["env=mt01"], ["total_steps=-5", "env=toy_reach"], ["resume=runs/gone"]]
+    found = [start(*arguments, cwd=tmp_path) for arguments in wrong]
+    for process, expected in zip(found, ("'mt1'", "must be positive", "it is not a run folder"), strict=True):
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (2, "")
+        assert re.fullmatch(rf"error: .*{expected}.*\n", err)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resuming
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(run_dir: Path) -> Path:
+    """A run stopped at step 480 of 640, with checkpoints of steps 320 and 480."""
+    with stopped_after(6):
+        assert run(*tiny(), f"run_dir={run_dir}") == 143
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["agent=sac"], "agent cannot be changed when a run is resumed (only total_steps, device, eval,"),
+        (["agent.gamma=0.5"], "agent.gamma cannot be changed"),
+        (["seed=2"], "seed cannot be changed"),
+        (["total_steps=-1"], "total_steps must be positive"),
+        (["eval.evry=1"], "Unknown key 'eval.evry'. Did you mean 'eval.every'? Valid: eval.every"),
+        (["eval=5"], "eval has settings of its own"),
+        (["log.every=x"], "log: every must be an integer"),
+    ],
+)
+def test_bad_resume(stopped: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+    before = (stopped / "config.yaml").read_text()
+    capsys.readouterr()
+    assert run(f"resume={stopped}", *arguments) == 2
+    assert expected in the_error(capsys)
+    assert (stopped / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("what", ["missing", "file", "empty", "no config", "broken yaml", "list", "no section"])
+def test_resume_of_what_is_no_run(run_dir: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    if what == "file":
+        run_dir.write_text("x")
+    elif what != "missing":
+        run_dir.mkdir()
+        (run_dir / "metrics.jsonl").write_text("")
+    config = {"broken yaml": "a: [1\nb: }", "list": "[1, 2]", "no section": "seed: 1\n"}.get(what)
+    if config is not None:
+        (run_dir / "config.yaml").write_text(config)
+    assert run(f"resume={run_dir}") == 2
+    assert str(run_dir) in (message := the_error(capsys)) or what == "no section", message
+
+
+def test_run_dir_in_use(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(*tiny(), f"run_dir={stopped}") == 2
+    assert f"is not empty: choose another, or resume={stopped}" in the_error(capsys)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize(
+    "file", ["training_state/learner/state.safetensors", "policy/model.safetensors", "training_state/run/state.json"]
+)
+def test_damaged_checkpoint(
+    stopped: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], file: str
+) -> None:
+    assert run(*tiny(), "run_dir=whole") == 0
+    newest = stopped / "checkpoints" / "000000000480"
+    damage(newest / file)
+    capsys.readouterr()
+    assert run(f"resume={stopped}") == 0
+    out = capsys.readouterr().out
+    assert f"Checkpoint {newest} is damaged: {file}: " in out
+    assert "Using the one before it." in out
+    assert f"Resuming {stopped} at step 320." in out
+    assert_same_run(stopped.parent / "whole", stopped, PYTHON_RNG)
+
+
+def test_all_checkpoints_damaged(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in stopped.glob("checkpoints/0*"):
+        flip(path / "manifest.json")
+    capsys.readouterr()
+    assert run(f"resume={stopped}") == 2
+    message = the_error(capsys)
+    assert "No usable checkpoint" in message
+    assert "000000000480" in message
+    assert "000000000320" in message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights from elsewhere
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_init_from_another_problem(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(*tiny(env="toy_grid"), f"init_from={stopped}", "run_dir=other") == 2
+    assert "The networks differ" in the_error(capsys)
+    assert run(*tiny(), f"init_from={stopped}", "init_from_parts=[trunc]", "run_dir=other") == 2
+    assert "Unknown part 'trunc'. Did you mean 'trunk'? Valid: " in the_error(capsys)
+    assert not Path("other").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# While it runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", ["ppo", "sac"])
+def test_nan_reward(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    advance = mtrl.envs.toy.ToyReach.advance
+
+    def broken(env: Any, action: torch.Tensor) -> Any:
+        reward, *rest = advance(env, action)
+        return torch.where(env.task == 2, torch.nan, reward), *rest
+
+    monkeypatch.setattr(mtrl.envs.toy.ToyReach, "advance", broken)
+    assert run(*tiny(agent), f"run_dir={run_dir}") == 2
+    message = the_error(capsys)
+    assert re.search(r"NaN or infinite in task reach-2 at step \d+\.", message)
+    assert f"The batch is in {run_dir / 'nan_batch'}" in message
+    batch = load_state(run_dir / "nan_batch")
+    assert batch["reward"][batch["task"] == 2].isnan().all()
+    assert batch["reward"][batch["task"] != 2].isfinite().all()
+
+
+@pytest.mark.parametrize("env", ["toy_reach", "toy_grid"])
+def test_learning_rate_too_high(run_dir: Path, capsys: pytest.CaptureFixture[str], env: str) -> None:
+    assert run(*tiny(env=env), "agent.optimizer.lr=1e30", f"run_dir={run_dir}") == 2
+    assert "NaN or infinite" in the_error(capsys)
+
+
+def test_weights_become_nan(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Loop._train
+
+    def poisoned(loop: Loop) -> None:
+        if loop.state.updates == 3:
+            next(loop.learner.policy.head.parameters()).data.fill_(torch.nan)
+        train(loop)
+
+    monkeypatch.setattr(Loop, "_train", poisoned)
+    assert run(*tiny(), f"run_dir={run_dir}") == 2
+    assert "weights became NaN or infinite before step 240; the last checkpoint is intact" in the_error(capsys)
+    assert newest_valid(run_dir / "checkpoints").name == "000000000160"
+
+
+def test_disk_full_for_a_while(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*tiny(), "run_dir=whole") == 0
+    save, count = mtrl.run.checkpoint.save_state, 0
+
+    def full(folder: Path, state: Any) -> None:
+        nonlocal count
+        count += 1
+        if count < 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        save(folder, state)
+
+    monkeypatch.setattr(mtrl.run.checkpoint, "save_state", full)
+    monkeypatch.setattr("mtrl.run.loop.write_eval", lambda *a, **k: full(run_dir, None))
+    assert run(*tiny(), f"run_dir={run_dir}") == 0
+    out = capsys.readouterr().out
+    assert "WARNING: Could not save the checkpoint of step 160" in out
+    assert "WARNING: Could not save the evaluation: No space left on device. Training goes on." in out
+    assert rows(run_dir) == rows(Path("whole"))
+
+
+def test_disk_full_for_good(tmp_path: Path) -> None:
+    """A limit of the size of files is as near to a full disk as a test can get."""
+    command = [*tiny(), "network.trunk.width=256", "run_dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mtrl.train", *command],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "WARNING: Could not save the checkpoint of step 160" in done.stdout
+    assert "step 640: evaluation success" in done.stdout, "it went on to the end"
+    last = done.stderr.splitlines()[-1]
+    assert re.match(r"error: Could not save the checkpoint of step 640 in .*File too large", last)
+    assert "Traceback" not in done.stderr
+
+
+def test_folder_vanishes(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Loop._train
+
+    def remove(loop: Loop) -> None:
+        if loop.state.updates == 3:
+            shutil.rmtree(run_dir)
+            run_dir.write_text("in the way")
+        train(loop)
+
+    monkeypatch.setattr(Loop, "_train", remove)
+    assert run(*tiny(), f"run_dir={run_dir}") == 2
+    assert "Could not save the checkpoint of step 640" in the_error(capsys)

@@ -1,0 +1,100 @@
+"""`python -m mtrl.evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mtrl
+from tests.system.commands import ON_POLICY, TINY, evaluate, run, the_error, tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Tests may write `eval.json` into it."""
+    path = tmp_path_factory.mktemp("evaluate") / "run"
+    assert run(*tiny(), f"run_dir={path}", "eval.episodes_per_task=5") == 0
+    return path
+
+
+def test_equals_the_final_evaluation_of_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(f"run={finished}") == 0
+    found = json.loads((finished / "eval.json").read_text())
+    trained = json.loads((finished / "eval" / "000000000640.json").read_text())
+    for key in ("protocol", "summary", "episodes"):
+        assert found[key] == trained[key], key
+    assert found["policy"] == str(finished / "checkpoints" / "000000000640" / "policy")
+    assert found["protocol"]["episodes per task"] == 5
+    out = capsys.readouterr().out
+    for task, values in found["summary"]["tasks"].items():
+        assert f"\n{task}  " in f"\n{out}"
+        assert f"{values['success_rate']:.2f}" in out
+
+
+def test_of_one_checkpoint_and_elsewhere(finished: Path, tmp_path: Path) -> None:
+    step = "000000000480"
+    assert evaluate(f"run={finished}/checkpoints/{step}", f"out={tmp_path}/new", "episodes_per_task=3") == 0
+    found = json.loads((tmp_path / "new" / "eval.json").read_text())
+    assert step in found["policy"]
+    assert all(len(columns["goal"]) == 3 for columns in found["episodes"].values())
+    assert evaluate(f"run={finished}/checkpoints/last", f"out={tmp_path}") == 0
+
+
+def test_other_settings_of_the_environment(finished: Path, tmp_path: Path) -> None:
+    assert evaluate(f"run={finished}", "env.horizon=7", f"out={tmp_path}") == 0
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert {length for columns in found["episodes"].values() for length in columns["length"]} == {7}
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate() == evaluate("--help") == 0
+    assert "episodes_per_task" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run=nowhere"], "No policy in nowhere: expected a run folder"),
+        (["run=/etc/hostname"], "found a file"),
+        (["rum=x"], "Unknown option of evaluate: 'rum'. Did you mean 'run'? Valid: run, video"),
+        (["video=true"], "evaluate needs a value for: run"),
+        (["run={run}", "video=abc"], "video must be true or false, not 'abc'"),
+        (["run={run}", "episodes_per_task=0"], "episodes_per_task must be positive"),
+        (["run={run}", "env=mt10"], "Unknown key 'env'"),
+        (["run={run}", "env.foo=1"], "Unknown option of env 'toy_reach': 'foo'"),
+        (["run={run}", "env.num_tasks=2"], "The policy does not fit the environment: num_tasks is 4 here, 2 there"),
+        (["run={run}", "env.name=toy_grid"], "The policy does not fit the environment: obs_shape is (2,) here, (25,)"),
+        (["run={run}", "device=gpu"], "device=gpu cannot be used"),
+        (["run={run}", "out=/etc/hostname/x"], "Cannot write to /etc/hostname/x: Not a directory"),
+        (["run={run}", "video=true", "out={tmp}"], "toy_reach cannot be filmed"),
+        (["run={run}/checkpoints/last/policy", "out={tmp}", "run"], "Cannot read the command line"),
+    ],
+)
+def test_errors(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert evaluate(*(argument.format(run=finished, tmp=tmp_path) for argument in arguments)) == 2
+    assert expected in the_error(capsys)
+
+
+def test_a_policy_alone_is_not_enough(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "policy"
+    copy.mkdir()
+    for path in (finished / "checkpoints" / "last" / "policy").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert mtrl.load_policy(copy).spec.num_tasks == 4
+    assert evaluate(f"run={copy}") == 2
+    assert "No config.yaml in" in the_error(capsys)
+
+
+@pytest.mark.slow
+def test_video(run_dir: Path) -> None:
+    pytest.importorskip("imageio")
+    small = ["env=mt1", "env.num_envs=2", "env.horizon=20", *ON_POLICY, *TINY, "total_steps=40"]
+    assert run(*small, f"run_dir={run_dir}") == 0
+    assert evaluate(f"run={run_dir}", "video=true") == 0
+    (video,) = (run_dir / "videos").iterdir()
+    assert video.name == "reach-v3.mp4"
+    assert video.stat().st_size > 1000

@@ -1,0 +1,192 @@
+"""The main command: what a run leaves behind, and that everything which can be chosen runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mtrl.config import GROUPS, composed, config_dir, load_yaml, train_config
+from mtrl.train import environment_description
+from tests.system.commands import ON_POLICY, TINY, evaluations, only_run, rows, run, start, tiny
+
+TASKS = [f"reach-{i}" for i in range(4)]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def test_run_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*tiny(), "log.tensorboard=true", f"run_dir={run_dir}", "seed=3") == 0
+    assert {path.name for path in run_dir.iterdir()} == {
+        "config.yaml", "env.txt", "metrics.jsonl", "tensorboard", "eval", "checkpoints",
+    }  # fmt: skip
+    config = load_yaml(run_dir / "config.yaml")
+    assert config["seed"] == 3
+    assert config["env"] == {"name": "toy_reach", "num_envs": 8}
+    assert train_config(config).plain() == config
+    assert "torch: " in (run_dir / "env.txt").read_text()
+    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+    assert sorted(path.name for path in (run_dir / "eval").iterdir()) == ["000000000320.json", "000000000640.json"]
+
+    checkpoints = run_dir / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000000000480", "000000000640", "last"]
+    assert (checkpoints / "last").readlink() == Path("000000000640")
+    assert (checkpoints / "last" / "training_state").is_dir()
+    policy = checkpoints / "last" / "policy"
+    assert {path.name for path in policy.iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads((policy / "config.json").read_text())["spec"]["task_names"] == TASKS
+    assert load_file(policy / "model.safetensors")
+
+    out = capsys.readouterr().out
+    assert all(f"\n{task} " in out for task in TASKS), "a table of success per task at the end"
+    assert "steps/s" in out
+    assert "Peak memory" in out
+    assert str(run_dir) in out
+
+
+def test_metric_names(run_dir: Path) -> None:
+    assert run(*tiny(), f"run_dir={run_dir}") == 0
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    training = [row for row in found if "train/policy_loss/reach-0" in row]
+    evaluation = [row for row in found if "eval/success_rate" in row]
+    assert [row["step"] for row in training] == list(range(80, 641, 80))
+    assert [row["step"] for row in evaluation] == [320, 640]
+    names = set(training[-1])
+    assert {f"train/{kind}/{task}" for kind in ("policy_loss", "value_loss", "entropy") for task in TASKS} <= names
+    assert {"train/return_mean", "train/success_rate_mean", "train/policy_grad_norm"} <= names
+    assert {"time/env_steps_per_s", "time/wall_s", "time/updates", "time/env_s", "time/update_s"} <= names
+    assert {f"eval/{kind}/{task}" for kind in ("success_rate", "return") for task in TASKS} <= set(evaluation[0])
+    assert all(name.split("/")[0] in ("step", "train", "eval", "time", "grad") for row in found for name in row)
+
+
+def test_the_last_steps_are_logged_too(run_dir: Path) -> None:
+    assert run(*tiny(), f"run_dir={run_dir}", "log.every=500", "eval.every=0", "checkpoint.every=0") == 0
+    assert [row["step"] for row in rows(run_dir)] == [560, 640, 640]
+
+
+@pytest.mark.parametrize(
+    ("agent", "env"), [("ppo", "toy_grid"), ("impala", "toy_reach"), ("impala", "toy_grid"), ("sac", "toy_reach")]
+)
+def test_agents(run_dir: Path, agent: str, env: str) -> None:
+    assert run(*tiny(agent, env, total_steps=320), f"run_dir={run_dir}") == 0
+    (found,) = evaluations(run_dir).values()
+    assert len(found[0]["tasks"]) == 4
+    assert any("train/entropy" in name for row in rows(run_dir) for name in row)
+
+
+@pytest.mark.parametrize("env", ["toy_scale", "counting"])
+def test_other_toys(run_dir: Path, env: str) -> None:
+    assert run(*tiny(env=env, num_envs=12, total_steps=240), f"run_dir={run_dir}") == 0
+
+
+def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
+    ids = "env.ids=[Pendulum-v1,MountainCarContinuous-v0]"
+    command = [*tiny(env="gym", num_envs=2, total_steps=40), ids, "env.num_workers=0"]
+    assert run(*command, "eval.every=0", "eval.episodes_per_task=1", f"run_dir={run_dir}") == 0
+    assert not any(name.startswith("train/success_rate") for row in rows(run_dir) for name in row)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group in GROUPS if group not in ("env", "agent") for option in options(group)],
+)
+def test_every_option_trains(run_dir: Path, group: str, option: str) -> None:
+    command = [*tiny(total_steps=80), f"{group}={option}", f"run_dir={run_dir}", "eval.every=0"]
+    assert run(*command, "eval.episodes_per_task=1") == 0
+
+
+@pytest.mark.parametrize("head", ["shared", "per_task"])
+@pytest.mark.parametrize("value_norm", ["none", "popart"])
+def test_sac_with_every_head_and_scale(run_dir: Path, head: str, value_norm: str) -> None:
+    code = run(*tiny("sac", total_steps=160), f"network.head={head}", f"value_norm={value_norm}", f"run_dir={run_dir}")
+    assert code == (2 if (head, value_norm) == ("shared", "popart") else 0)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in (*GROUPS, "experiment") for option in options(group)]
+)
+def test_every_config_file_is_valid(group: str, option: str) -> None:
+    config = train_config(composed([f"{group}={option}"], "train"))
+    assert group == "experiment" or vars(config)[group]
+
+
+def test_experiment_sets_the_published_values() -> None:
+    config = train_config(composed(["+experiment=mt10_sac", "seed=4"], "train"))
+    assert (config.env["name"], config.agent["name"], config.seed) == ("mt10", "sac", 4)
+    assert config.network["trunk"]["width"] == 400
+    assert config.total_steps == 20_000_000
+    assert composed(["experiment=mt10_sac"], "train") == composed(["+experiment=mt10_sac"], "train")
+
+
+def test_the_default_run() -> None:
+    config = train_config(composed([], "train"))
+    assert (config.env["name"], config.env["num_envs"], config.eval.episodes_per_task) == ("mt10", None, 50)
+
+
+def test_run_folders_do_not_collide(run_dir: Path) -> None:
+    for _ in range(2):
+        assert run(*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1") == 0
+    assert len(list(run_dir.parent.glob("runs/*_toy_reach_*_seed1*"))) == 2
+
+
+def test_same_seed_same_run_and_another_seed_another(run_dir: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(*tiny(total_steps=160), f"run_dir={name}", f"seed={seed}", "eval.every=0") == 0
+    weights = [Path(name, "checkpoints/last/policy/model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+    assert rows(Path("a")) == rows(Path("b")) != rows(Path("c"))
+
+
+def test_environment_description_names_versions() -> None:
+    text = environment_description()
+    assert "mujoco: 3" in text
+    assert "git commit: " in text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a user starts it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_sweep(tmp_path: Path) -> None:
+    command = [*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1"]
+    code, _, err = finish(start("-m", "seed=0,1", *command, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    runs = sorted(path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    assert [load_yaml(path / "config.yaml")["seed"] for path in runs] == [0, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing else is left behind"
+
+
+def test_help_and_cfg(tmp_path: Path) -> None:
+    asked = [start("--help", cwd=tmp_path), start("--cfg", "job", "env=toy_grid", "seed=7", cwd=tmp_path)]
+    (help_code, help_text, _), (cfg_code, cfg_text, _) = map(finish, asked)
+    assert (help_code, cfg_code) == (0, 0)
+    assert "agent: impala, ppo, sac" in help_text
+    assert "name: toy_grid" in cfg_text
+    assert "seed: 7" in cfg_text
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_command(tmp_path: Path) -> None:
+    code, out, err = finish(start(*tiny(total_steps=80), "log.tensorboard=true", cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert str(only_run(tmp_path).relative_to(tmp_path)) in out
+
+
+@pytest.mark.slow
+def test_metaworld(run_dir: Path) -> None:
+    small = ["env=mt10", "env.num_envs=20", "env.horizon=20", *ON_POLICY, *TINY, "eval.every=0"]
+    assert run(*small, "eval.episodes_per_task=1", "total_steps=400", f"run_dir={run_dir}") == 0
+    (found,) = evaluations(run_dir).values()
+    assert len(found[0]["tasks"]) == 10

@@ -1,0 +1,316 @@
+"""Rollouts and the replay, with an environment that says where each observation comes from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtrl.envs
+from mtrl.data.experience import Collector, OffPolicy, OnPolicy, RandomActor
+from mtrl.data.replay import Replay
+from mtrl.data.task_sampling import TaskSampler, Uniform
+from mtrl.types import Rollout, State
+from tests.helpers import make_spec, no_timer
+
+K = 3
+TASK, GOAL, EPISODE, STEP, SLOT = range(5)
+
+
+class Restless(TaskSampler):
+    """Other probabilities each time: slots keep changing their tasks."""
+
+    def probabilities(self) -> Tensor:
+        return torch.rand(K, dtype=torch.float64).softmax(0) if torch.rand(()) < 0.5 else torch.eye(K).double()[1]
+
+
+class Recorder:
+    """An actor whose actions and log-probabilities say which observation they were chosen for, and for which task."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        assert explore
+        assert torch.equal(obs[:, TASK].long(), task)
+        self.calls += 1
+        return self.action(obs), self.log_prob(obs)
+
+    @staticmethod
+    def action(obs: Tensor) -> Tensor:
+        return torch.stack([obs[..., STEP] / 100, obs[..., EPISODE] / 1000], dim=-1)
+
+    @staticmethod
+    def log_prob(obs: Tensor) -> Tensor:
+        return -obs[..., SLOT] - obs[..., STEP] / 100
+
+
+def make_collector(sampler: TaskSampler | None = None, num_envs: int = 6, seed: int = 0, **options: Any) -> Collector:
+    options = {"num_tasks": K, "episode_length": 4, "stagger": 2, "terminate_every": 2} | options
+    env = mtrl.envs.make("counting", num_envs=num_envs, seed=seed, **options)
+    return Collector(env, sampler or Uniform(K), "cpu", no_timer)
+
+
+def make_off_policy(collector: Collector, capacity: int = 1000, **options: Any) -> OffPolicy:
+    options = {"batch_size": 4, "replay_ratio": 4.0, "warmup": 0} | options
+    return OffPolicy(collector, Replay(collector.env.spec, capacity, "cpu"), **options)
+
+
+def check_transitions(
+    obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, next_obs: Tensor, task: Tensor
+) -> None:
+    """Every transition stays within one step of one episode of one task."""
+    for column in (TASK, GOAL, EPISODE, SLOT):
+        assert torch.equal(obs[..., column], next_obs[..., column])
+    assert torch.equal(next_obs[..., STEP], obs[..., STEP] + 1)
+    assert torch.equal(task, obs[..., TASK].long())
+    assert torch.equal(reward, 1000 * obs[..., TASK] + next_obs[..., STEP])
+    assert torch.equal(action, Recorder.action(obs))
+    # An episode of slot i has 4 + i % 3 steps; those with an even number terminate.
+    last = next_obs[..., STEP] == 4 + obs[..., SLOT] % 3
+    assert torch.equal(terminated, last & (obs[..., EPISODE] % 2 == 0))
+
+
+SAMPLERS: list[Callable[[], TaskSampler]] = [lambda: Uniform(K), Restless]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["uniform", "restless"])
+def test_rollouts_do_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSampler]) -> None:
+    torch.manual_seed(0)
+    experience, actor, rollouts = OnPolicy(make_collector(sampler()), rollout_length=7), Recorder(), []
+    for _ in range(12):
+        assert experience.collect(actor) == 7 * 6
+        (rollout,) = experience.batches()
+        assert not list(experience.batches())  # each is used once
+        rollouts.append(rollout)
+    everything = {key: torch.cat([getattr(r, key) for r in rollouts]) for key in vars(rollouts[0])}
+    rollout = Rollout(**everything)  # rollouts follow one another without a gap
+
+    check_transitions(rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.next_obs, rollout.task)
+    assert torch.equal(rollout.log_prob, Recorder.log_prob(rollout.obs))
+    last = rollout.next_obs[..., STEP] == 4 + rollout.obs[..., SLOT] % 3
+    assert torch.equal(rollout.truncated, last & (rollout.obs[..., EPISODE] % 2 == 1))
+    done = rollout.terminated | rollout.truncated
+    following, ended = rollout.obs[1:], done[:-1]
+    assert torch.equal(following[~ended], rollout.next_obs[:-1][~ended])
+    assert torch.equal(following[ended][:, EPISODE], rollout.obs[:-1][ended][:, EPISODE] + 1)
+    assert (following[ended][:, STEP] == 0).all()
+    assert torch.equal(following[..., SLOT], rollout.obs[:-1][..., SLOT])
+    # What the test is about must have happened.
+    assert rollout.terminated.sum() > 20
+    assert rollout.truncated.sum() > 20
+    assert (done.sum(1) > 0).any()
+    assert (done.sum(1) < 6).any()  # not all slots together
+    changes = int((rollout.task[1:] != rollout.task[:-1]).sum())
+    assert changes > 20 if sampler is Restless else changes == 0
+
+
+@pytest.mark.parametrize("capacity", [1000, 11])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["uniform", "restless"])
+def test_the_replay_does_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSampler], capacity: int) -> None:
+    torch.manual_seed(0)
+    experience = make_off_policy(make_collector(sampler()), capacity)
+    experience._random = Recorder()  # random actions would not say what they were chosen for
+    for _ in range(100):
+        assert experience.collect(Recorder()) == 6
+    rings, size = experience.replay.state_dict()["rings"], experience.replay.size
+    for k in range(K):
+        own = {key: ring[k, : size[k]] for key, ring in rings.items()}
+        check_transitions(**own, task=torch.full((int(size[k]),), k))
+    assert experience.replay.added.sum() == 600
+    if capacity == 1000:
+        stored = torch.cat([rings["obs"][k, : size[k]] for k in range(K)])
+        assert len(stored[:, [EPISODE, STEP, SLOT]].unique(dim=0)) == 600  # every step of every slot once
+
+
+@pytest.mark.parametrize("action_kind", ["continuous", "discrete"])
+def test_the_batch_is_what_was_stored(action_kind: str) -> None:
+    collector = make_collector(action_kind=action_kind)
+    experience = make_off_policy(collector)
+    for _ in range(20):
+        experience.collect(RandomActor(collector.env.spec))
+    batch = experience.replay.sample(50)
+    assert torch.equal(batch.task, torch.arange(K)[:, None].expand(K, 50))
+    assert torch.equal(batch.obs[..., TASK].long(), batch.task)
+    assert torch.equal(batch.next_obs[..., STEP], batch.obs[..., STEP] + 1)
+    assert batch.action.dtype == (torch.float32 if action_kind == "continuous" else torch.int64)
+
+
+class Forbidden:
+    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        raise AssertionError("the policy acts during the warm-up")
+
+
+def test_warm_up_is_random_and_learns_nothing() -> None:
+    """10 transitions per task, 2 slots per task: 5 steps. From then on the policy acts, and updates are owed."""
+    torch.manual_seed(0)
+    experience = make_off_policy(make_collector(), warmup=10, replay_ratio=4.0)
+    for step in range(5):
+        experience.collect(Forbidden())
+        assert len(list(experience.batches())) == (0 if step < 4 else 2)  # 6 transitions * 4 / (3 tasks * 4)
+    actions = experience.replay.state_dict()["rings"]["action"]
+    assert actions.abs().max() <= 1
+    assert len(actions.unique()) == 3 * 10 * 2  # no two alike
+    assert actions.min() < -0.8
+    assert actions.max() > 0.8
+    actor = Recorder()
+    experience.collect(actor)
+    assert actor.calls == 1
+    assert len(list(experience.batches())) == 2
+
+
+def test_without_warm_up_the_first_step_is_random() -> None:
+    """Every task has something to sample before learning begins, even with tasks in few slots."""
+    experience = make_off_policy(make_collector(num_envs=3), warmup=0, replay_ratio=4.0)
+    experience.collect(Forbidden())
+    assert len(list(experience.batches())) == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "batch_size", "steps", "expected"),
+    [
+        # batches = floor(steps * 6 slots * ratio / (3 tasks * batch_size))
+        (4.0, 4, 50, 100),  # 1200 / 12
+        (0.125, 1, 100, 25),  # 75 / 3
+        (0.375, 4, 77, 14),  # 173.25 / 12 = 14.4
+        (128.0, 128, 10, 20),  # published: one update of 128 per task for each step of all tasks (twice 3 slots)
+        (2.5, 8, 33, 20),  # 495 / 24 = 20.6
+    ],
+)
+def test_replay_ratio(ratio: float, batch_size: int, steps: int, expected: int) -> None:
+    experience = make_off_policy(make_collector(), replay_ratio=ratio, batch_size=batch_size)
+    batches = []
+    for _ in range(steps):
+        experience.collect(Recorder())
+        batches.append(len(list(experience.batches())))
+    assert sum(batches) == expected
+    assert max(batches) - min(batches) <= 1  # spread evenly
+
+
+def test_statistics_by_hand() -> None:
+    """Episodes of 2 steps, two slots per task; after 2 steps each slot has finished one, which terminated.
+
+    Return of task k: (1000 k + 1) + (1000 k + 2) = 2000 k + 3.
+    """
+    collector = make_collector(episode_length=2, stagger=0)
+    action = torch.zeros(6, 2)
+    collector.step(action)
+    empty = collector.statistics()
+    assert set(empty) == {"return", "success_rate", "episode_length"}
+    assert all(values.isnan().all() for values in empty.values())
+    collector.step(action)
+    row = collector.statistics()
+    assert row["return"].tolist() == [3, 2003, 4003]
+    assert row["success_rate"].tolist() == [1, 1, 1]
+    assert row["episode_length"].tolist() == [2, 2, 2]
+    collector.step(action)
+    collector.step(action)
+    assert collector.statistics()["success_rate"].tolist() == [0, 0, 0]  # the odd episodes are truncated
+    assert collector.statistics()["return"].isnan().all()  # told once
+
+
+def test_statistics_of_one_task_alone() -> None:
+    """Slot 0 has episodes of 2 steps, slot 1 of 3 steps, slot 2 of 4: after 3 steps only task 2 has no result.
+
+    Task 1's: 1001 + 1002 + 1003.
+    """
+    collector = make_collector(num_envs=3, episode_length=2)
+    for _ in range(3):
+        collector.step(torch.zeros(3, 2))
+    row = collector.statistics()
+    assert row["return"][:2].tolist() == [3, 3006]
+    assert row["return"].isnan().tolist() == [False, False, True]
+    assert row["episode_length"][:2].tolist() == [2, 3]
+
+
+def test_the_sampler_hears_of_results() -> None:
+    heard: list[dict[str, Tensor]] = []
+
+    class Listener(Uniform):
+        def update(self, statistics: dict[str, Tensor]) -> None:
+            heard.append(statistics)
+
+    collector = make_collector(Listener(K))
+    assert collector.statistics() is heard[0]
+
+
+def test_results_belong_to_the_task_of_the_episode() -> None:
+    """All slots are moved to task 1 while they run their own: the running episodes count for their own tasks."""
+
+    class One(TaskSampler):
+        def probabilities(self) -> Tensor:
+            return torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+
+    collector = make_collector(One(), episode_length=2, stagger=0)
+    for _ in range(2):
+        collector.step(torch.zeros(6, 2))
+    assert collector.statistics()["return"].tolist() == [3, 2003, 4003]
+    assert collector.task.tolist() == [1] * 6
+    for _ in range(2):
+        collector.step(torch.zeros(6, 2))
+    row = collector.statistics()["return"]
+    assert row.isnan().tolist() == [True, False, True]
+    assert row[1] == 2003
+
+
+def equal(one: Any, two: Any) -> bool:
+    """Bit for bit, NaN included."""
+    if isinstance(one, Tensor):
+        return one.shape == two.shape and torch.equal(one.nan_to_num(-7.0), two.nan_to_num(-7.0))
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+    return one == two
+
+
+def run_on(experience: OnPolicy | OffPolicy, times: int) -> list[Any]:
+    """What comes of going on from here, with the random numbers restarted."""
+    torch.manual_seed(42)
+    seen: list[Any] = []
+    for _ in range(times):
+        experience.collect(RandomActor(experience.collector.env.spec))
+        seen += [vars(batch) for batch in experience.batches()]
+        seen.append(experience.statistics())
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["on", "off"])
+@pytest.mark.parametrize("through_a_file", [True, False])
+def test_the_state_continues_bit_exactly(kind: str, through_a_file: bool) -> None:
+    def make(seed: int) -> OnPolicy | OffPolicy:
+        collector = make_collector(Restless(), seed=seed)
+        if kind == "on":
+            return OnPolicy(collector, rollout_length=5)
+        return make_off_policy(collector, capacity=30, replay_ratio=0.7, warmup=5)
+
+    torch.manual_seed(0)
+    one = make(seed=0)
+    for _ in range(13):
+        one.collect(RandomActor(one.collector.env.spec))
+        list(one.batches())
+    state: State = one.state_dict()
+    other = make(seed=9)
+    other.load_state_dict(copy.deepcopy(state) if through_a_file else state)
+    expected = run_on(one, 30)
+    assert len(expected) > 30
+    for ours, theirs in zip(run_on(other, 30), expected, strict=True):
+        assert equal(ours, theirs)
+
+
+def test_random_actions_are_those_the_task_has() -> None:
+    mask = ((True, True, False), (True, False, False), (False, True, True))
+    task = torch.tensor([0, 1, 2]).repeat_interleave(200)
+    torch.manual_seed(0)
+    action, log_prob = RandomActor(make_spec(3, 1, 3, "continuous", mask)).act(torch.zeros(600, 1), task, True)
+    existing = torch.tensor(mask)[task]
+    assert (action[~existing] == 0).all()
+    assert action[existing].min() < -0.95
+    assert action[existing].max() > 0.95
+    assert action[existing].mean().abs() < 0.1
+    assert log_prob.isnan().all()
+    action, _ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(torch.zeros(600, 1), task, True)
+    assert existing.gather(1, action[:, None]).all()
+    assert (torch.bincount(action[task == 2], minlength=3)[1:] > 60).all()

@@ -1,0 +1,245 @@
+"""Saved policies, and weights taken from other runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mtrl
+from mtrl.build import Agent
+from mtrl.envs import make
+from mtrl.nn.networks import PolicyNetwork, build_policy
+from mtrl.policy import Policy, find_policy, load_policy, save_policy
+from mtrl.train import initialise
+from mtrl.types import UserError
+
+TRUNK = {"name": "mlp", "width": 8, "depth": 1, "activation": "tanh", "init": "orthogonal"}
+HEADS = {
+    "gaussian": {"name": "gaussian", "initial_std": 1.0},
+    "tanh_gaussian": {"name": "tanh_gaussian"},
+    "categorical": {"name": "categorical"},
+}
+
+
+def description(action_head: str, head: str = "per_task", encoder: str = "one_hot") -> dict[str, Any]:
+    return {
+        "obs_norm": {"name": "running"},
+        "task_encoder": {"name": "embedding", "dim": 3} if encoder == "embedding" else {"name": "one_hot"},
+        "trunk": TRUNK,
+        "head": head,
+        "action_head": HEADS[action_head],
+    }
+
+
+def made(
+    env: str = "toy_reach", action_head: str = "gaussian", **how: str
+) -> tuple[PolicyNetwork, dict[str, Any], Any]:
+    spec, node = make(env).spec, description(action_head, **how)
+    network = build_policy(node, spec)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    network.obs_norm.update(torch.randn(50, *spec.obs_shape) * 3 + 1)
+    return network, node, spec
+
+
+def saved(folder: Path, **how: str) -> tuple[PolicyNetwork, Any]:
+    network, node, spec = made(**how)
+    save_policy(folder, network, node, spec)
+    return network, spec
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"head": "shared", "encoder": "embedding"},
+        {"action_head": "tanh_gaussian"},
+        {"env": "toy_grid", "action_head": "categorical"},
+    ],
+)
+def test_round_trip(tmp_path: Path, how: dict[str, str]) -> None:
+    network, spec = saved(tmp_path / "policy", **how)
+    policy = load_policy(tmp_path / "policy")
+    assert policy.spec == spec
+    obs, task = torch.randn(20, *spec.obs_shape), torch.arange(20) % 4
+    expected, _ = network.act(obs, task, explore=False)
+    assert torch.equal(torch.as_tensor(policy.act(obs, task)), expected)
+    assert not any(parameter.requires_grad for parameter in policy.network.parameters())
+
+
+def test_files_need_no_code_to_be_read(tmp_path: Path) -> None:
+    network, spec = saved(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert load_file(tmp_path / "model.safetensors").keys() == network.state_dict().keys()
+    assert json.loads((tmp_path / "config.json").read_text())["spec"]["task_names"] == list(spec.task_names)
+
+
+def test_exported() -> None:
+    assert mtrl.load_policy is load_policy
+
+
+@pytest.fixture
+def policy() -> Policy:
+    network, _, spec = made()
+    return Policy(network, spec)
+
+
+def test_numpy_in_numpy_out(policy: Policy) -> None:
+    obs = np.random.default_rng(0).normal(size=(5, 2))  # float64, as gymnasium gives it
+    action = policy.act(obs, "reach-1")
+    assert isinstance(action, np.ndarray)
+    assert (action.shape, action.dtype) == ((5, 2), np.float32)
+    assert np.abs(action).max() <= 1
+    single = policy.act(obs[0], "reach-1")
+    assert single.shape == (2,)
+    np.testing.assert_allclose(single, action[0], rtol=1e-6)
+    assert isinstance(policy.act(torch.from_numpy(obs), "reach-1"), torch.Tensor)
+
+
+def test_every_way_to_name_a_task(policy: Policy) -> None:
+    obs = torch.randn(3, 2)
+    by_name = torch.as_tensor(policy.act(obs, "reach-2"))
+    two = torch.tensor(2)
+    for task in (2, np.int64(2), two, ["reach-2"] * 3, [2, "reach-2", 2], two.expand(3), np.array([2, 2, 2]), [2]):
+        assert torch.equal(torch.as_tensor(policy.act(obs, task)), by_name), repr(task)
+    each = torch.as_tensor(policy.act(obs, ["reach-0", "reach-2", "reach-3"]))
+    torch.testing.assert_close(each[1], by_name[1])
+    assert not torch.allclose(each[0], by_name[0])
+
+
+def test_explores_when_asked_to(policy: Policy) -> None:
+    obs = torch.zeros(50, 2)
+    assert len({float(a[0]) for a in policy.act(obs, 0)}) == 1
+    assert len({float(a[0]) for a in policy.act(obs, 0, explore=True)}) > 10
+
+
+def test_discrete(tmp_path: Path) -> None:
+    saved(tmp_path, env="toy_grid", action_head="categorical")
+    policy = load_policy(tmp_path)
+    assert policy.act(np.zeros((7, 25)), "top-left").shape == (7,)
+    assert policy.act(np.zeros(25), "top-left").shape == ()
+
+
+@pytest.mark.parametrize(
+    ("obs", "task", "expected"),
+    [
+        (
+            (3, 2),
+            "reach-9",
+            r"Unknown task of this policy: 'reach-9'. Did you mean 'reach-\d'\? Valid: reach-0, reach-1",
+        ),
+        ((3, 2), 4, "The task id must be from 0 to 3, not 4"),
+        ((3, 2), -1, "The task id must be from 0 to 3, not -1"),
+        ((3, 2), [0, 1], "Expected one task, or one for each of 3 observations, found 2"),
+        ((3, 5), 0, r"Expected observations \(N, 2\), found \(3, 5\)"),
+        ((5,), 0, r"Expected observations \(N, 2\), found \(1, 5\)"),
+        ((1, 3, 2), 0, "Expected observations"),
+    ],
+)
+def test_wrong_arguments(policy: Policy, obs: tuple[int, ...], task: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        policy.act(np.zeros(obs), task)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: os.truncate(folder / "model.safetensors", 100),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: edit(folder, lambda config: config["spec"].update(obs_dtype="floot32")),
+        lambda folder: edit(folder, lambda config: config["spec"].update(obs_shape=[3])),
+        lambda folder: edit(folder, lambda config: config["spec"].pop("horizon")),
+    ],
+)
+def test_damaged(tmp_path: Path, damage: Any) -> None:
+    saved(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=f"The policy in {tmp_path} is damaged") as caught:
+        load_policy(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, change: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_later_format(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, lambda config: config.update(format=2))
+    with pytest.raises(UserError, match="has format 2; this version reads 1"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "found nothing there"), ("file", "found a file"), ("folder", "found an empty folder")],
+)
+def test_no_policy(tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "x"
+    if content == "file":
+        path.write_text("")
+    elif content == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=rf"No policy in {path}: expected a run folder .*{expected}"):
+        find_policy(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts of a policy
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FakeLearner:
+    """As much of a learner as `initialise` looks at."""
+
+    def __init__(self, network: PolicyNetwork) -> None:
+        self.policy, self.networks = network, torch.nn.ModuleDict({"policy": network})
+
+    def act(self, obs: Any, task: Any, explore: bool) -> Any: ...
+    def update(self, batch: Any, progress: float) -> Any: ...
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+class FakeExperience:
+    def collect(self, actor: Any) -> int: ...  # type: ignore[empty-body]
+    def batches(self) -> Any: ...
+    def statistics(self) -> Any: ...
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def agent(network: PolicyNetwork) -> Agent:
+    return Agent(FakeLearner(network), FakeExperience(), {})
+
+
+@pytest.mark.parametrize(
+    ("parts", "taken"),
+    [(["trunk"], {"trunk"}), (["trunk", "obs_norm"], {"trunk", "obs_norm"}), (None, {"trunk", "obs_norm", "head"})],
+)
+def test_init_from_parts(tmp_path: Path, parts: list[str] | None, taken: set[str]) -> None:
+    source, _ = saved(tmp_path)
+    network, _, _ = made()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    initialise(agent(network), str(tmp_path), parts)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name] if name.split(".")[0] in taken else before[name]), name
+
+
+def test_unknown_part(tmp_path: Path) -> None:
+    saved(tmp_path)
+    network, _, _ = made()
+    with pytest.raises(UserError, match=r"Unknown part 'tronk'. Did you mean 'trunk'\? Valid: .*obs_norm.*trunk"):
+        initialise(agent(network), str(tmp_path), ["tronk"])
