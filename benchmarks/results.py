@@ -62,6 +62,7 @@ PUBLISHED_MT10 = {
 def store(run: Path, name: str) -> Path:
     """Writes what the docs need of a run: settings, machine, every evaluation, and the training curve."""
     config = load_yaml(run / "config.yaml")
+    del config["run_dir"]  # of one machine
     evaluations = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
     curve = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
@@ -70,7 +71,7 @@ def store(run: Path, name: str) -> Path:
             curve.append([row["step"], round(row["time/wall_s"], 1), round(row["train/success_rate_mean"], 4)])
     kept = {
         "config": config,
-        "environment": (run / "env.txt").read_text().splitlines(),
+        "environment": [_without_paths(line) for line in (run / "env.txt").read_text().splitlines()],
         "evaluations": evaluations,
         "training_curve": {"columns": ["step", "wall_s", "success_rate while exploring"], "rows": curve},
     }
@@ -78,6 +79,14 @@ def store(run: Path, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept) + "\n")
     return path
+
+
+def _without_paths(line: str) -> str:
+    """A line of env.txt; of a command, what another machine can repeat."""
+    if not line.startswith("command: "):
+        return line
+    arguments = [word for word in line.split() if "=" in word and not word.startswith("run_dir=")]
+    return " ".join(["command: python -m mtrl.train", *arguments])
 
 
 def render() -> None:

@@ -242,7 +242,9 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
         if OmegaConf.select(config, key) is None:
             section = config.get(key.split(".")[0])
             names = (
-                [f"{key.split('.')[0]}.{name}" for name in section] if isinstance(section, DictConfig) else CHANGEABLE
+                [f"{key.split('.')[0]}.{name}" for name in map(str, section)]
+                if isinstance(section, DictConfig)
+                else CHANGEABLE
             )
             raise UserError(unknown("key", key, names))
         OmegaConf.update(config, key, override.value())

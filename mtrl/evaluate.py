@@ -8,6 +8,7 @@ python -m mtrl.evaluate run=runs/... env.task=hammer-v3         # another settin
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -113,10 +114,14 @@ def evaluate_run(
     evaluator = Evaluator(node, config["seed"], episodes_per_task, device)
     try:
         check_fits(policy.spec, evaluator.env.spec)
+        began = time.perf_counter()
         with Progress() as progress:
-            result = evaluator(
-                policy.network, lambda done, total: progress.update(done, total, 0.0, {}, {}, "evaluation")
-            )
+
+            def report(done: int, total: int) -> None:
+                rate = done / (time.perf_counter() - began)
+                progress.update(done, total, rate, {}, {}, "evaluation", unit="episodes")
+
+            result = evaluator(policy.network, report)
         target = Path(out) if out else run_dir
         write_eval(target / "eval.json", result, policy=str(policy_folder))
         show(result)

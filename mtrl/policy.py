@@ -38,9 +38,7 @@ class Policy:
     def __init__(self, network: PolicyNetwork, spec: EnvSpec) -> None:
         self.network, self.spec = network, spec
 
-    def act(
-        self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False
-    ) -> np.ndarray | Tensor:
+    def act(self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False) -> np.ndarray | Tensor:
         """Actions for raw observations: deterministic, or sampled with `explore`.
 
         Args:
@@ -64,7 +62,7 @@ class Policy:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
 
-    def _task_ids(self, task: Tasks, count: int) -> Tensor:
+    def _task_ids(self, task: Any, count: int) -> Tensor:
         each = [task] if isinstance(task, str) or np.ndim(task) == 0 else list(task)
         ids = [self._task_id(name) for name in each]
         if len(ids) not in (1, count):
@@ -112,8 +110,8 @@ def find_policy(path: str | Path) -> Path:
     if (path / "checkpoints").is_dir():
         return newest_valid(path / "checkpoints") / "policy"
     raise UserError(
-        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy folder "
-        f"(with config.json), found {_listing(path)}."
+        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
+        f"folder (with config.json), found {_listing(path)}."
     )
 
 

@@ -94,12 +94,14 @@ def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, A
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {key: p for key, p in inspect.signature(component).parameters.items() if p.kind not in variadic}
     settable = [key for key in parameters if key not in runtime]
+    given = {**keywords, **{key: value for key, value in runtime.items() if key in parameters}}
     for key, value in keywords.items():
         if key not in settable:
             raise UserError(unknown(f"option of {what}:", key, settable))
-        if key in hints and not _fits(value, hints[key]):
+        if hints.get(key) is int and isinstance(value, float) and value.is_integer():
+            given[key] = int(value)  # 1e6
+        elif key in hints and not _fits(value, hints[key]):
             raise UserError(f"{what}: {key} must be {_describe(hints[key])}, not {value!r}.")
-    given = {**keywords, **{key: value for key, value in runtime.items() if key in parameters}}
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
     if missing:
         raise UserError(f"{what} needs a value for: {', '.join(missing)}.")

@@ -62,11 +62,15 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         agent = build_agent(config.agent, components, env, timer)
         if config.init_from is not None and resume is None:
             initialise(agent, config.init_from, config.init_from_parts)
+        if resume is None:
+            start_run_dir(run_dir, config)
         progress = Progress()
-        loop_parts = dict(
-            learner=agent.learner,
-            experience=agent.experience,
+        logger = Logger(run_dir, env.spec.task_names)
+        loop = Loop(
+            agent.learner,
+            agent.experience,
             evaluate=lambda report: evaluator(agent.learner, report),
+            logger=logger,
             progress=progress,
             timer=timer,
             run_dir=run_dir,
@@ -78,10 +82,6 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             evaluate_now=Every(config.eval.every),
             save_now=Every(config.checkpoint.every),
         )
-        if resume is None:
-            start_run_dir(run_dir, config)
-        logger = Logger(run_dir, env.spec.task_names)
-        loop = Loop(logger=logger, **loop_parts)  # type: ignore[arg-type]
         savables = {**loop.savables(), "rng": RngStates()}
         checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
         step = 0
@@ -97,28 +97,30 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         timer.reset()
         stopped_by = loop.run(checkpointer)
         logger.close()
+        if stopped_by is not None:
+            print(f"Stopped at step {loop.state.step:,}. Go on with: python -m mtrl.train resume={run_dir}")
+            return 128 + stopped_by
+        if loop.last_evaluation is not None:
+            show(loop.last_evaluation)
+        print_summary(loop, loop.state.step - step)
     finally:
         evaluator.close()
         env.close()
-    if stopped_by is not None:
-        print(f"Stopped at step {loop.state.step:,}. Go on with: python -m mtrl.train resume={run_dir}")
-        return 128 + stopped_by
-    if loop.last_evaluation is not None:
-        show(loop.last_evaluation)
-    print_summary(loop)
     return 0
 
 
-def print_summary(loop: Loop) -> None:
-    """Wall time, rate, time by phase, and peak memory."""
+def print_summary(loop: Loop, steps: int) -> None:
+    """Wall time, time and rate of each phase over this session's `steps`, and peak memory (of live processes)."""
     state, seconds = loop.state, loop.timer.seconds
-    phases = ", ".join(f"{phase} {duration(value)}" for phase, value in sorted(seconds.items(), key=lambda p: -p[1]))
     rate = state.step / state.training_time if state.training_time else 0.0
     print(
         f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)"
     )
-    print(f"This session: {phases}. Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes).")
-    print(f"Run folder: {loop.run_dir}")
+    for phase in ("env", "inference", "update", "evaluation", "checkpoint", "other"):
+        if phase in seconds:
+            per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "update") else ""
+            print(f"  {phase:<10} {duration(seconds[phase]):>7}{per_second}")
+    print(f"Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes). Run folder: {loop.run_dir}")
 
 
 def initialise(agent: Agent, source: str, parts: list[str] | None) -> None:
@@ -207,10 +209,10 @@ def environment_description() -> str:
 
     packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
     lines = [
-        f"command: {' '.join(sys.argv)}",
+        f"command: python -m mtrl.train {' '.join(sys.argv[1:])}",
         f"git commit: {git('rev-parse', 'HEAD')}",
         f"git changes: {len(git('status', '--porcelain').splitlines())} files",
-        f"python: {platform.python_version()} on {platform.platform()}",
+        f"python: {platform.python_version()} on {platform.system()} {platform.machine()}",
         *(f"{package}: {installed(package)}" for package in packages),
         f"cores: {os.cpu_count()}, torch threads: {torch.get_num_threads()}",
         f"gpu: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",

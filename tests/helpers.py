@@ -59,8 +59,8 @@ def naive_network(params: dict[str, Tensor], x: Tensor, k: int, num_tasks: int, 
     """One sample through one hidden tanh layer on [x, one-hot(k)] and task k's linear head."""
     one_hot = torch.zeros(num_tasks, dtype=torch.float64)
     one_hot[k] = 1
-    inputs = torch.cat([x.double(), one_hot])
-    hidden = torch.tanh(params["trunk.layers.0.weight"] @ inputs + params["trunk.layers.0.bias"])
+    weight = torch.cat([params["trunk.input.weight"], params["trunk.task_input.weight"]], dim=1)
+    hidden = torch.tanh(weight @ torch.cat([x.double(), one_hot]) + params["trunk.input.bias"])
     return params[head + "weight"][k] @ hidden + params[head + "bias"][k]
 
 

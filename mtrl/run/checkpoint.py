@@ -438,7 +438,8 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str
         module: What to load into.
         tensors: By the names of `module.state_dict()`.
         parts: Names of submodules: "trunk" selects every tensor with a component `trunk` in its dotted name
-            (`actor.trunk.0.weight`). None: all tensors.
+            (`actor.trunk.input.weight`), but not a `task_input` in it, which has a column for each task and is a part
+            of its own. None: all tensors.
 
     Returns:
         Names of the tensors that were loaded.
@@ -454,7 +455,10 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str
             raise UserError(unknown("part", part, valid))
 
     def selected(name: str) -> bool:
-        return parts is None or not set(parts).isdisjoint(name.split(".")[:-1])
+        if parts is None:
+            return True
+        modules = name.split(".")[:-1]
+        return not set(parts).isdisjoint(modules) and ("task_input" not in modules or "task_input" in parts)
 
     names = [name for name in target if selected(name)]
     problems = [f"{name}: expected {_shape(target.get(name))}, found {_shape(tensors.get(name))}"

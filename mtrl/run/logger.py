@@ -286,6 +286,7 @@ class Progress:
         success: Mapping[str, float],
         shares: Mapping[str, float],
         label: str = "training",
+        unit: str = "steps",
     ) -> None:
         """Shows where the run is, if it is time to.
 
@@ -296,24 +297,32 @@ class Progress:
             success: Success rate by task, as far as known; NaN for a task without episodes.
             shares: Fraction of time by phase.
             label: What is going on.
+            unit: What is counted.
         """
         now = time.monotonic()
         if now < self._next and step < total:
             return
         self._next = now + self._interval
         if self._live:
-            self._live.update(_display(step, total, rate, success, shares, label), refresh=True)
+            self._live.update(_display(step, total, rate, success, shares, label, unit), refresh=True)
         else:
-            line = _headline(step, total, rate, success, shares, label)
+            line = _headline(step, total, rate, success, shares, label, unit)
             tasks = " ".join(f"{name} {_rate(value)}" for name, value in success.items())
             self.console.out(f"{line} | {tasks}" if tasks else line, highlight=False)
 
 
 def _headline(
-    step: int, total: int, rate: float, success: Mapping[str, float], shares: Mapping[str, float], label: str
+    step: int,
+    total: int,
+    rate: float,
+    success: Mapping[str, float],
+    shares: Mapping[str, float],
+    label: str,
+    unit: str,
 ) -> str:
     left = duration((total - step) / rate) if rate > 0 else "?"
-    parts = [f"{label} {step:,}/{total:,} ({step / max(total, 1):.1%})", f"{rate:,.0f} steps/s", f"{left} left"]
+    speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    parts = [f"{label} {step:,}/{total:,} ({step / max(total, 1):.1%})", f"{speed} {unit}/s", f"{left} left"]
     known = [value for value in success.values() if not math.isnan(value)]
     if known:
         parts.append(f"success {sum(known) / len(known):.2f}")
@@ -323,7 +332,13 @@ def _headline(
 
 
 def _display(
-    step: int, total: int, rate: float, success: Mapping[str, float], shares: Mapping[str, float], label: str
+    step: int,
+    total: int,
+    rate: float,
+    success: Mapping[str, float],
+    shares: Mapping[str, float],
+    label: str,
+    unit: str,
 ) -> Group:
     tasks = Table.grid(padding=(0, 3), pad_edge=True)
     cells = [Text.assemble((_rate(value), "bold green" if value >= 0.5 else "yellow"), " ", name)
@@ -332,7 +347,7 @@ def _display(
     for start in range(0, len(cells), columns):
         tasks.add_row(*cells[start : start + columns])
     bar = ProgressBar(total=max(total, 1), completed=step, width=60)
-    return Group(bar, Text(_headline(step, total, rate, success, shares, label)), tasks)
+    return Group(bar, Text(_headline(step, total, rate, success, shares, label, unit)), tasks)
 
 
 def _rate(value: float) -> str:

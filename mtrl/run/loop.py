@@ -24,7 +24,7 @@ Evaluate = Callable[[Callable[[int, int], None]], EvalResult]
 """Evaluates the policy as it is now; told whom to call with the numbers of finished and of all episodes."""
 
 
-class InterruptedRun(Exception):
+class InterruptedRunError(Exception):
     """A signal asked the run to stop."""
 
 
@@ -119,7 +119,7 @@ class Loop:
                     if save and not at_end:
                         self._save(checkpointer)
                     self._raise_if_stopped()
-            except InterruptedRun:
+            except InterruptedRunError:
                 pass
             checkpointer.save(state.step, self.save_policy)
         return self._stop
@@ -174,7 +174,7 @@ class Loop:
         def show(done: int, total: int) -> None:
             self._raise_if_stopped()
             rate = done / (time.perf_counter() - began)
-            self.progress.update(done, total, rate, {}, {}, label=f"evaluation at {state.step:,}")
+            self.progress.update(done, total, rate, {}, {}, label=f"evaluation at {state.step:,}", unit="episodes")
 
         state.evaluating = True
         with self.timer("evaluation"):
@@ -193,7 +193,8 @@ class Loop:
                 peak_memory_bytes=peak_memory_bytes(),
             )
         except OSError as error:
-            self.progress.print(f"WARNING: Could not save the evaluation: {error.strerror or error}. Training goes on.")
+            reason = error.strerror or error
+            self.progress.print(f"WARNING: Could not save the evaluation: {reason}. Training goes on.")
         values = eval_metrics(result)
         self.logger.log(state.step, {**values, "time/wall_s": state.wall_time})
         mean = values["eval/success_rate"]
@@ -216,13 +217,13 @@ class Loop:
         except (OSError, TypeError) as failed:
             where = f"The batch could not be saved ({failed})"
         return UserError(
-            f"The loss became NaN or infinite in task {tasks} at step {self.state.step:,}. {where}; the last checkpoint "
-            "is intact. Try a lower learning rate or stronger clipping."
+            f"The loss became NaN or infinite in task {tasks} at step {self.state.step:,}. {where}; the last "
+            "checkpoint is intact. Try a lower learning rate or stronger clipping."
         )
 
     def _raise_if_stopped(self) -> None:
         if self._stop is not None:
-            raise InterruptedRun
+            raise InterruptedRunError
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gym-discrete": ("gym", {"ids": ["CartPole-v1", "FrozenLake-v1"], "num_workers": 0}),
     "mt1": ("mt1", {"task": "reach-v3", **METAWORLD}),
     "metaworld": ("metaworld", {"tasks": ["reach-v3", "push-v3"], **METAWORLD, "num_workers": 2}),
+    "rollout": ("metaworld", {"tasks": ["reach-v3", "push-v3"], **METAWORLD, "physics": "rollout"}),
     "mt10": ("mt10", METAWORLD),
     "mt25": ("mt25", METAWORLD),
     "mt50": ("mt50", METAWORLD),
@@ -229,7 +230,7 @@ def test_wrong_action_shape(env: VecEnv) -> None:
 
 
 def test_continuous_actions_are_clipped() -> None:
-    for case in ("toy_reach", "metaworld", "gym-continuous"):
+    for case in ("toy_reach", "metaworld", "rollout", "gym-continuous"):
         results = []
         for size in (1.0, 7.0):
             env = make(case)

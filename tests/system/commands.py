@@ -207,7 +207,8 @@ for line in sys.stdin:
 
     def start(self, *arguments: str) -> int:
         """Starts a command; returns its process id."""
-        assert self._server.stdin and self._server.stdout
+        assert self._server.stdin
+        assert self._server.stdout
         self._server.stdin.write(json.dumps(arguments) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
@@ -218,7 +219,8 @@ for line in sys.stdin:
         return int(self._server.stdout.readline())
 
     def close(self) -> None:
-        assert self._server.stdin and self._server.stdout
+        assert self._server.stdin
+        assert self._server.stdout
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()

@@ -1,4 +1,4 @@
-"""A user's mistake, and a broken disk: one line that says what is wrong and what is valid; exit code 2; no traceback."""
+"""A user's mistake, and a broken disk: one line that says what is wrong and what is valid, and exit code 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ import mtrl.run.checkpoint
 from mtrl.run.checkpoint import load_state, newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
-    PYTHON_RNG, assert_same_run, environment, rows, run, start, stopped_after, the_error, tiny,
+    PYTHON_RNG,
+    assert_same_run,
+    environment,
+    rows,
+    run,
+    start,
+    stopped_after,
+    the_error,
+    tiny,
 )  # fmt: skip
 
 TASKS = "reach-0, reach-1, reach-2, reach-3"
@@ -68,7 +76,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("checkpoint.keep=0", "checkpoint: keep must be positive"),
         ("log.every=0", "log: every must be positive"),
         ("log.wandb=maybe", "log: wandb must be true or false, not 'maybe'"),
-        ("agent.rollout_length=0", "agent 'impala': rollout_length must be positive, not 0"),
+        ("agent.epochs=0", "agent 'impala': epochs must be positive, not 0"),
         ("agent.optimizer.lr=-1", "optimizer 'adam': lr must be positive, not -1"),
         ("agent.optimizer.lr=abc", "optimizer 'adam': lr must be a number, not 'abc'"),
         ("agent.optimizer=5", "agent 'impala': optimizer must be settings, not 5"),
@@ -153,11 +161,20 @@ def test_as_a_process(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stopped(run_dir: Path) -> Path:
-    """A run stopped at step 480 of 640, with checkpoints of steps 320 and 480."""
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a `whole` run, and the same `stopped` at step 480 of 640 with checkpoints of steps 320 and 480."""
+    folder = tmp_path_factory.mktemp("originals")
+    assert run(*tiny(), f"run_dir={folder / 'whole'}") == 0
     with stopped_after(6):
-        assert run(*tiny(), f"run_dir={run_dir}") == 143
+        assert run(*tiny(), f"run_dir={folder / 'stopped'}") == 143
+    return folder
+
+
+@pytest.fixture
+def stopped(run_dir: Path, originals: Path) -> Path:
+    """A copy of the stopped run."""
+    shutil.copytree(originals / "stopped", run_dir, symlinks=True)
     return run_dir
 
 
@@ -211,14 +228,18 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize(
-    "file", ["training_state/learner/state.safetensors", "policy/model.safetensors", "training_state/run/state.json"]
+    ("damage", "file"),
+    [
+        (truncate, "training_state/learner/state.safetensors"),
+        (flip, "training_state/experience/state.safetensors"),
+        (Path.unlink, "training_state/run/state.json"),
+        (flip, "policy/model.safetensors"),
+    ],
 )
 def test_damaged_checkpoint(
-    stopped: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], file: str
+    stopped: Path, originals: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], file: str
 ) -> None:
-    assert run(*tiny(), "run_dir=whole") == 0
     newest = stopped / "checkpoints" / "000000000480"
     damage(newest / file)
     capsys.readouterr()
@@ -227,7 +248,7 @@ def test_damaged_checkpoint(
     assert f"Checkpoint {newest} is damaged: {file}: " in out
     assert "Using the one before it." in out
     assert f"Resuming {stopped} at step 320." in out
-    assert_same_run(stopped.parent / "whole", stopped, PYTHON_RNG)
+    assert_same_run(originals / "whole", stopped, PYTHON_RNG)
 
 
 def test_all_checkpoints_damaged(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,9 +307,7 @@ def test_learning_rate_too_high(run_dir: Path, capsys: pytest.CaptureFixture[str
     assert "NaN or infinite" in the_error(capsys)
 
 
-def test_weights_become_nan(
-    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_become_nan(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     train = Loop._train
 
     def poisoned(loop: Loop) -> None:
@@ -303,9 +322,8 @@ def test_weights_become_nan(
 
 
 def test_disk_full_for_a_while(
-    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, originals: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(*tiny(), "run_dir=whole") == 0
     save, count = mtrl.run.checkpoint.save_state, 0
 
     def full(folder: Path, state: Any) -> None:
@@ -321,7 +339,7 @@ def test_disk_full_for_a_while(
     out = capsys.readouterr().out
     assert "WARNING: Could not save the checkpoint of step 160" in out
     assert "WARNING: Could not save the evaluation: No space left on device. Training goes on." in out
-    assert rows(run_dir) == rows(Path("whole"))
+    assert rows(run_dir) == rows(originals / "whole")
 
 
 def test_disk_full_for_good(tmp_path: Path) -> None:

@@ -14,7 +14,18 @@ from mtrl.config import load_yaml
 from mtrl.run.checkpoint import newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
-    PYTHON_RNG, Forks, alive, assert_same_run, descendants, evaluations, rows, run, start, stopped_after, tiny, wait_for,
+    PYTHON_RNG,
+    Forks,
+    alive,
+    assert_same_run,
+    descendants,
+    evaluations,
+    rows,
+    run,
+    start,
+    stopped_after,
+    tiny,
+    wait_for,
 )  # fmt: skip
 
 GYM = ["env=gym", "env.ids=[Pendulum-v1]", "env.num_envs=2", "eval.episodes_per_task=1", "eval.every=0"]
@@ -42,7 +53,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         pytest.param([*tiny("sac", total_steps=240), "agent.obs_norm=running"], 2, id="sac-norm"),
         pytest.param([*tiny("ppo"), "task_encoder=embedding", "network=mlp", "value_norm=none"], 2, id="ppo-embedding"),
         pytest.param(gym("ppo", 0), 2, id="ppo-gym"),
-        pytest.param(gym("sac", 0), 30, id="sac-gym"),
+        pytest.param(gym("sac", 0), 30, id="sac-gym", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_resumed(run_dir: Path, command: list[str], updates: int) -> None:
@@ -140,7 +151,7 @@ def test_signal(tmp_path: Path, number: int, code: int) -> None:
     assert rows(tmp_path / "run")[-1]["step"] >= stopped + 80
 
 
-@pytest.mark.parametrize("agent", ["ppo", "sac"])
+@pytest.mark.parametrize("agent", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
 def test_killed_again_and_again(tmp_path: Path, forks: Forks, agent: str) -> None:
     command = [*tiny(agent, total_steps=1200), "checkpoint.every=80", "eval.every=240", "log.every=240"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

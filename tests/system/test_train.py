@@ -190,3 +190,12 @@ def test_metaworld(run_dir: Path) -> None:
     assert run(*small, "eval.episodes_per_task=1", "total_steps=400", f"run_dir={run_dir}") == 0
     (found,) = evaluations(run_dir).values()
     assert len(found[0]["tasks"]) == 10
+
+
+def test_trunk_goes_to_another_number_of_tasks(tmp_path: Path) -> None:
+    """With the one-hot encoder too: the columns of the tasks stay behind."""
+    before, after = tmp_path / "four", tmp_path / "two"
+    assert run(*tiny(), f"run_dir={before}") == 0
+    transfer = [f"init_from={before}", "init_from_parts=[trunk,obs_norm]"]
+    assert run(*tiny(), "env.num_tasks=2", *transfer, f"run_dir={after}") == 0
+    assert run(*tiny(), "env.num_tasks=2", f"init_from={before}", f"run_dir={tmp_path / 'refused'}") == 2

@@ -102,7 +102,7 @@ def test_plain_values_survive_a_file(stored: dict[str, Any], tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["", "[1]", "a: [", "a: ${b}", "\x00"])
 def test_unreadable_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="config.yaml cannot be read") as caught:
+    with pytest.raises(UserError, match="cannot be read") as caught:
         load_yaml(tmp_path / "config.yaml")
     assert "\n" not in str(caught.value)
 
@@ -110,12 +110,12 @@ def test_unreadable_file(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("place", ["missing", "file"])
 def test_no_run_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"No config.yaml in {tmp_path / place}: it is not a run folder"):
+    with pytest.raises(UserError, match=rf"No config\.yaml in {tmp_path / place}: it is not a run folder"):
         load_yaml(tmp_path / place / "config.yaml")
 
 
 def test_train_config_rejects_unknown_and_missing(stored: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="Unknown option of The configuration: 'sed'. Did you mean 'seed'"):
+    with pytest.raises(UserError, match="Did you mean 'seed'"):
         train_config({**stored, "sed": 1})
     with pytest.raises(UserError, match="needs a value for: seed"):
         train_config({key: value for key, value in stored.items() if key != "seed"})

@@ -227,15 +227,20 @@ def agent(network: PolicyNetwork) -> Agent:
 
 @pytest.mark.parametrize(
     ("parts", "taken"),
-    [(["trunk"], {"trunk"}), (["trunk", "obs_norm"], {"trunk", "obs_norm"}), (None, {"trunk", "obs_norm", "head"})],
+    [
+        (["trunk"], ("trunk.input", "trunk.hidden")),
+        (["trunk", "task_input"], ("trunk",)),
+        (["trunk", "obs_norm"], ("trunk.input", "trunk.hidden", "obs_norm")),
+        (None, ("trunk", "obs_norm", "head")),
+    ],
 )
-def test_init_from_parts(tmp_path: Path, parts: list[str] | None, taken: set[str]) -> None:
+def test_init_from_parts(tmp_path: Path, parts: list[str] | None, taken: tuple[str, ...]) -> None:
     source, _ = saved(tmp_path)
     network, _, _ = made()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     initialise(agent(network), str(tmp_path), parts)
     for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, source.state_dict()[name] if name.split(".")[0] in taken else before[name]), name
+        assert torch.equal(tensor, source.state_dict()[name] if name.startswith(taken) else before[name]), name
 
 
 def test_unknown_part(tmp_path: Path) -> None:

@@ -101,10 +101,17 @@ def test_what_the_run_gives_is_no_option() -> None:
         build("thing", {"name": "component", "size": 3}, size=4)
 
 
+def test_a_whole_float_is_an_integer() -> None:
+    """1e6 on a command line."""
+    size = build("thing", {"name": "component", "size": 2.0}).values["size"]
+    assert size == 2
+    assert isinstance(size, int)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("size", 2.0, "an integer"),
+        ("size", 2.5, "an integer"),
         ("size", True, "an integer"),
         ("size", "3", "an integer"),
         ("rate", "fast", "a number"),
@@ -114,7 +121,7 @@ def test_what_the_run_gives_is_no_option() -> None:
         ("flag", 1, "true or false"),
         ("mode", "medium", "one of fast, slow"),
         ("bound", "none", "a number or null"),
-        ("nested", 3, "dict or null"),
+        ("nested", 3, "settings or null"),
     ],
 )
 def test_a_value_of_the_wrong_type(key: str, value: Any, expected: str) -> None:

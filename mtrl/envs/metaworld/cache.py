@@ -54,6 +54,6 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         temporary.replace(path)
     except OSError as error:
-        log.warning("%s could not be written (%s): it will be made again next time.", path, error)
+        log.warning("%s could not be cached (%s): it will be made again next time.", path, error)
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 """All that the future of a simulation depends on, with the solver's warm start."""
-FORMAT = 1
+FORMAT = 2
 """Part of the file's name: to be raised when what is stored changes."""
 LONGEST_CONSTANT = 14
 """Numbers in the longest attribute that is kept."""
@@ -58,8 +58,8 @@ class TaskResets:
     mocap_low: Array
     """(3,) box in which actions move the hand's mocap body."""
     mocap_high: Array
-    action_scale: float
-    """Metres that the mocap body moves for an action of 1."""
+    action_scale: Array
+    """(1,) metres that the mocap body moves for an action of 1."""
 
 
 def scene_path(scene: str) -> Path:
@@ -106,6 +106,10 @@ def _make(name: str, goals: Array) -> TaskResets:
             if not np.array_equal(value, compiled[field])
         }
         attributes = {f"constant.{attribute}": value for attribute, value in _attributes(env).items()}
+        # bin-picking notes a distance in its first step, whatever the action: constant from then on.
+        env.step(np.zeros(4, np.float32))
+        for attribute, value in _attributes(env).items():
+            attributes.setdefault(f"constant.{attribute}", value)
         rows.append({"state": state, "obs": obs, **edited, **attributes})
         if constant_names is None:
             for action in np.random.default_rng(0).uniform(-1, 1, (20, 4)).astype(np.float32):
@@ -121,19 +125,19 @@ def _make(name: str, goals: Array) -> TaskResets:
     columns = {key: np.stack([row[key] if key in row else default[key] for row in rows]) for key in sorted(names)}
     space = env.sawyer_observation_space
     scene = Path(env.fullpath).relative_to(scene_path("")).as_posix()
-    box = (space.low, space.high, env.mocap_low, env.mocap_high)
     env.close()
-    return _record(scene, columns, (*(np.asarray(bound, np.float64) for bound in box), float(env.action_scale)))
+    bounds = (space.low, space.high, env.mocap_low, env.mocap_high, np.array([env.action_scale]))
+    return _record(scene, columns, [np.asarray(bound, np.float64) for bound in bounds])
 
 
-def _record(scene: str, columns: dict[str, Array], bounds: tuple[Array, Array, Array, Array, float]) -> TaskResets:
+def _record(scene: str, columns: dict[str, Array], bounds: Sequence[Array]) -> TaskResets:
     def group(prefix: str) -> dict[str, Array]:
         return {name.removeprefix(prefix): value for name, value in columns.items() if name.startswith(prefix)}
 
     return TaskResets(scene, columns["state"], columns["obs"], group("model."), group("constant."), *bounds)
 
 
-def _fields(model: mujoco.MjModel) -> dict[str, Array]:
+def _fields(model: mujoco.MjModel) -> dict[str, NDArray[Any]]:
     """Arrays of the model that physics depends on and that goals may change."""
     names = [name for name in dir(model) if name.split("_")[0] in ("body", "jnt", "dof", "geom", "site", "eq")]
     return {name: value for name in names if isinstance(value := getattr(model, name), np.ndarray)}
@@ -171,7 +175,7 @@ def _pack(task_names: Sequence[str], pool: Sequence[TaskResets]) -> dict[str, ND
         }
         layouts[name] = {"scene": task.scene, "columns": {key: value.shape[1:] for key, value in columns.items()}}
         arrays[name] = np.concatenate([value.reshape(len(value), -1) for value in columns.values()], axis=1)
-        bounds = (task.obs_low, task.obs_high, task.mocap_low, task.mocap_high, [task.action_scale])
+        bounds = (task.obs_low, task.obs_high, task.mocap_low, task.mocap_high, task.action_scale)
         arrays[f"{name}.bounds"] = np.concatenate(bounds)
     return {"layouts": np.frombuffer(json.dumps(layouts).encode(), np.uint8), **arrays}
 
@@ -189,8 +193,8 @@ def _unpack(
                 size = int(np.prod(shape))
                 columns[key] = np.ascontiguousarray(matrix[:, start : start + size]).reshape(len(matrix), *shape)
                 start += size
-            *bounds, scale = np.split(arrays[f"{name}.bounds"], [39, 78, 81, 84])
-            record = _record(layouts[name]["scene"], columns, (*bounds, float(scale[0])))
+            bounds = np.split(arrays[f"{name}.bounds"], [39, 78, 81, 84])
+            record = _record(layouts[name]["scene"], columns, bounds)
             if len(matrix) != len(vectors) or not (np.isfinite(record.state).all() and np.isfinite(record.obs).all()):
                 raise ValueError(f"{name} is incomplete")
             pool.append(record)

@@ -13,8 +13,8 @@ import copy
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -26,7 +26,8 @@ from mtrl.envs.base import Assignments, check_action, check_num_envs, check_num_
 from mtrl.envs.metaworld.resets import STATE, TaskResets, reset_pool, scene_path
 from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS, Outcome, Task, TaskState
-from mtrl.envs.metaworld.tasks.base import Pose, body_pos, norm, site_pos
+from mtrl.envs.metaworld.tasks.base import Pose, body_pos, site_pos
+from mtrl.envs.metaworld.tasks.ops import Array, norm
 from mtrl.types import State, Step, UserError
 
 FRAME_SKIP = 5
@@ -70,9 +71,11 @@ class Scene:
     Args:
         path: XML file.
         poses: What its tasks read, besides `COMMON`.
+        edited: Fields of the model that the goals of its tasks edit.
     """
 
-    def __init__(self, path: str, poses: Sequence[Pose]) -> None:
+    def __init__(self, path: str, poses: Sequence[Pose], edited: set[str]) -> None:
+        self.edited = edited
         spec = mujoco.MjSpec.from_file(path)
         # Textures and the meshes of what cannot collide are five sixths of a model's 21 MB.
         spec.compiler.discardvisual = True
@@ -92,29 +95,30 @@ class Scene:
                 size = _SIZES[kind]
             self.columns[pose] = slice(start, start + size)
             start += size
-        self._model = spec.compile()
+        self.model = spec.compile()
+        """As compiled; never simulated."""
         self._idle: list[Simulation] = []
-        self.num_sensors = int(self._model.nsensordata)
-        self.state_size = mujoco.mj_stateSize(self._model, STATE)
+        self.num_sensors = int(self.model.nsensordata)
+        self.state_size = mujoco.mj_stateSize(self.model, STATE)
 
     def take(self) -> Simulation:
         """An idle simulation, or a new one."""
         if self._idle:
             return self._idle.pop()
-        model = copy.copy(self._model)
+        model = copy.copy(self.model)
         return Simulation(self, model, mujoco.MjData(model))
 
     def give(self, simulation: Simulation) -> None:
         """Takes back a simulation."""
         self._idle.append(simulation)
 
-    def read(self, sensors: Tensor, pose: Pose) -> Tensor:
+    def read(self, sensors: Array, pose: Pose) -> Array:
         """A pose (N, ...) out of the sensor data (N, W)."""
         values = sensors[:, self.columns[pose]]
         if pose.kind == "joint_pos":
             return values[:, 0]
         if pose.kind.endswith("mat"):
-            return values.unflatten(1, (3, 3)).mT  # the sensors are the columns of the matrix
+            return values.reshape(-1, 3, 3).swapaxes(1, 2)  # the sensors are the columns of the matrix
         return values
 
 
@@ -128,19 +132,33 @@ class Simulation:
 
     def reset(self, resets: TaskResets, goal: int) -> None:
         """Begins an episode."""
-        for field, values in resets.model.items():
-            getattr(self.model, field)[:] = values[goal]
+        for field in self.scene.edited:
+            values = resets.model.get(field)
+            getattr(self.model, field)[:] = getattr(self.scene.model, field) if values is None else values[goal]
         mujoco.mj_setState(self.model, self.data, resets.state[goal], STATE)
 
+    def touching(self, geom: str) -> bool:
+        """Whether both pads press the geom, as `SawyerXYZEnv.touching_object` says; False if there is no such geom."""
+        if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, geom) < 0:
+            return False
+        contact, target = self.data.contact, self.model.geom(geom).id
+        pairs = contact.geom  # (contacts, 2)
+        with_target = (pairs == target).any(axis=1)
+        for pad in ("leftpad_geom", "rightpad_geom"):
+            of_pad = with_target & (pairs == self.model.geom(pad).id).any(axis=1)
+            if not self.data.efc_force[contact.efc_address[of_pad]].sum() > 0:
+                return False
+        return True
 
-class Constants(Mapping[str, Tensor]):
+
+class Constants(Mapping[str, Array]):
     """Constants of the slots of one task, gathered when first read."""
 
-    def __init__(self, by_goal: Mapping[str, Tensor], goal: Tensor) -> None:
+    def __init__(self, by_goal: Mapping[str, Array], goal: Array) -> None:
         self._by_goal, self._goal = by_goal, goal
-        self._gathered: dict[str, Tensor] = {}
+        self._gathered: dict[str, Array] = {}
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Array:
         if name not in self._gathered:
             self._gathered[name] = self._by_goal[name][self._goal]
         return self._gathered[name]
@@ -158,10 +176,11 @@ class _Group:
 
     task: Task
     scene: Scene
-    rows: Tensor | slice
-    """Slots: a slice where they are neighbours, so that indexing copies nothing."""
+    slots: Array
+    rows: Array | slice
+    """`slots`, as a slice where they are neighbours, so that indexing copies nothing."""
     constants: Constants
-    untouched: Tensor
+    untouched: Array
 
 
 # --- The environment --------------------------------------------------------------------------------------------------
@@ -178,13 +197,21 @@ class RolloutVecEnv:
         seed: Of the goals drawn.
         device: Of the tensors in a step.
         num_workers: Threads; None for one per core, 0 and 1 to stay in the calling thread.
+        exact_info: Looks at the contacts at every step, for `grasp_success` in `info`; without, it may be false where
+            the gripper does hold the object. Nothing else depends on it.
 
     Raises:
         UserError: There is no batched version of a task; reward v1; or `num_envs` is no multiple of the tasks.
     """
 
     def __init__(
-        self, suite: Suite, num_envs: int | None, seed: int, device: torch.device | str, num_workers: int | None = None
+        self,
+        suite: Suite,
+        num_envs: int | None,
+        seed: int,
+        device: torch.device | str,
+        num_workers: int | None = None,
+        exact_info: bool = False,
     ) -> None:
         missing = [name for name in suite.task_names if name not in TASKS]
         if missing:
@@ -204,30 +231,29 @@ class RolloutVecEnv:
         self._pool = reset_pool(suite.task_names, suite.goals, self._num_threads)
         self._tasks = [TASKS[name] for name in suite.task_names]
         self._scenes = _scenes(self._tasks, self._pool)
-        tensors = torch.from_numpy
-        self._constants = [{name: tensors(v) for name, v in resets.constants.items()} for resets in self._pool]
-        self._first_obs = torch.stack([tensors(resets.obs) for resets in self._pool])  # (K, G, 39)
+        self._first_obs = np.stack([resets.obs for resets in self._pool])  # (K, G, 39)
         self._obs_low, self._obs_high = (
-            torch.stack([tensors(bound) for bound in bounds])
-            for bounds in ([r.obs_low for r in self._pool], [r.obs_high for r in self._pool])
+            np.stack(bounds) for bounds in ([r.obs_low for r in self._pool], [r.obs_high for r in self._pool])
         )
         self._mocap_low, self._mocap_high = (
             np.stack(bounds) for bounds in ([r.mocap_low for r in self._pool], [r.mocap_high for r in self._pool])
         )
-        (self._action_scale,) = {resets.action_scale for resets in self._pool}
+        self._action_scale = np.stack([resets.action_scale for resets in self._pool]).astype(np.float32)  # (K, 1)
 
         num_envs = self.num_envs
         self._simulations: list[Simulation | None] = [None] * num_envs
         self._control = np.zeros((num_envs, 9))
         self._control[:, 5:] = MOCAP_QUAT
+        self._clock = np.zeros(num_envs)
         self._sensors = np.zeros((num_envs, max(scene.num_sensors for scene in self._scenes)))
-        self._previous = torch.zeros(num_envs, FRAME, dtype=torch.float64)
+        self._previous = np.zeros((num_envs, FRAME))
         self._steps = torch.zeros(num_envs, dtype=torch.int64)
         self._assignments = Assignments(num_envs, self.spec.num_tasks, self.num_goals, seed, torch.device("cpu"))
         self._task, self._goal = self._assignments.task, self._assignments.goal
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
         self._groups: list[_Group] = []
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[tuple[Array | slice, Outcome]] = []
+        self._exact_info = exact_info
         self._running, self._closed = False, False
 
     # --- The interface of `VecEnv` ---
@@ -238,7 +264,7 @@ class RolloutVecEnv:
             self._assignments.reseed(seed)
         self._begin(torch.ones(self.num_envs, dtype=torch.bool))
         self._running = True
-        return self._first_obs[self._task, self._goal].to(self._device, torch.float32)
+        return self._tensor(self._first())
 
     def step(self, action: Tensor) -> Step:
         self._check_open()
@@ -246,23 +272,22 @@ class RolloutVecEnv:
             raise RuntimeError("Call reset before the first step.")
         moves = check_action(action, self.spec, self.task).cpu()
         self._simulate(moves.numpy())
-        final_obs, reward, success = self._evaluate(moves)
+        final_obs, reward, success = self._evaluate(moves.numpy())
         self._steps += 1
         done = self._steps >= self._horizon
-        task, obs = self.task, final_obs.to(self._device, torch.float32)
-        next_obs = obs
+        task, last = self.task, self._tensor(final_obs)
+        obs = last
         if done.any():
             self._begin(done)
-            first = self._first_obs[self._task, self._goal]
-            next_obs = torch.where(done[:, None], first, final_obs).to(self._device, torch.float32)
+            obs = self._tensor(np.where(done.numpy()[:, None], self._first(), final_obs))
         return Step(
-            obs=next_obs,
-            reward=reward.to(self._device, torch.float32),
+            obs=obs,
+            reward=self._tensor(reward),
             terminated=torch.zeros(self.num_envs, dtype=torch.bool, device=self._device),
             truncated=done.to(self._device),
-            success=success.to(self._device),
+            success=torch.from_numpy(success).to(self._device),
             task=task,
-            final_obs=obs,
+            final_obs=last,
         )
 
     def assign(self, task: Tensor, goal: Tensor | None = None) -> None:
@@ -279,7 +304,7 @@ class RolloutVecEnv:
             "goal": self._goal.clone(),
             "running": self._running,
             "physics": torch.from_numpy(physics),
-            "previous": self._previous.clone(),
+            "previous": torch.from_numpy(self._previous.copy()),
             "steps": self._steps.clone(),
             "assignments": self._assignments.state_dict(),
         }
@@ -293,11 +318,10 @@ class RolloutVecEnv:
         if self._running:
             self._place(range(self.num_envs))
             for slot, row in enumerate(state["physics"].cpu().numpy()):
-                simulation = self._simulations[slot]
-                assert simulation is not None
+                simulation = self._simulation(slot)
                 mujoco.mj_setState(simulation.model, simulation.data, row[: simulation.scene.state_size], STATE)
-                self._control[slot, 2:5] = simulation.data.mocap_pos[0]
-        self._previous, self._steps = state["previous"].cpu().clone(), state["steps"].cpu().clone()
+                self._follow(slot)
+        self._previous, self._steps = state["previous"].cpu().numpy().copy(), state["steps"].cpu().clone()
         self._regroup()
 
     def close(self) -> None:
@@ -307,16 +331,14 @@ class RolloutVecEnv:
         self._simulations = [None] * self.num_envs
 
     def info(self) -> dict[str, Tensor]:
-        """The official info of the last step, each (B,) float32.
-
-        `grasp_success` is a lower bound in the tasks where it depends on contact forces.
-        """
+        """The official info of the last step, each (B,) float32: what `exact_info` says of `grasp_success`."""
         info = {}
         for field in Outcome._fields[2:]:
-            info[field] = torch.zeros(self.num_envs)
-            for group, outcome in zip(self._groups, self._outcomes, strict=True):
-                info[field][group.rows] = torch.as_tensor(getattr(outcome, field), dtype=torch.float32)
-        return {name: value.to(self._device) for name, value in info.items()}
+            values = np.zeros(self.num_envs, np.float32)
+            for rows, outcome in self._outcomes:
+                values[rows] = getattr(outcome, field)
+            info[field] = torch.from_numpy(values).to(self._device)
+        return info
 
     # --- Episodes ---
 
@@ -330,7 +352,7 @@ class RolloutVecEnv:
         self._goal = torch.where(done, self._assignments.goal, self._goal)
         self._assignments.advance(done)
         self._place(done.nonzero().flatten().tolist())
-        self._previous = torch.where(done[:, None], self._first_obs[self._task, self._goal, :FRAME], self._previous)
+        self._previous = np.where(done.numpy()[:, None], self._first()[:, :FRAME], self._previous)
         self._steps = torch.where(done, 0, self._steps)
         self._regroup()
 
@@ -344,19 +366,34 @@ class RolloutVecEnv:
                     simulation.scene.give(simulation)
                 simulation = self._simulations[slot] = scene.take()
             simulation.reset(self._pool[task], goal)
-            self._control[slot, 2:5] = simulation.data.mocap_pos[0]
+            self._follow(slot)
+
+    def _follow(self, slot: int) -> None:
+        """Takes over the mocap body and the clock of a simulation whose state was set."""
+        data = self._simulation(slot).data
+        self._control[slot, 2:5], self._clock[slot] = data.mocap_pos[0], data.time
 
     def _regroup(self) -> None:
         """Follows changes of the slots' tasks and goals."""
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
-        self._groups, self._outcomes = [], []
+        self._groups = []
         for task in self._task.unique().tolist():
-            slots = (self._task == task).nonzero().flatten()
-            first, last = int(slots[0]), int(slots[-1])
-            rows = slice(first, last + 1) if last - first + 1 == len(slots) else slots
-            constants = Constants(self._constants[task], self._goal[slots])
-            untouched = torch.zeros(len(slots), dtype=torch.bool)
-            self._groups.append(_Group(self._tasks[task], self._scenes[task], rows, constants, untouched))
+            slots = (self._task == task).nonzero().flatten().numpy()
+            rows = slice(slots[0], slots[-1] + 1) if slots[-1] - slots[0] + 1 == len(slots) else slots
+            constants = Constants(self._pool[task].constants, self._goal.numpy()[slots])
+            untouched = np.zeros(len(slots), bool)
+            self._groups.append(_Group(self._tasks[task], self._scenes[task], slots, rows, constants, untouched))
+        indices = self._task.numpy(), self._goal.numpy()
+        self._goal_obs = self._first_obs[indices][:, 2 * FRAME :]
+        self._low, self._high = self._obs_low[indices[0]], self._obs_high[indices[0]]
+
+    def _first(self) -> Array:
+        """First observation (B, 39) of each slot's task and goal."""
+        return self._first_obs[self._task.numpy(), self._goal.numpy()]
+
+    def _tensor(self, values: Array) -> Tensor:
+        """A float32 copy on the device."""
+        return torch.from_numpy(values.astype(np.float32)).to(self._device)
 
     # --- A step ---
 
@@ -365,23 +402,27 @@ class RolloutVecEnv:
         control, task = self._control, self._task.numpy()
         control[:, 0], control[:, 1] = action[:, 3], -action[:, 3]
         # In the precision of the official code: the displacement is float32, the position float64.
-        moved = control[:, 2:5] + action[:, :3] * np.float32(self._action_scale)
+        moved = control[:, 2:5] + action[:, :3] * self._action_scale[task]
         control[:, 2:5] = np.clip(moved, self._mocap_low[task], self._mocap_high[task])
-        clock = self._sensors[:, 0].copy()
         slots = itertools.count()  # shared: each thread takes the next slot that no other has taken
-        futures = (
-            [self._executor.submit(self._work, slots) for _ in range(self._num_threads - 1)]
-            if (self._executor is not None)
-            else []
-        )
-        self._work(slots)
+        others = range(self._num_threads - 1)
+        futures = [self._executor.submit(self._work, slots) for _ in others] if self._executor is not None else []
+        try:
+            self._work(slots)
+        finally:
+            wait(futures)  # also when interrupted: nobody may look at a simulation that still runs
         for future in futures:
             future.result()
-        for slot in np.flatnonzero(self._sensors[:, 0] <= clock * (self._steps.numpy() > 0)):
+        clock = self._sensors[:, 0]
+        for slot in np.flatnonzero(clock <= self._clock).tolist():
             # MuJoCo has found an unstable state and gone back to the scene's default pose, with its mocap body.
-            simulation = self._simulations[slot]
-            assert simulation is not None
-            control[slot, 2:5] = simulation.data.mocap_pos[0]
+            control[slot, 2:5] = self._simulation(slot).data.mocap_pos[0]
+        self._clock = clock.copy()
+
+    def _simulation(self, slot: int) -> Simulation:
+        simulation = self._simulations[slot]
+        assert simulation is not None
+        return simulation
 
     def _work(self, slots: Iterator[int]) -> None:
         """Simulates slots until none is left."""
@@ -398,37 +439,37 @@ class RolloutVecEnv:
             forward(model, data)  # for the poses; it also warm-starts the next step, so that it cannot be less
             sensors[slot, : simulation.scene.num_sensors] = data.sensordata
 
-    def _evaluate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Observation (B, 39), reward (B,) and success (B,) of the sensors."""
-        reward = torch.zeros(self.num_envs, dtype=torch.float64)
-        success = torch.zeros(self.num_envs, dtype=torch.bool)
-        with torch.no_grad():
-            sensors, action = torch.from_numpy(self._sensors), action.double()
-            hand, right_claw, left_claw, right_finger, left_finger, right_pad, left_pad = sensors[:, 1:22].split(3, 1)
-            tcp_center = (right_finger + left_finger) / 2
-            frame = torch.zeros(self.num_envs, FRAME, dtype=torch.float64)
-            frame[:, :3] = hand
-            frame[:, 3] = (norm(right_claw - left_claw) / 0.1).clamp(0.0, 1.0)
-            poses = []
-            for group in self._groups:
-                rows = sensors[group.rows]
-                poses.append({name: group.scene.read(rows, pose) for name, pose in group.task.poses.items()})
-                column = 4
-                for position, quat in group.task.objects(poses[-1]):
-                    frame[group.rows, column : column + 3] = position
-                    if quat is not None:
-                        frame[group.rows, column + 3 : column + 7] = quat
-                    column += 7
-            goal = self._first_obs[self._task, self._goal, 2 * FRAME :]
-            obs = torch.cat((frame, self._previous, goal), dim=1)
-            obs = obs.clamp(self._obs_low[self._task], self._obs_high[self._task])
-            self._previous = frame
-            self._outcomes = []
+    def _evaluate(self, action: NDArray[np.float32]) -> tuple[Array, Array, Array]:
+        """Observation (B, 39), reward (B,) and success (B,) of the sensors, in float64 and bool."""
+        sensors, moves = self._sensors, action.astype(np.float64)
+        hand, right_claw, left_claw, right_finger, left_finger, right_pad, left_pad = (
+            sensors[:, column : column + 3] for column in range(1, 22, 3)
+        )
+        tcp_center = (right_finger + left_finger) / 2
+        frame = np.zeros((self.num_envs, FRAME))
+        frame[:, :3] = hand
+        frame[:, 3] = (norm(right_claw - left_claw) / 0.1).clip(0.0, 1.0)
+        poses = []
+        for group in self._groups:
+            seen = sensors[group.rows]
+            poses.append({name: group.scene.read(seen, pose) for name, pose in group.task.poses.items()})
+            column = 4
+            for position, quat in group.task.objects(poses[-1]):
+                frame[group.rows, column : column + 3] = position
+                if quat is not None:
+                    frame[group.rows, column + 3 : column + 7] = quat
+                column += 7
+        obs = np.concatenate((frame, self._previous, self._goal_obs), axis=1).clip(self._low, self._high)
+        self._previous = frame
+
+        reward, success = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+        self._outcomes = []
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # in branches that are not taken
             for group, group_poses in zip(self._groups, poses, strict=True):
                 rows = group.rows
                 state = TaskState(
                     obs=obs[rows],
-                    action=action[rows],
+                    action=moves[rows],
                     tcp_center=tcp_center[rows],
                     left_pad=left_pad[rows],
                     right_pad=right_pad[rows],
@@ -436,16 +477,28 @@ class RolloutVecEnv:
                     constants=group.constants,
                     touching=group.untouched,
                 )
+                matters = np.ones_like(group.untouched) if self._exact_info else group.task.touching_matters(state)
+                if matters is not None and matters.any():
+                    state = replace(state, touching=self._touching(group, matters))
                 outcome = group.task.evaluate(state)
                 reward[rows], success[rows] = outcome.reward, outcome.success
-                self._outcomes.append(outcome)
+                self._outcomes.append((rows, outcome))
         return obs, reward, success
+
+    def _touching(self, group: _Group, matters: Array) -> Array:
+        """(N,) bool: `TaskState.touching`, where it matters."""
+        touching = np.zeros_like(matters)
+        for i in np.flatnonzero(matters):
+            touching[i] = self._simulation(int(group.slots[i])).touching(group.task.main_geom)
+        return touching
 
 
 def _scenes(tasks: Sequence[Task], pool: Sequence[TaskResets]) -> list[Scene]:
     """The scene of each task; tasks with the same file share it."""
     poses: dict[str, list[Pose]] = {}
+    edited: dict[str, set[str]] = {}
     for task, resets in zip(tasks, pool, strict=True):
         poses.setdefault(resets.scene, []).extend(task.poses.values())
-    compiled = {file: Scene(str(scene_path(file)), wanted) for file, wanted in poses.items()}
+        edited.setdefault(resets.scene, set()).update(resets.model)
+    compiled = {file: Scene(str(scene_path(file)), poses[file], edited[file]) for file in poses}
     return [compiled[resets.scene] for resets in pool]

@@ -37,17 +37,26 @@ class MLP(nn.Module):
         super().__init__()
         positive(width=width, depth=depth)
         sizes = [features + context] + [width] * depth
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(sizes):
-            linear = nn.Linear(inputs, outputs)
+        linears = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
+        for linear in linears:
             if init == "orthogonal":
                 nn.init.orthogonal_(linear.weight, 2**0.5)
             else:
                 nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
             nn.init.zeros_(linear.bias)
-            layers += [linear, ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*layers)
+        first, *others = linears
+        # One matrix in two: the columns of the task are apart, so that the rest can be taken to other tasks.
+        self.input = nn.Linear(features, width)
+        self.task_input = nn.Linear(context, width, bias=False)
+        with torch.no_grad():
+            self.input.weight.copy_(first.weight[:, :features])
+            self.input.bias.copy_(first.bias)
+            self.task_input.weight.copy_(first.weight[:, features:])
+        activation_type = ACTIVATIONS[activation]
+        self.hidden = nn.Sequential(
+            activation_type(), *(module for linear in others for module in (linear, activation_type()))
+        )
         self.out_features = width
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
-        return self.layers(torch.cat([features, context.embedding], dim=-1))
+        return self.hidden(self.input(features) + self.task_input(context.embedding.to(features.dtype)))

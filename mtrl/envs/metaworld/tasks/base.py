@@ -29,24 +29,22 @@ What the official code reads, and where it is here (`self` is the official envir
   `self.init_left_pad` *is* the current left pad everywhere, because the official code keeps a view. Use what it views.
 - `Rotation.from_matrix(m).as_quat()` is `scipy_quat(m)`, in its order (x, y, z, w) and with its sign;
   `self.data.body(b).xquat` is `body_quat(b)`. A quaternion of zeros is `None`.
-- `if`s become `torch.where`; comparisons keep their strictness. `touching_main_object` is `state.touching`; name the geom
-  in `main_geom` if it is not "objGeom". It reaches only the info (`grasp_success`), but for stick-push, where it decides
-  on success: see `Task.touching_matters`.
+- `if`s become `ops.where`; comparisons keep their strictness. All functions of arrays are in `ops`.
+- `touching_main_object` is `state.touching`; name the geom in `main_geom` if it is not "objGeom". It reaches only the
+  info (`grasp_success`), but for stick-push, where it decides on success: see `Task.touching_matters`.
 - Numbers such as `np.array([3., 3., 1.])` are `vector(like, 3., 3., 1.)`.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 from mtrl.types import UserError
 
 # --- What a task is ---------------------------------------------------------------------------------------------------
@@ -106,60 +104,60 @@ def joint_pos(name: str) -> Pose:
 class TaskState:
     """What reward and success depend on, for N slots of one task, after a step."""
 
-    obs: Tensor
+    obs: Array
     """(N, 39), clipped as the official step does."""
-    action: Tensor
+    action: Array
     """(N, 4), in [-1, 1]."""
-    tcp_center: Tensor
+    tcp_center: Array
     """(N, 3): between the two fingers, the mean of the sites `leftEndEffector` and `rightEndEffector`."""
-    left_pad: Tensor
+    left_pad: Array
     """(N, 3): body `leftpad`."""
-    right_pad: Tensor
+    right_pad: Array
     """(N, 3): body `rightpad`."""
-    poses: Mapping[str, Tensor]
+    poses: Mapping[str, Array]
     """What the task named in `poses`."""
-    constants: Mapping[str, Tensor]
+    constants: Mapping[str, Array]
     """Attributes of the official environment after its reset: (N,) or (N, size)."""
-    touching: Tensor
+    touching: Array
     """(N,) bool: whether both pads press the main object. May be False for all slots if the full info is not wanted,
     except where `Task.touching_matters`."""
 
     @property
-    def hand(self) -> Tensor:
+    def hand(self) -> Array:
         """(N, 3): `obs[:3]`."""
         return self.obs[:, :3]
 
     @property
-    def opened(self) -> Tensor:
+    def opened(self) -> Array:
         """(N,): `obs[3]`, 0 closed to 1 open."""
         return self.obs[:, 3]
 
     @property
-    def obj(self) -> Tensor:
+    def obj(self) -> Array:
         """(N, 3): `obs[4:7]`, the position of the first object."""
         return self.obs[:, 4:7]
 
     @property
-    def effort(self) -> Tensor:
+    def effort(self) -> Array:
         """(N,): `action[-1]`, closing the gripper where positive."""
         return self.action[:, 3]
 
     @property
-    def target_pos(self) -> Tensor:
+    def target_pos(self) -> Array:
         """(N, 3)."""
         return self.constant("_target_pos")
 
     @property
-    def obj_init_pos(self) -> Tensor:
+    def obj_init_pos(self) -> Array:
         """(N, 3)."""
         return self.constant("obj_init_pos")
 
     @property
-    def init_tcp(self) -> Tensor:
+    def init_tcp(self) -> Array:
         """(N, 3)."""
         return self.constant("init_tcp")
 
-    def constant(self, name: str) -> Tensor:
+    def constant(self, name: str) -> Array:
         """Attribute `name` of the official environment, (N,) or (N, size). Raises `KeyError` if it is not constant."""
         if name not in self.constants:
             raise KeyError(f"{name!r} is not constant through an episode; these are: {', '.join(self.constants)}.")
@@ -172,14 +170,14 @@ class Outcome(NamedTuple):
     The last five are the official info, of which `grasp_success` is exact only where `TaskState.touching` is.
     """
 
-    reward: Tensor
-    success: Tensor
+    reward: Array
+    success: Array
     """(N,) bool."""
-    near_object: Tensor | float
-    grasp_success: Tensor | float
-    grasp_reward: Tensor | float
-    in_place_reward: Tensor | float
-    obj_to_target: Tensor | float
+    near_object: Array | float
+    grasp_success: Array | float
+    grasp_reward: Array | float
+    in_place_reward: Array | float
+    obj_to_target: Array | float
 
 
 class Task(ABC):
@@ -193,14 +191,14 @@ class Task(ABC):
     """The geom of `touching_main_object`."""
 
     @abstractmethod
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         """Position (N, 3) and quaternion (N, 4; None for zeros) of each object: one or two."""
 
     @abstractmethod
     def evaluate(self, state: TaskState) -> Outcome:
         """Reward and success after a step."""
 
-    def touching_matters(self, state: TaskState) -> Tensor | None:
+    def touching_matters(self, state: TaskState) -> Array | None:
         """(N,) bool: where success depends on `state.touching`, which is not read here. None for nowhere."""
         return None
 
@@ -228,35 +226,20 @@ Sigmoid = Literal["gaussian", "hyperbolic", "long_tail", "reciprocal", "cosine",
 """Shapes of `tolerance` beyond its bounds, as in dm_control."""
 
 
-def norm(x: Tensor) -> Tensor:
-    """Euclidean length of the last axis."""
-    return torch.linalg.vector_norm(x, dim=-1)
-
-
-def vector(like: Tensor, *values: float) -> Tensor:
-    """Constant (size,) of the dtype and device of `like`, made once."""
-    return _vector(like.dtype, like.device, values)
-
-
-@functools.cache
-def _vector(dtype: torch.dtype, device: torch.device, values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
-def _sigmoid(x: Tensor, value_at_1: float, sigmoid: Sigmoid) -> Tensor:
+def _sigmoid(x: Array, value_at_1: float, sigmoid: Sigmoid) -> Array:
     if sigmoid == "long_tail":
         return 1 / ((x * math.sqrt(1 / value_at_1 - 1)) ** 2 + 1)
     if sigmoid == "gaussian":
-        return torch.exp(-0.5 * (x * math.sqrt(-2 * math.log(value_at_1))) ** 2)
+        return ops.exp(-0.5 * (x * math.sqrt(-2 * math.log(value_at_1))) ** 2)
     if sigmoid == "hyperbolic":
-        return 1 / torch.cosh(x * math.acosh(1 / value_at_1))
+        return 1 / ops.cosh(x * math.acosh(1 / value_at_1))
     if sigmoid == "reciprocal":
-        return 1 / (x.abs() * (1 / value_at_1 - 1) + 1)
+        return 1 / (abs(x) * (1 / value_at_1 - 1) + 1)
     if sigmoid == "tanh_squared":
-        return 1 - torch.tanh(x * math.atanh(math.sqrt(1 - value_at_1))) ** 2
+        return 1 - ops.tanh(x * math.atanh(math.sqrt(1 - value_at_1))) ** 2
     if sigmoid == "cosine":
         scaled = x * (math.acos(2 * value_at_1 - 1) / math.pi)
-        value = (1 + torch.cos(math.pi * scaled)) / 2
+        value = (1 + ops.cos(math.pi * scaled)) / 2
     elif sigmoid == "linear":
         scaled = x * (1 - value_at_1)
         value = 1 - scaled
@@ -265,16 +248,16 @@ def _sigmoid(x: Tensor, value_at_1: float, sigmoid: Sigmoid) -> Tensor:
         value = 1 - scaled**2
     else:
         raise ValueError(f"Unknown sigmoid {sigmoid!r}.")
-    return torch.where(scaled.abs() < 1, value, 0.0)
+    return ops.where(abs(scaled) < 1, value, 0.0)
 
 
 def tolerance(
-    x: Tensor,
-    bounds: tuple[float | Tensor, float | Tensor] = (0.0, 0.0),
-    margin: float | Tensor = 0.0,
+    x: Array,
+    bounds: tuple[float | Array, float | Array] = (0.0, 0.0),
+    margin: float | Array = 0.0,
     sigmoid: Sigmoid = "gaussian",
     value_at_margin: float = 0.1,
-) -> Tensor:
+) -> Array:
     """1 where `x` is inside the bounds, falling to `value_at_margin` at a distance `margin` from them (dm_control).
 
     Args:
@@ -285,51 +268,51 @@ def tolerance(
         value_at_margin: In (0, 1).
     """
     lower, upper = bounds
-    excess = torch.maximum(lower - x, x - upper)
+    excess = ops.maximum(lower - x, x - upper)
     # A margin of 0 makes the quotient infinite outside of the bounds, where every sigmoid is then 0.
-    return torch.where(excess <= 0, 1.0, _sigmoid(excess / margin, value_at_margin, sigmoid))
+    return ops.where(excess <= 0, 1.0, _sigmoid(excess / margin, value_at_margin, sigmoid))
 
 
 def inverse_tolerance(
-    x: Tensor,
+    x: Array,
     bounds: tuple[float, float] = (0.0, 0.0),
-    margin: float | Tensor = 0.0,
+    margin: float | Array = 0.0,
     sigmoid: Sigmoid = "reciprocal",
-) -> Tensor:
+) -> Array:
     """0 where `x` is inside the bounds, rising outside: `1 - tolerance`."""
     return 1 - tolerance(x, bounds, margin, sigmoid, 0.0)
 
 
-def hamacher_product(a: Tensor, b: Tensor) -> Tensor:
+def hamacher_product(a: Array, b: Array) -> Array:
     """Smooth "and" of values in [0, 1]: `a b / (a + b - a b)`, 0 where both are 0."""
     product = a * b
     denominator = a + b - product
-    return torch.where(denominator > 0, product / denominator, 0.0)
+    return ops.where(denominator > 0, product / denominator, 0.0)
 
 
-def funnel_floor(radius: Tensor, threshold: float | Tensor, *, slope: float, height: float) -> Tensor:
+def funnel_floor(radius: Array, threshold: float | Array, *, slope: float, height: float) -> Array:
     """Height of a funnel at a distance from its axis: 0 up to `threshold`, `slope log(radius - threshold) + height` on.
 
     A hand or an object that has to come from above stays over it.
     """
-    return torch.where(radius > threshold, slope * torch.log(radius - threshold) + height, 0.0)
+    return ops.where(radius > threshold, slope * ops.log(radius - threshold) + height, 0.0)
 
 
-def above_floor(z: Tensor, floor: Tensor, *, margin: float | Tensor) -> Tensor:
+def above_floor(z: Array, floor: Array, *, margin: float | Array) -> Array:
     """1 where `z` is at least `floor`, falling below it."""
     below = tolerance(floor - z, bounds=(0.0, 0.01), margin=margin, sigmoid="long_tail")
-    return torch.where(z >= floor, 1.0, below)
+    return ops.where(z >= floor, 1.0, below)
 
 
-def rect_prism_tolerance(curr: Tensor, zero: Tensor, one: Tensor) -> Tensor:
+def rect_prism_tolerance(curr: Array, zero: Array, one: Array) -> Array:
     """Inside the box with corners `zero` and `one`, from 0 to 1 between the corners; 1 outside (N, 3) -> (N,)."""
-    inside = ((curr >= torch.minimum(zero, one)) & (curr <= torch.maximum(zero, one))).all(dim=-1)
-    return torch.where(inside, ((curr - zero) / (one - zero)).prod(dim=-1), 1.0)
+    inside = ((curr >= ops.minimum(zero, one)) & (curr <= ops.maximum(zero, one))).all(-1)
+    return ops.where(inside, ((curr - zero) / (one - zero)).prod(-1), 1.0)
 
 
 def gripper_caging_reward(
     state: TaskState,
-    obj_pos: Tensor,
+    obj_pos: Array,
     *,
     obj_radius: float,
     pad_success_thresh: float,
@@ -338,8 +321,8 @@ def gripper_caging_reward(
     desired_gripper_effort: float = 1.0,
     high_density: bool = False,
     medium_density: bool = False,
-    obj_init_pos: Tensor | None = None,
-) -> Tensor:
+    obj_init_pos: Array | None = None,
+) -> Array:
     """`SawyerXYZEnv._gripper_caging_reward`: pads on both sides of the object, hand at its place, gripper closing.
 
     Args:
@@ -357,11 +340,11 @@ def gripper_caging_reward(
     if high_density and medium_density:
         raise ValueError("Can only be either high_density or medium_density")
     start = state.obj_init_pos if obj_init_pos is None else obj_init_pos
-    pads_y = torch.stack((state.left_pad[:, 1], state.right_pad[:, 1]), dim=-1)
+    pads_y = ops.stack((state.left_pad[:, 1], state.right_pad[:, 1]))
     caging_lr = tolerance(
-        (pads_y - obj_pos[:, 1:2]).abs(),
+        abs(pads_y - obj_pos[:, 1:2]),
         bounds=(obj_radius, pad_success_thresh),
-        margin=((pads_y - start[:, 1:2]).abs() - pad_success_thresh).abs(),
+        margin=abs(abs(pads_y - start[:, 1:2]) - pad_success_thresh),
         sigmoid="long_tail",
     )
     caging_y = hamacher_product(caging_lr[:, 0], caging_lr[:, 1])
@@ -373,8 +356,8 @@ def gripper_caging_reward(
         sigmoid="long_tail",
     )
     caging = hamacher_product(caging_y, caging_xz)
-    gripper_closed = state.effort.clamp(0.0, desired_gripper_effort) / desired_gripper_effort
-    gripping = torch.where(caging > 0.97, gripper_closed, 0.0)
+    gripper_closed = state.effort.clip(0.0, desired_gripper_effort) / desired_gripper_effort
+    gripping = ops.where(caging > 0.97, gripper_closed, 0.0)
     reward = hamacher_product(caging, gripping)
     if high_density:
         return (reward + caging) / 2
@@ -382,7 +365,7 @@ def gripper_caging_reward(
         reach = tolerance(
             norm(obj_pos - tcp),
             bounds=(0.0, object_reach_radius),
-            margin=(norm(start - state.init_tcp) - object_reach_radius).abs(),
+            margin=abs(norm(start - state.init_tcp) - object_reach_radius),
             sigmoid="long_tail",
         )
         return (reward + reach) / 2
@@ -390,15 +373,15 @@ def gripper_caging_reward(
 
 
 def _pad_caging(
-    state: TaskState, obj_pos: Tensor, obj_radius: float, grip_margin: float | None, xz_margin: float
-) -> tuple[Tensor, Tensor]:
+    state: TaskState, obj_pos: Array, obj_radius: float, grip_margin: float | None, xz_margin: float
+) -> tuple[Array, Array]:
     """Caging (N,), and how tightly the pads hold (N,), of the environments with their own `_gripper_caging_reward`.
 
     Their `init_left_pad` and `init_right_pad` are views of the current pads, and so they are here.
     """
-    pads_y = torch.stack((state.left_pad[:, 1], state.right_pad[:, 1]), dim=-1)
+    pads_y = ops.stack((state.left_pad[:, 1], state.right_pad[:, 1]))
     offset = (pads_y - obj_pos[:, 1:2]) * vector(pads_y, 1.0, -1.0)
-    margin = (offset.abs() - 0.05).abs()
+    margin = abs(abs(offset) - 0.05)
     caging_lr = tolerance(offset, bounds=(obj_radius, 0.05), margin=margin, sigmoid="long_tail")
     caging_y = hamacher_product(caging_lr[:, 0], caging_lr[:, 1])
     caging_xz = tolerance(
@@ -414,16 +397,16 @@ def _pad_caging(
     return caging, hamacher_product(grip_lr[:, 0], grip_lr[:, 1])
 
 
-def effort_caging_reward(state: TaskState, obj_pos: Tensor) -> Tensor:
+def effort_caging_reward(state: TaskState, obj_pos: Array) -> Array:
     """`_gripper_caging_reward` of pick-place: gripping is the effort of the gripper."""
     caging, _ = _pad_caging(state, obj_pos, obj_radius=0.015, grip_margin=None, xz_margin=0.005)
-    gripping = torch.where(caging > 0.97, state.effort.clamp(0.0, 1.0), 0.0)
+    gripping = ops.where(caging > 0.97, state.effort.clip(0.0, 1.0), 0.0)
     return (hamacher_product(caging, gripping) + caging) / 2
 
 
 def pad_caging_reward(
-    state: TaskState, obj_pos: Tensor, *, obj_radius: float, grip_margin: float, xz_margin: float
-) -> Tensor:
+    state: TaskState, obj_pos: Array, *, obj_radius: float, grip_margin: float, xz_margin: float
+) -> Array:
     """`_gripper_caging_reward` of push-back, soccer, sweep and sweep-into: gripping is how tightly the pads hold.
 
     Args:
@@ -434,30 +417,37 @@ def pad_caging_reward(
         xz_margin: `x_z_success_margin`, m: push-back .01, soccer .005, sweep-into .01, sweep .005.
     """
     caging, holding = _pad_caging(state, obj_pos, obj_radius, grip_margin, xz_margin)
-    return (caging + torch.where(caging > 0.95, holding, 0.0)) / 2
+    return (caging + ops.where(caging > 0.95, holding, 0.0)) / 2
 
 
-def scipy_quat(matrix: Tensor) -> Tensor:
+def scipy_quat(matrix: Array) -> Array:
     """`scipy.spatial.transform.Rotation.from_matrix(matrix).as_quat()`: (N, 3, 3) -> (N, 4), w last.
 
     scipy's own steps: a quaternion's sign, and which of two near-equal components decides it, are part of the
     observation.
     """
-    m = matrix
-    diagonal = torch.diagonal(m, dim1=-2, dim2=-1)
-    trace = diagonal.sum(dim=-1)
-    d0, d1, d2 = diagonal.unbind(-1)
-    skew = (m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1])
-    xy, xz, yz = m[:, 1, 0] + m[:, 0, 1], m[:, 2, 0] + m[:, 0, 2], m[:, 2, 1] + m[:, 1, 2]
-    candidates = torch.stack(
-        (
-            *(1 - trace + 2 * d0, xy, xz, skew[0]),
-            *(xy, 1 - trace + 2 * d1, yz, skew[1]),
-            *(xz, yz, 1 - trace + 2 * d2, skew[2]),
-            *(*skew, 1 + trace),
-        ),
-        dim=-1,
-    ).unflatten(-1, (4, 4))
-    choice = torch.cat((diagonal, trace[:, None]), dim=-1).argmax(dim=-1)
-    quat = candidates.gather(1, choice[:, None, None].expand(-1, 1, 4)).squeeze(1)
+    d0, d1, d2 = matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2]
+    largest = ops.stack((d0, d1, d2, d0 + d1 + d2)).argmax(-1)
+    flat = matrix.reshape(len(matrix), 9)
+    candidates = (flat @ vector(flat, *_QUAT_OF_MATRIX).reshape(9, 16) + vector(flat, *_QUAT_OFFSET)).reshape(-1, 4, 4)
+    quat = ops.take(candidates, largest)
     return quat / norm(quat)[:, None]
+
+
+def _candidates() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The linear map, weights (9, 4, 4) and offset (4, 4), from a matrix to four multiples of its quaternion, flat."""
+    weight, offset = [[[0.0] * 9 for _ in range(4)] for _ in range(4)], [[0.0] * 4 for _ in range(4)]
+    for i in range(4):
+        offset[i][i] = 1.0
+        for j in range(3):
+            weight[i][i][4 * j] = 1.0 if i in (3, j) else -1.0  # 1 +- the diagonal
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        for row, column, sign in ((i, j, 1.0), (k, 3, -1.0)):
+            for one, other in ((row, column), (column, row)):
+                weight[one][other][3 * j + i], weight[one][other][3 * i + j] = 1.0, sign
+    return tuple(weight[i][j][k] for k in range(9) for i in range(4) for j in range(4)), tuple(
+        x for row in offset for x in row
+    )
+
+
+_QUAT_OF_MATRIX, _QUAT_OFFSET = _candidates()

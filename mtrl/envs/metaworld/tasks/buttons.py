@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -15,11 +13,10 @@ from mtrl.envs.metaworld.tasks.base import (
     body_pos,
     body_quat,
     hamacher_product,
-    norm,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 
 class FrontButton(Task):
@@ -28,7 +25,7 @@ class FrontButton(Task):
     poses: ClassVar = {"button": body_pos("button"), "button_quat": body_quat("button")}
     main_geom = "btnGeom"
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["button"] + vector(poses["button"], 0.0, -0.193, 0.0), poses["button_quat"])]
 
 
@@ -39,14 +36,14 @@ class ButtonPress(FrontButton):
     def evaluate(self, state: TaskState) -> Outcome:
         obj = state.obj
         tcp_to_obj = norm(obj - state.tcp_center)
-        obj_to_target = (state.target_pos[:, 1] - obj[:, 1]).abs()
+        obj_to_target = abs(state.target_pos[:, 1] - obj[:, 1])
         near_button = tolerance(tcp_to_obj, bounds=(0.0, 0.05), margin=norm(obj - state.init_tcp), sigmoid="long_tail")
         button_pressed = tolerance(
             obj_to_target, bounds=(0.0, 0.005), margin=state.constant("_obj_to_target_init"), sigmoid="long_tail"
         )
         reward = 2 * hamacher_product(state.opened, near_button)
         return Outcome(
-            reward=torch.where(tcp_to_obj <= 0.05, reward + 8 * button_pressed, reward),
+            reward=ops.where(tcp_to_obj <= 0.05, reward + 8 * button_pressed, reward),
             success=obj_to_target <= 0.02,
             near_object=tcp_to_obj <= 0.05,
             grasp_success=state.opened > 0,
@@ -63,7 +60,7 @@ class ButtonPressWall(FrontButton):
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened = state.obj, state.opened
         tcp_to_obj = norm(obj - state.tcp_center)
-        obj_to_target = (state.target_pos[:, 1] - obj[:, 1]).abs()
+        obj_to_target = abs(state.target_pos[:, 1] - obj[:, 1])
         near_button = tolerance(tcp_to_obj, bounds=(0.0, 0.01), margin=norm(obj - state.init_tcp), sigmoid="long_tail")
         button_pressed = tolerance(
             obj_to_target, bounds=(0.0, 0.005), margin=state.constant("_obj_to_target_init"), sigmoid="long_tail"
@@ -72,7 +69,7 @@ class ButtonPressWall(FrontButton):
         far = 2 * hamacher_product((1 - opened) / 2, near_button)
         near = 2 + 2 * (1 + opened) + 4 * button_pressed**2
         return Outcome(
-            reward=torch.where(tcp_to_obj > 0.07, far, near),
+            reward=ops.where(tcp_to_obj > 0.07, far, near),
             success=obj_to_target <= 0.03,
             near_object=tcp_to_obj <= 0.05,
             grasp_success=opened > 0,
@@ -89,20 +86,20 @@ class ButtonPressTopdownWall(Task):
     poses: ClassVar = {"button": body_pos("button"), "button_quat": body_quat("button")}
     main_geom = "btnGeom"
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["button"] + vector(poses["button"], 0.0, 0.0, 0.193), poses["button_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj = state.obj
         tcp_to_obj = norm(obj - state.tcp_center)
-        obj_to_target = (state.target_pos[:, 2] - obj[:, 2]).abs()
+        obj_to_target = abs(state.target_pos[:, 2] - obj[:, 2])
         near_button = tolerance(tcp_to_obj, bounds=(0.0, 0.01), margin=norm(obj - state.init_tcp), sigmoid="long_tail")
         button_pressed = tolerance(
             obj_to_target, bounds=(0.0, 0.005), margin=state.constant("_obj_to_target_init"), sigmoid="long_tail"
         )
         reward = 5 * hamacher_product(state.opened, near_button)
         return Outcome(
-            reward=torch.where(tcp_to_obj <= 0.03, reward + 5 * button_pressed, reward),
+            reward=ops.where(tcp_to_obj <= 0.03, reward + 5 * button_pressed, reward),
             success=obj_to_target <= 0.024,
             near_object=tcp_to_obj <= 0.05,
             grasp_success=state.opened > 0,

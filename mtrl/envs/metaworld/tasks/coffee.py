@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -16,13 +14,12 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     gripper_caging_reward,
     hamacher_product,
-    norm,
     scipy_quat,
     site_pos,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 
 @task("coffee-button-v3")
@@ -31,19 +28,20 @@ class CoffeeButton(Task):
 
     poses: ClassVar = {"button": site_pos("buttonStart")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         button = poses["button"]
-        return [(button, vector(button, 1.0, 0.0, 0.0, 0.0).expand(len(button), 4))]
+        upright = vector(button, 1.0, 0.0, 0.0, 0.0) + 0 * button[:, :1]  # (N, 4)
+        return [(button, upright)]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, max_dist = state.obj, 0.03
         tcp_to_obj = norm(obj - state.tcp_center)
-        obj_to_target = (state.target_pos[:, 1] - obj[:, 1]).abs()
+        obj_to_target = abs(state.target_pos[:, 1] - obj[:, 1])
         near_button = tolerance(tcp_to_obj, bounds=(0.0, 0.05), margin=norm(obj - state.init_tcp), sigmoid="long_tail")
         button_pressed = tolerance(obj_to_target, bounds=(0.0, 0.005), margin=max_dist, sigmoid="long_tail")
         reward = 2 * hamacher_product(state.opened, near_button)
         return Outcome(
-            reward=torch.where(tcp_to_obj <= 0.05, reward + 8 * button_pressed, reward),
+            reward=ops.where(tcp_to_obj <= 0.05, reward + 8 * button_pressed, reward),
             success=obj_to_target <= 0.02,
             near_object=tcp_to_obj <= 0.05,
             grasp_success=state.opened > 0,
@@ -59,7 +57,7 @@ class Mug(Task):
     poses: ClassVar = {"mug": body_pos("obj"), "mug_mat": geom_mat("mug")}
     main_geom = "mug"
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["mug"], scipy_quat(poses["mug_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -84,10 +82,10 @@ class Mug(Task):
             medium_density=True,
         )
         reward = hamacher_product(object_grasped, in_place)
-        reward = torch.where((tcp_to_obj < 0.04) & (opened > 0), reward + 1.0 + 5.0 * in_place, reward)
+        reward = ops.where((tcp_to_obj < 0.04) & (opened > 0), reward + 1.0 + 5.0 * in_place, reward)
         obj_to_target = norm(obj - target)
         return Outcome(
-            reward=torch.where(target_to_obj < 0.05, 10.0, reward),
+            reward=ops.where(target_to_obj < 0.05, 10.0, reward),
             success=obj_to_target <= 0.07,
             near_object=tcp_to_obj <= 0.03,
             grasp_success=state.touching & (opened > 0),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -17,13 +15,12 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     geom_pos,
     hamacher_product,
-    norm,
     scipy_quat,
     site_pos,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 
 @task("door-close-v3")
@@ -32,7 +29,7 @@ class DoorClose(Task):
 
     poses: ClassVar = {"handle": geom_pos("handle"), "handle_mat": geom_mat("handle")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["handle"], scipy_quat(poses["handle_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -48,7 +45,7 @@ class DoorClose(Task):
             sigmoid="gaussian",
         )
         return Outcome(
-            reward=torch.where(obj_to_target < radius, 10.0, 3 * hand_in_place + 6 * in_place),
+            reward=ops.where(obj_to_target < radius, 10.0, 3 * hand_in_place + 6 * in_place),
             success=obj_to_target <= 0.08,
             near_object=0.0,
             grasp_success=1.0,
@@ -64,13 +61,13 @@ class DoorLock(Task):
 
     poses: ClassVar = {"lock": site_pos("lockStartLock"), "door_quat": body_quat("door_link")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["lock"], poses["door_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, lock_length = state.obj, 0.1
         tcp_to_obj = norm((obj - state.left_pad) * vector(obj, 0.25, 1.0, 0.5))
-        obj_to_target = (state.target_pos[:, 2] - obj[:, 2]).abs()
+        obj_to_target = abs(state.target_pos[:, 2] - obj[:, 2])
         # The official margin is the distance of the "initial" left pad, which is a view of the current one.
         near_lock = tolerance(tcp_to_obj, bounds=(0.0, 0.01), margin=tcp_to_obj, sigmoid="long_tail")
         lock_pressed = tolerance(obj_to_target, bounds=(0.0, 0.005), margin=lock_length, sigmoid="long_tail")
@@ -95,7 +92,7 @@ class DoorUnlock(Task):
         "axis": body_pos("lock_link"),
     }
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["lock"], poses["door_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -107,7 +104,7 @@ class DoorUnlock(Task):
         ready_to_push = tolerance(
             shoulder_to_lock, bounds=(0.0, 0.02), margin=shoulder_to_lock_init, sigmoid="long_tail"
         )
-        obj_to_target = (state.target_pos[:, 0] - lock[:, 0]).abs()
+        obj_to_target = abs(state.target_pos[:, 0] - lock[:, 0])
         pushed = tolerance(obj_to_target, bounds=(0.0, 0.005), margin=lock_length, sigmoid="long_tail")
         return Outcome(
             reward=2 * ready_to_push + 8 * pushed,

@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
     TaskState,
     gripper_caging_reward,
     hamacher_product,
-    norm,
     site_pos,
     task,
     tolerance,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm
 
 
 class Handle(Task):
     """A handle that slides up and down."""
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["handle"], None)]
 
 
@@ -36,23 +34,23 @@ class HandleToPress(Handle):
     def evaluate(self, state: TaskState) -> Outcome:
         obj, radius, handle_radius = state.obj, 0.02, 0.02
         target_z, handle_init = state.target_pos[:, 2], state.constant("_handle_init_pos")
-        target_to_obj = (obj[:, 2] - target_z).abs()
+        target_to_obj = abs(obj[:, 2] - target_z)
         in_place = tolerance(
             target_to_obj,
             bounds=(0.0, radius),
-            margin=((handle_init[:, 2] - target_z).abs() - radius).abs(),
+            margin=abs(abs(handle_init[:, 2] - target_z) - radius),
             sigmoid="long_tail",
         )
         tcp_to_obj = norm(obj - state.tcp_center)
         reach = tolerance(
             tcp_to_obj,
             bounds=(0.0, handle_radius),
-            margin=(norm(handle_init - state.init_tcp) - handle_radius).abs(),
+            margin=abs(norm(handle_init - state.init_tcp) - handle_radius),
             sigmoid="long_tail",
         )
         success = target_to_obj <= radius
         return Outcome(
-            reward=10 * torch.where(success, 1.0, hamacher_product(reach, in_place)),
+            reward=10 * ops.where(success, 1.0, hamacher_product(reach, in_place)),
             success=success,
             near_object=tcp_to_obj <= 0.05,
             grasp_success=1.0,
@@ -80,8 +78,8 @@ class HandlePull(Handle):
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, init_z, target_z = state.obj, state.obj_init_pos[:, 2], state.target_pos[:, 2]
-        target_to_obj = (target_z - obj[:, 2]).abs()
-        in_place = tolerance(target_to_obj, bounds=(0.0, 0.05), margin=(target_z - init_z).abs(), sigmoid="long_tail")
+        target_to_obj = abs(target_z - obj[:, 2])
+        in_place = tolerance(target_to_obj, bounds=(0.0, 0.05), margin=abs(target_z - init_z), sigmoid="long_tail")
         object_grasped = gripper_caging_reward(
             state,
             obj,
@@ -119,16 +117,16 @@ class HandlePullSide(Handle):
 
 
 def pull_outcome(
-    state: TaskState, target_to_obj: Tensor, object_grasped: Tensor, in_place: Tensor, lifted: Tensor, radius: float
+    state: TaskState, target_to_obj: Array, object_grasped: Array, in_place: Array, lifted: Array, radius: float
 ) -> Outcome:
     """What both pulls do with their distances; `radius` is that of success, m."""
     obj, opened = state.obj, state.opened
     tcp_to_obj = norm(obj - state.tcp_center)
     reward = hamacher_product(object_grasped, in_place)
     pulling = (tcp_to_obj < 0.035) & (opened > 0) & lifted
-    reward = torch.where(pulling, reward + 1.0 + 5.0 * in_place, reward)
+    reward = ops.where(pulling, reward + 1.0 + 5.0 * in_place, reward)
     return Outcome(
-        reward=torch.where(target_to_obj < 0.05, 10.0, reward),
+        reward=ops.where(target_to_obj < 0.05, 10.0, reward),
         success=target_to_obj <= radius,
         near_object=tcp_to_obj <= 0.05,
         grasp_success=(opened > 0) & (obj[:, 2] - 0.03 > state.obj_init_pos[:, 2]),

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Sigmoid,
     Task,
     TaskState,
+    above_floor,
     body_pos,
     body_quat,
     effort_caging_reward,
+    funnel_floor,
     geom_mat,
     geom_pos,
     gripper_caging_reward,
     hamacher_product,
     joint_pos,
-    norm,
     rect_prism_tolerance,
     scipy_quat,
     site_mat,
     site_pos,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
-Objects = Sequence[tuple[Tensor, Tensor | None]]
+Objects = Sequence[tuple[Array, Array | None]]
 
 
 @task("reach-v3")
 class Reach(Task):
     """Move the gripper to a goal in the air."""
 
-    poses = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
+    poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -66,9 +66,9 @@ class Reach(Task):
 class Push(Task):
     """Push a puck to a goal on the table."""
 
-    poses = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
+    poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -89,8 +89,8 @@ class Push(Task):
         )
         reward = 2 * object_grasped
         holding = (tcp_to_obj < 0.02) & (opened > 0)
-        reward = torch.where(holding, 2 * reward + 1.0 + 5.0 * in_place, reward)
-        reward = torch.where(target_to_obj < 0.05, 10.0, reward)
+        reward = ops.where(holding, 2 * reward + 1.0 + 5.0 * in_place, reward)
+        reward = ops.where(target_to_obj < 0.05, 10.0, reward)
         return Outcome(
             reward=reward,
             success=target_to_obj <= 0.05,
@@ -106,9 +106,9 @@ class Push(Task):
 class PickPlace(Task):
     """Pick up a puck and carry it to a goal in the air."""
 
-    poses = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
+    poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -122,8 +122,8 @@ class PickPlace(Task):
         object_grasped = effort_caging_reward(state, obj)
         reward = hamacher_product(object_grasped, in_place)
         holding = (tcp_to_obj < 0.02) & (opened > 0) & (lift > 0.01)
-        reward = torch.where(holding, reward + 1.0 + 5.0 * in_place, reward)
-        reward = torch.where(obj_to_target < 0.05, 10.0, reward)
+        reward = ops.where(holding, reward + 1.0 + 5.0 * in_place, reward)
+        reward = ops.where(obj_to_target < 0.05, 10.0, reward)
         return Outcome(
             reward=reward,
             success=obj_to_target <= 0.07,
@@ -139,22 +139,23 @@ class PickPlace(Task):
 class DoorOpen(Task):
     """Pull a door open on its hinge."""
 
-    poses = {"handle": geom_pos("handle"), "handle_mat": geom_mat("handle"), "angle": joint_pos("doorjoint")}
+    poses: ClassVar = {"handle": geom_pos("handle"), "handle_mat": geom_mat("handle"), "angle": joint_pos("doorjoint")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["handle"], scipy_quat(poses["handle_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
         theta = state.poses["angle"]
         grab_effort = (state.effort + 1) / 2
         ready_to_open = self._ready_to_open(state.hand, state.obj)
-        opened = 0.2 * (theta < -math.pi / 90) + 0.8 * tolerance(
+        opened = 0.8 * tolerance(
             math.pi / 2 + math.pi / 6 + theta, bounds=(0.0, 0.5), margin=math.pi / 3, sigmoid="long_tail"
         )
-        success = (state.obj[:, 0] - state.target_pos[:, 0]).abs() <= 0.08
+        opened = ops.where(theta < -math.pi / 90, 0.2 + opened, opened)
+        success = abs(state.obj[:, 0] - state.target_pos[:, 0]) <= 0.08
         reward = 2 * hamacher_product(ready_to_open, grab_effort) + 8 * opened
         return Outcome(
-            reward=torch.where(success, 10.0, reward),
+            reward=ops.where(success, 10.0, reward),
             success=success,
             near_object=ready_to_open,
             grasp_success=grab_effort >= 0.5,
@@ -164,31 +165,27 @@ class DoorOpen(Task):
         )
 
     @staticmethod
-    def _ready_to_open(hand: Tensor, handle: Tensor) -> Tensor:
+    def _ready_to_open(hand: Array, handle: Array) -> Array:
         """Whether the hand is between handle and door, and got there from above: over a funnel round the handle."""
         threshold = 0.12
         door = handle + vector(handle, -0.05, 0.0, 0.0)
-        radius = norm((hand - door)[:, :2])
-        floor = torch.where(radius <= threshold, 0.0, 0.04 * torch.log(radius - threshold) + 0.4)
-        below = floor - hand[:, 2]
-        above_floor = tolerance(below, bounds=(0.0, 0.01), margin=floor / 2, sigmoid="long_tail")
-        above_floor = torch.where(below <= 0, 1.0, above_floor)
+        floor = funnel_floor(norm((hand - door)[:, :2]), threshold, slope=0.04, height=0.4)
         in_place = tolerance(
             norm(hand - door - vector(hand, 0.05, 0.03, -0.01)),
             bounds=(0.0, threshold / 2),
             margin=0.5,
             sigmoid="long_tail",
         )
-        return hamacher_product(above_floor, in_place)
+        return hamacher_product(above_floor(hand[:, 2], floor, margin=floor / 2), in_place)
 
 
 @task("drawer-open-v3")
 class DrawerOpen(Task):
     """Pull a drawer open by its handle."""
 
-    poses = {"drawer": body_pos("drawer_link"), "drawer_quat": body_quat("drawer_link")}
+    poses: ClassVar = {"drawer": body_pos("drawer_link"), "drawer_quat": body_quat("drawer_link")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["drawer"] + vector(poses["drawer"], 0.0, -0.16, 0.0), poses["drawer_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -218,9 +215,9 @@ class DrawerOpen(Task):
 class DrawerClose(Task):
     """Push an open drawer shut."""
 
-    poses = {"drawer": body_pos("drawer_link")}
+    poses: ClassVar = {"drawer": body_pos("drawer_link")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["drawer"] + vector(poses["drawer"], 0.0, -0.16, 0.05), None)]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -230,20 +227,20 @@ class DrawerClose(Task):
         in_place = tolerance(
             target_to_obj,
             bounds=(0.0, radius),
-            margin=(norm(state.obj_init_pos - target) - radius).abs(),
+            margin=abs(norm(state.obj_init_pos - target) - radius),
             sigmoid="long_tail",
         )
         tcp_to_obj = norm(obj - state.tcp_center)
         reach = tolerance(
             tcp_to_obj,
             bounds=(0.0, 0.005),
-            margin=(norm(state.obj_init_pos - state.init_tcp) - 0.005).abs(),
+            margin=abs(norm(state.obj_init_pos - state.init_tcp) - 0.005),
             sigmoid="gaussian",
         )
-        reach = hamacher_product(reach, state.effort.clamp(0.0, 1.0))
+        reach = hamacher_product(reach, state.effort.clip(0.0, 1.0))
         success = target_to_obj <= radius + 0.015
         return Outcome(
-            reward=10 * torch.where(success, 1.0, hamacher_product(reach, in_place)),
+            reward=10 * ops.where(success, 1.0, hamacher_product(reach, in_place)),
             success=success,
             near_object=tcp_to_obj <= 0.01,
             grasp_success=1.0,
@@ -257,23 +254,23 @@ class DrawerClose(Task):
 class ButtonPressTopdown(Task):
     """Press a button from above."""
 
-    poses = {"button": body_pos("button"), "button_quat": body_quat("button")}
+    poses: ClassVar = {"button": body_pos("button"), "button_quat": body_quat("button")}
     main_geom = "btnGeom"
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["button"] + vector(poses["button"], 0.0, 0.0, 0.193), poses["button_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj = state.obj
         tcp_to_obj = norm(obj - state.tcp_center)
-        obj_to_target = (state.target_pos[:, 2] - obj[:, 2]).abs()
+        obj_to_target = abs(state.target_pos[:, 2] - obj[:, 2])
         near_button = tolerance(tcp_to_obj, bounds=(0.0, 0.01), margin=norm(obj - state.init_tcp), sigmoid="long_tail")
         button_pressed = tolerance(
             obj_to_target, bounds=(0.0, 0.005), margin=state.constant("_obj_to_target_init"), sigmoid="long_tail"
         )
         reward = 5 * hamacher_product(1 - state.opened, near_button)
         return Outcome(
-            reward=torch.where(tcp_to_obj <= 0.03, reward + 5 * button_pressed, reward),
+            reward=ops.where(tcp_to_obj <= 0.03, reward + 5 * button_pressed, reward),
             success=obj_to_target <= 0.024,
             near_object=tcp_to_obj <= 0.05,
             grasp_success=state.opened > 0,
@@ -287,7 +284,7 @@ class ButtonPressTopdown(Task):
 class PegInsertSide(Task):
     """Pick up a peg and insert it into a hole from the side."""
 
-    poses = {
+    poses: ClassVar = {
         "grasp": site_pos("pegGrasp"),
         "grasp_mat": site_mat("pegGrasp"),
         "head": site_pos("pegHead"),
@@ -297,7 +294,7 @@ class PegInsertSide(Task):
         "opposite_2": site_pos("top_left_corner_collision_box_2"),
     }
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["grasp"], scipy_quat(poses["grasp_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -327,12 +324,12 @@ class PegInsertSide(Task):
             high_density=True,
         )
         holding = (tcp_to_obj < 0.08) & lifted
-        object_grasped = torch.where(holding, 1.0, object_grasped)
+        object_grasped = ops.where(holding, 1.0, object_grasped)
         reward = hamacher_product(object_grasped, in_place)
-        reward = torch.where(holding, reward + 1.0 + 5 * in_place, reward)
+        reward = ops.where(holding, reward + 1.0 + 5 * in_place, reward)
         success = obj_to_target <= 0.07
         return Outcome(
-            reward=torch.where(success, 10.0, reward),
+            reward=ops.where(success, 10.0, reward),
             success=success,
             near_object=tcp_to_obj <= 0.03,
             grasp_success=(tcp_to_obj < 0.02) & lifted,
@@ -345,21 +342,21 @@ class PegInsertSide(Task):
 class Window(Task):
     """A window that slides along x."""
 
-    def evaluate_slide(self, state: TaskState, slide_init: Tensor, reach_sigmoid: Sigmoid) -> Outcome:
+    def evaluate_slide(self, state: TaskState, slide_init: Array, reach_sigmoid: Sigmoid) -> Outcome:
         """Both directions; `slide_init` (N,) is where the handle starts on x."""
         obj, target_x, radius = state.obj, state.target_pos[:, 0], 0.05
-        target_to_obj = (obj[:, 0] - target_x).abs()
+        target_to_obj = abs(obj[:, 0] - target_x)
         in_place = tolerance(
             target_to_obj,
             bounds=(0.0, radius),
-            margin=((slide_init - target_x).abs() - radius).abs(),
+            margin=abs(abs(slide_init - target_x) - radius),
             sigmoid="long_tail",
         )
         tcp_to_obj = norm(obj - state.tcp_center)
         reach = tolerance(
             tcp_to_obj,
             bounds=(0.0, 0.02),
-            margin=(norm(state.constant("window_handle_pos_init") - state.init_tcp) - 0.02).abs(),
+            margin=abs(norm(state.constant("window_handle_pos_init") - state.init_tcp) - 0.02),
             sigmoid=reach_sigmoid,
         )
         return Outcome(
@@ -377,9 +374,9 @@ class Window(Task):
 class WindowOpen(Window):
     """Slide a window open by its handle."""
 
-    poses = {"handle": site_pos("handleOpenStart")}
+    poses: ClassVar = {"handle": site_pos("handleOpenStart")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["handle"], None)]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -390,9 +387,9 @@ class WindowOpen(Window):
 class WindowClose(Window):
     """Slide a window shut by its handle."""
 
-    poses = {"handle": site_pos("handleCloseStart")}
+    poses: ClassVar = {"handle": site_pos("handleCloseStart")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Objects:
+    def objects(self, poses: Mapping[str, Array]) -> Objects:
         return [(poses["handle"], None)]
 
     def evaluate(self, state: TaskState) -> Outcome:

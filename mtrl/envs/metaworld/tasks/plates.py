@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -15,11 +13,11 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     geom_pos,
     hamacher_product,
-    norm,
     scipy_quat,
     task,
     tolerance,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm
 
 RADIUS = 0.05
 """Distance at which plate and hand count as in place, m."""
@@ -30,7 +28,7 @@ class Plate(Task):
 
     poses: ClassVar = {"plate": geom_pos("puck"), "plate_mat": geom_mat("puck")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["plate"], scipy_quat(poses["plate_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -44,7 +42,7 @@ class Plate(Task):
             tcp_to_obj, bounds=(0.0, RADIUS), margin=obj_grasped_margin - RADIUS, sigmoid="long_tail"
         )
         on_plate = (tcp[:, 2] <= 0.03) & (tcp_to_obj < 0.07)
-        reward = torch.where(on_plate, 2.0 + 7.0 * in_place, 1.5 * object_grasped)
+        reward = ops.where(on_plate, 2.0 + 7.0 * in_place, 1.5 * object_grasped)
         return plate_outcome(reward, obj_to_target, tcp_to_obj, object_grasped, in_place)
 
 
@@ -81,11 +79,11 @@ class PlateSlideBackSide(Plate):
 
 
 def plate_outcome(
-    reward: Tensor, obj_to_target: Tensor, tcp_to_obj: Tensor, object_grasped: Tensor, in_place: Tensor
+    reward: Array, obj_to_target: Array, tcp_to_obj: Array, object_grasped: Array, in_place: Array
 ) -> Outcome:
     """What all plates share."""
     return Outcome(
-        reward=torch.where(obj_to_target < RADIUS, 10.0, reward),
+        reward=ops.where(obj_to_target < RADIUS, 10.0, reward),
         success=obj_to_target <= 0.07,
         near_object=tcp_to_obj <= 0.03,
         grasp_success=0.0,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -16,13 +14,12 @@ from mtrl.envs.metaworld.tasks.base import (
     body_pos,
     gripper_caging_reward,
     hamacher_product,
-    norm,
     scipy_quat,
     site_pos,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 
 @task("stick-push-v3")
@@ -31,11 +28,11 @@ class StickPush(Task):
 
     poses: ClassVar = {"stick": body_pos("stick"), "stick_mat": body_mat("stick"), "handle": site_pos("insertion")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         container = poses["handle"] + vector(poses["handle"], 0.0, 0.09, 0.0)
         return [(poses["stick"], scipy_quat(poses["stick_mat"])), (container, None)]
 
-    def touching_matters(self, state: TaskState) -> Tensor | None:
+    def touching_matters(self, state: TaskState) -> Array | None:
         return self._lifted(state) & (self._container_to_target(state) <= 0.12)
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -65,24 +62,24 @@ class StickPush(Task):
         lifted = self._lifted(state)
         holding = (tcp_to_stick < 0.02) & lifted
         pushing = 2.0 + 5.0 * stick_in_place + 3.0 * container_in_place
-        reward = torch.where(holding, torch.where(container_to_target <= radius, 10.0, pushing), object_grasped)
+        reward = ops.where(holding, ops.where(container_to_target <= radius, 10.0, pushing), object_grasped)
         grasp_success = state.touching & lifted
         return Outcome(
             reward=reward,
             success=grasp_success & (container_to_target <= 0.12),
             near_object=tcp_to_stick <= 0.03,
             grasp_success=grasp_success,
-            grasp_reward=torch.where(holding, 1.0, object_grasped),
+            grasp_reward=ops.where(holding, 1.0, object_grasped),
             in_place_reward=stick_in_place,
             obj_to_target=container_to_target,
         )
 
     @staticmethod
-    def _lifted(state: TaskState) -> Tensor:
+    def _lifted(state: TaskState) -> Array:
         return (state.opened > 0) & (state.obj[:, 2] - 0.01 > state.constant("stick_init_pos")[:, 2])
 
     @staticmethod
-    def _container_to_target(state: TaskState) -> Tensor:
+    def _container_to_target(state: TaskState) -> Array:
         return norm(state.obs[:, 11:14] - state.target_pos)
 
 
@@ -97,7 +94,7 @@ class StickPull(Task):
         "stick_end": site_pos("stick_end"),
     }
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["stick"], scipy_quat(poses["stick_mat"])), (poses["handle"], None)]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -134,15 +131,15 @@ class StickPull(Task):
             high_density=True,
         )
         holding = (tcp_to_stick < 0.02) & (opened > 0) & (stick[:, 2] - 0.01 > stick_init[:, 2])
-        object_grasped = torch.where(holding, 1.0, object_grasped)
+        object_grasped = ops.where(holding, 1.0, object_grasped)
         in_place_and_object_grasped = hamacher_product(object_grasped, stick_in_place)
         to_handle = end_of_stick - handle
-        inserted = (to_handle[:, 0] >= 0) & (to_handle[:, 1].abs() <= 0.04) & (to_handle[:, 2].abs() <= 0.06)
+        inserted = (to_handle[:, 0] >= 0) & (abs(to_handle[:, 1]) <= 0.04) & (abs(to_handle[:, 2]) <= 0.06)
 
         carrying = 1.0 + in_place_and_object_grasped + 5.0 * stick_in_place
         pulling = 1.0 + in_place_and_object_grasped + 5.0 + 2.0 * stick_in_place_2 + container_in_place
-        reward = torch.where(holding, torch.where(inserted, pulling, carrying), in_place_and_object_grasped)
-        reward = torch.where(holding & inserted & (handle_to_target <= 0.12), 10.0, reward)
+        reward = ops.where(holding, ops.where(inserted, pulling, carrying), in_place_and_object_grasped)
+        reward = ops.where(holding & inserted & (handle_to_target <= 0.12), 10.0, reward)
         return Outcome(
             reward=reward,
             success=(handle_to_target <= 0.12) & inserted,

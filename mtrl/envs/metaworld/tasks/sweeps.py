@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -18,19 +16,18 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     geom_pos,
     hamacher_product,
-    norm,
     pad_caging_reward,
     scipy_quat,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 
 class BlockToSweep(Task):
     """A block that is swept to a goal: success within 5 cm."""
 
-    def evaluate_sweep(self, state: TaskState, target: Tensor, object_grasped: Tensor) -> Outcome:
+    def evaluate_sweep(self, state: TaskState, target: Array, object_grasped: Array) -> Outcome:
         """Both tasks; `target` (N, 3)."""
         obj = state.obj
         obj_to_target, tcp_to_obj = norm(obj - target), norm(obj - state.tcp_center)
@@ -39,7 +36,7 @@ class BlockToSweep(Task):
         )
         reward = 2 * object_grasped + 6 * hamacher_product(object_grasped, in_place)
         return Outcome(
-            reward=torch.where(obj_to_target < 0.05, 10.0, reward),
+            reward=ops.where(obj_to_target < 0.05, 10.0, reward),
             success=obj_to_target <= 0.05,
             near_object=tcp_to_obj <= 0.03,
             grasp_success=state.touching & (state.opened > 0),
@@ -55,7 +52,7 @@ class Sweep(BlockToSweep):
 
     poses: ClassVar = {"obj": body_pos("obj"), "obj_quat": body_quat("obj")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["obj"], poses["obj_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -69,12 +66,12 @@ class SweepInto(BlockToSweep):
 
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
         object_grasped = pad_caging_reward(state, state.obj, obj_radius=0.02, grip_margin=0.005, xz_margin=0.01)
-        target = torch.cat((state.target_pos[:, :2], state.obj[:, 2:]), dim=-1)
+        target = ops.cat((state.target_pos[:, :2], state.obj[:, 2:]))
         return self.evaluate_sweep(state, target, object_grasped)
 
 
@@ -84,7 +81,7 @@ class PushBack(Task):
 
     poses: ClassVar = {"obj": geom_pos("objGeom"), "obj_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -95,9 +92,9 @@ class PushBack(Task):
         object_grasped = pad_caging_reward(state, obj, obj_radius=0.007, grip_margin=0.003, xz_margin=0.01)
         pulling = (tcp_to_obj < 0.01) & (opened > 0) & (opened < 0.55) & (target_to_obj_init - target_to_obj > 0.01)
         reward = hamacher_product(object_grasped, in_place)
-        reward = torch.where(pulling, reward + 1.0 + 5.0 * in_place, reward)
+        reward = ops.where(pulling, reward + 1.0 + 5.0 * in_place, reward)
         return Outcome(
-            reward=torch.where(target_to_obj < 0.05, 10.0, reward),
+            reward=ops.where(target_to_obj < 0.05, 10.0, reward),
             success=target_to_obj <= 0.07,
             near_object=tcp_to_obj <= 0.03,
             grasp_success=state.touching & (opened > 0) & (obj[:, 2] - 0.02 > state.obj_init_pos[:, 2]),
@@ -113,7 +110,7 @@ class Soccer(Task):
 
     poses: ClassVar = {"ball": body_pos("soccer_ball"), "ball_mat": body_mat("soccer_ball")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["ball"], scipy_quat(poses["ball_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -127,13 +124,13 @@ class Soccer(Task):
         )
         # A ball that passes the goal line beside the goal.
         goal_line = target[:, 1] - 0.1
-        beside = (obj[:, 1] > goal_line) & ((obj[:, 0] - target[:, 0]).abs() > 0.1)
+        beside = (obj[:, 1] > goal_line) & (abs(obj[:, 0] - target[:, 0]) > 0.1)
         penalty = 2 * (obj[:, 1] - goal_line) / (1 - goal_line)
-        in_place = torch.where(beside, (in_place - penalty).clamp(0.0, 1.0), in_place)
+        in_place = ops.where(beside, (in_place - penalty).clip(0.0, 1.0), in_place)
         object_grasped = pad_caging_reward(state, obj, obj_radius=0.013, grip_margin=0.01, xz_margin=0.005)
         obj_to_target = norm(obj - target)
         return Outcome(
-            reward=torch.where(target_to_obj < radius, 10.0, 3 * object_grasped + 6.5 * in_place),
+            reward=ops.where(target_to_obj < radius, 10.0, 3 * object_grasped + 6.5 * in_place),
             success=obj_to_target <= 0.07,
             near_object=tcp_to_obj <= 0.03,
             grasp_success=state.touching & (state.opened > 0) & (obj[:, 2] - 0.02 > state.obj_init_pos[:, 2]),

@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -18,41 +16,40 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     hamacher_product,
     joint_pos,
-    norm,
     scipy_quat,
     site_pos,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 
 class Faucet(Task):
     """A handle on a faucet: success when it is within 7 cm of the goal."""
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["handle"] + vector(poses["handle"], 0.0, 0.0, -0.01), poses["base_quat"])]
 
-    def evaluate_turn(self, state: TaskState, obj: Tensor) -> Outcome:
+    def evaluate_turn(self, state: TaskState, obj: Array) -> Outcome:
         """Both directions; `obj` (N, 3) is where the handle is to be pushed."""
         target, radius, reach_radius = state.target_pos, 0.07, 0.01
         target_to_obj = norm(obj - target)
         in_place = tolerance(
             target_to_obj,
             bounds=(0.0, radius),
-            margin=(norm(state.obj_init_pos - target) - radius).abs(),
+            margin=abs(norm(state.obj_init_pos - target) - radius),
             sigmoid="long_tail",
         )
         tcp_to_obj = norm(obj - state.tcp_center)
         reach = tolerance(
             tcp_to_obj,
             bounds=(0.0, reach_radius),
-            margin=(norm(state.obj_init_pos - state.init_tcp) - reach_radius).abs(),
+            margin=abs(norm(state.obj_init_pos - state.init_tcp) - reach_radius),
             sigmoid="gaussian",
         )
         success = target_to_obj <= radius
         return Outcome(
-            reward=torch.where(success, 10.0, 2 * (2 * reach + 3 * in_place)),
+            reward=ops.where(success, 10.0, 2 * (2 * reach + 3 * in_place)),
             success=success,
             near_object=tcp_to_obj <= 0.01,
             grasp_success=1.0,
@@ -88,9 +85,9 @@ class DialTurn(Task):
 
     poses: ClassVar = {"dial": body_pos("dial"), "dial_quat": body_quat("dial"), "angle": joint_pos("knob_Joint_1")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         angle, radius = poses["angle"], 0.05
-        mark = torch.stack((torch.sin(angle), -torch.cos(angle), torch.zeros_like(angle)), dim=-1) * radius
+        mark = ops.stack((ops.sin(angle), -ops.cos(angle), ops.full_like(angle, 0.0))) * radius
         return [(poses["dial"] + mark, poses["dial_quat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -102,17 +99,17 @@ class DialTurn(Task):
         in_place = tolerance(
             target_to_obj,
             bounds=(0.0, radius),
-            margin=(norm(push_position_init - target) - radius).abs(),
+            margin=abs(norm(push_position_init - target) - radius),
             sigmoid="long_tail",
         )
         tcp_to_obj = norm(push_position - tcp)
         reach = tolerance(
             tcp_to_obj,
             bounds=(0.0, reach_radius),
-            margin=(norm(push_position_init - state.init_tcp) - reach_radius).abs(),
+            margin=abs(norm(push_position_init - state.init_tcp) - reach_radius),
             sigmoid="gaussian",
         )
-        reach = hamacher_product(reach, state.effort.clamp(0.0, 1.0))
+        reach = hamacher_product(reach, state.effort.clip(0.0, 1.0))
         return Outcome(
             reward=10 * hamacher_product(reach, in_place),
             success=target_to_obj <= radius,
@@ -134,7 +131,7 @@ class LeverPull(Task):
         "angle": joint_pos("LeverAxis"),
     }
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["lever"], scipy_quat(poses["lever_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -145,7 +142,7 @@ class LeverPull(Task):
         ready_to_lift = tolerance(
             shoulder_to_lever, bounds=(0.0, 0.02), margin=shoulder_to_lever_init, sigmoid="long_tail"
         )
-        lever_error = (-state.poses["angle"] - math.pi / 2).abs()
+        lever_error = abs(-state.poses["angle"] - math.pi / 2)
         lever_engagement = tolerance(
             lever_error, bounds=(0.0, math.pi / 48), margin=math.pi / 2 - math.pi / 12, sigmoid="long_tail"
         )

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from mtrl.envs.metaworld.tasks import ops
 from mtrl.envs.metaworld.tasks.base import (
     Outcome,
     Task,
@@ -17,12 +15,11 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_pos,
     gripper_caging_reward,
     hamacher_product,
-    norm,
     scipy_quat,
     task,
     tolerance,
-    vector,
 )
+from mtrl.envs.metaworld.tasks.ops import Array, norm, vector
 
 RADIUS = 0.05
 """Distance from the goal that gives the full reward, m."""
@@ -36,7 +33,7 @@ class ReachWall(Task):
 
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
 
     def evaluate(self, state: TaskState) -> Outcome:
@@ -64,11 +61,11 @@ class PuckAndWall(Task):
 
     poses: ClassVar = {"puck": geom_pos("objGeom"), "puck_mat": geom_mat("objGeom")}
 
-    def objects(self, poses: Mapping[str, Tensor]) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         return [(poses["puck"], scipy_quat(poses["puck_mat"]))]
 
     def evaluate_way(
-        self, state: TaskState, in_place_part1: Tensor, object_grasped: Tensor, approach: Tensor, holding: Tensor
+        self, state: TaskState, in_place_part1: Array, object_grasped: Array, approach: Array, holding: Array
     ) -> Outcome:
         """What both tasks share.
 
@@ -86,10 +83,10 @@ class PuckAndWall(Task):
         )
         before_wall = approach + 1.0 + 4.0 * in_place_part1
         past_wall = approach + 1.0 + 4.0 + 3.0 * in_place_part2
-        reward = torch.where(holding, torch.where(obj[:, 1] > WALL_Y, past_wall, before_wall), approach)
+        reward = ops.where(holding, ops.where(obj[:, 1] > WALL_Y, past_wall, before_wall), approach)
         lifted = obj[:, 2] - 0.02 > state.obj_init_pos[:, 2]
         return Outcome(
-            reward=torch.where(obj_to_target < RADIUS, 10.0, reward),
+            reward=ops.where(obj_to_target < RADIUS, 10.0, reward),
             success=obj_to_target <= 0.07,
             near_object=tcp_to_obj <= 0.03,
             grasp_success=state.touching & (state.opened > 0) & lifted,
@@ -105,7 +102,7 @@ class PickPlaceWall(PuckAndWall):
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, obj_init, target_x = state.obj, state.obj_init_pos, state.target_pos[:, 0]
-        over_wall = torch.stack((target_x, torch.full_like(target_x, 0.77), torch.full_like(target_x, 0.25)), dim=-1)
+        over_wall = ops.stack((target_x, ops.full_like(target_x, 0.77), ops.full_like(target_x, 0.25)))
         scale = vector(obj, 1.0, 1.0, 3.0)
         in_place_part1 = tolerance(
             norm((obj - over_wall) * scale),
@@ -127,7 +124,7 @@ class PushWall(PuckAndWall):
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, z = state.obj, state.obj[:, 2]
-        beside_wall = torch.stack((torch.full_like(z, -0.05), torch.full_like(z, 0.77), z), dim=-1)
+        beside_wall = ops.stack((ops.full_like(z, -0.05), ops.full_like(z, 0.77), z))
         scale = vector(obj, 3.0, 1.0, 1.0)
         in_place_part1 = tolerance(
             norm((obj - beside_wall) * scale),
