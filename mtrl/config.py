@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,14 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def finite_or_none(value: float) -> float | None:
-    """NaN and infinity as null, for JSON that others read."""
-    return value if math.isfinite(value) else None
+def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Runs a command; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        code = function(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mtrl.envs
-from mtrl.config import load_yaml, parse
+from mtrl.config import load_yaml, parse, run_or_exit
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
 from mtrl.run.evaluation import evaluate, record_videos, show, write_eval
@@ -157,8 +157,6 @@ def check_fits(policy: EnvSpec, env: EnvSpec) -> None:
 
 def main() -> None:
     """Command line: `key=value` arguments of `evaluate_run`, and `env.key=value` for the environment."""
-    from mtrl.train import run_or_exit
-
     run_or_exit(_main, sys.argv[1:])
 
 

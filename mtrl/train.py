@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,18 @@ import torch
 
 import mtrl.envs
 from mtrl.build import Agent, Components, build_agent
-from mtrl.config import TrainConfig, checked, composed, config_dir, load_yaml, parse, resumed, save_yaml, to_plain
+from mtrl.config import (
+    TrainConfig,
+    checked,
+    composed,
+    config_dir,
+    load_yaml,
+    parse,
+    resumed,
+    run_or_exit,
+    save_yaml,
+    to_plain,
+)
 from mtrl.config import train_config as check_config
 from mtrl.evaluate import Evaluator
 from mtrl.policy import check_device, find_policy, save_policy
@@ -218,19 +229,6 @@ def environment_description() -> str:
         f"gpu: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
-    """Runs a command; a user's mistake is one line on standard error and exit code 2."""
-    try:
-        code = function(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        code = 130
-    sys.exit(code)
 
 
 def main() -> None:

@@ -56,30 +56,3 @@ class Until:
 
     def __repr__(self) -> str:
         return f"Until({self.total})"
-
-
-class Linear:
-    """Goes from `start` at step 0 to `end` at step `total` in a straight line, and stays there. Without state.
-
-    Raises:
-        ValueError: `total` is negative.
-    """
-
-    def __init__(self, start: float, end: float, total: int) -> None:
-        not_negative(total=total)
-        self.start, self.end, self.total = start, end, total
-
-    def __call__(self, step: int) -> float:
-        """The value at `step`."""
-        if step >= self.total:
-            return self.end
-        return self.start + (self.end - self.start) * max(step, 0) / self.total
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        pass
-
-    def __repr__(self) -> str:
-        return f"Linear({self.start}, {self.end}, {self.total})"

@@ -13,7 +13,7 @@ import mtrl.envs
 from mtrl import registry
 from mtrl.types import State, Step, UserError, VecEnv
 
-METAWORLD: dict[str, Any] = {"horizon": 4, "num_workers": 0}
+METAWORLD: dict[str, Any] = {"horizon": 4, "num_workers": 0, "physics": "official"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "counting": ("counting", {"stagger": 1}),
     "counting-discrete": ("counting", {"action_kind": "discrete", "num_tasks": 2}),

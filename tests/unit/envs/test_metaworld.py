@@ -58,7 +58,15 @@ def test_episodes_are_those_of_the_published_env(official: metaworld.MT10, rewar
     """Two episodes per task, with a change of goal between them, against the class driven by hand."""
     tasks, horizon, goals = ["push-v3", "door-open-v3", "pick-place-v3"], 60, (11, 12)
     vectors = {name: [task for task in official.train_tasks if task.env_name == name] for name in tasks}
-    env = mtrl.envs.make("mt10", seed=SEED, reward_version=reward_version, horizon=horizon, num_workers=2, num_envs=10)
+    env = mtrl.envs.make(
+        "mt10",
+        physics="official",
+        seed=SEED,
+        reward_version=reward_version,
+        horizon=horizon,
+        num_workers=2,
+        num_envs=10,
+    )
     task = torch.tensor([catalog.MT10.index(tasks[i % 3]) for i in range(10)])
     env.assign(task, torch.full((10,), goals[0]))
     obs = env.reset()
@@ -90,7 +98,7 @@ def test_episodes_are_those_of_the_published_env(official: metaworld.MT10, rewar
 @scripted
 @pytest.mark.parametrize("task", ["drawer-close-v3", "reach-v3"])
 def test_scripted_policy_succeeds_and_500_steps_are_an_episode(task: str) -> None:
-    env = mtrl.envs.make("mt1", task=task, num_workers=0, seed=SEED)
+    env = mtrl.envs.make("mt1", task=task, physics="official", num_workers=0, seed=SEED)
     policy = ENV_POLICY_MAP[task]()
     obs, succeeded = env.reset(), False
     for t in range(501):
@@ -104,7 +112,7 @@ def test_scripted_policy_succeeds_and_500_steps_are_an_episode(task: str) -> Non
 @scripted
 def test_saved_in_mid_episode_by_one_process_goes_on_in_another() -> None:
     """Contacts included: the scripted policy is grasping when the state is saved."""
-    env = mtrl.envs.make("metaworld", tasks=TASKS, num_envs=4, seed=SEED, horizon=90, num_workers=2)
+    env = mtrl.envs.make("metaworld", tasks=TASKS, physics="official", num_envs=4, seed=SEED, horizon=90, num_workers=2)
     policy = ENV_POLICY_MAP["pick-place-v3"]()
 
     def action(obs: torch.Tensor) -> torch.Tensor:
@@ -120,7 +128,16 @@ def test_saved_in_mid_episode_by_one_process_goes_on_in_another() -> None:
         obs = expected[-1].obs
     env.close()
 
-    env = mtrl.envs.make("metaworld", tasks=TASKS, num_envs=4, seed=SEED + 1, goal_seed=SEED, horizon=90, num_workers=0)
+    env = mtrl.envs.make(
+        "metaworld",
+        tasks=TASKS,
+        physics="official",
+        num_envs=4,
+        seed=SEED + 1,
+        goal_seed=SEED,
+        horizon=90,
+        num_workers=0,
+    )
     env.load_state_dict(state)
     obs = start
     for step in expected:
@@ -133,7 +150,9 @@ def test_saved_in_mid_episode_by_one_process_goes_on_in_another() -> None:
 
 def test_goal_seed_decides_the_goals_and_seed_their_order() -> None:
     def first(**options: int) -> tuple[torch.Tensor, torch.Tensor]:
-        env = mtrl.envs.make("mt1", task="reach-v3", num_envs=3, num_workers=0, horizon=1, **options)
+        env = mtrl.envs.make(
+            "mt1", task="reach-v3", physics="official", num_envs=3, num_workers=0, horizon=1, **options
+        )
         env.reset()
         drawn = env.goal
         env.assign(env.task, torch.arange(3))

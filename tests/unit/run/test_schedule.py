@@ -1,6 +1,6 @@
 import pytest
 
-from mtrl.run.schedule import Every, Linear, Until
+from mtrl.run.schedule import Every, Until
 
 
 def test_every_is_true_once_per_crossing():
@@ -44,13 +44,7 @@ def test_until():
     assert [step for step in (0, 5, 9, 10, 11) if until(step)] == [0, 5, 9]
 
 
-def test_linear():
-    linear = Linear(1.0, 0.0, 100)
-    assert [linear(step) for step in (0, 25, 100, 1000)] == [1.0, 0.75, 0.0, 0.0]
-    assert Linear(1.0, 0.5, 0)(0) == 0.5
-
-
-@pytest.mark.parametrize("make", [lambda: Every(-1), lambda: Until(-1), lambda: Linear(0, 1, -1)])
+@pytest.mark.parametrize("make", [lambda: Every(-1), lambda: Until(-1)])
 def test_negative_is_refused(make):
     with pytest.raises(ValueError, match="must not be negative"):
         make()
