@@ -19,6 +19,7 @@ from mtrl.run.evaluation import bootstrap_interval, wilson_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
+README_MARKERS = ("<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->")
 
 # Success of published SAC on MT10 (metaworld v3 environments, reward v2) against environment steps in millions: read
 # off the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01).
@@ -105,6 +106,27 @@ def render() -> None:
         parts += [*_section(name, runs), ""]
         _plot(name, runs)
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
+    _update_readme(groups)
+
+
+def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
+    """Writes one row for each name between the markers in README.md."""
+    lines = ["| runs | command | seeds | steps | success | minutes each |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, runs in groups.items():
+        finals = [run["evaluations"][-1] for run in runs]
+        command = next(line for line in runs[0]["environment"] if line.startswith("command: ")).removeprefix(
+            "command: "
+        )
+        command = " ".join(word for word in command.split() if not word.startswith("seed="))
+        success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
+        minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
+        seeds = " ".join(str(run["config"]["seed"]) for run in runs)
+        lines.append(f"| {name} | `{command}` | {seeds} | {finals[0]['step']:,} | {success} | {minutes} |")
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(README_MARKERS[0])
+    rows = "\n".join(["", *lines, ""])
+    readme.write_text(before + README_MARKERS[0] + rows + README_MARKERS[1] + rest.split(README_MARKERS[1])[1])
 
 
 def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
