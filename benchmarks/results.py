@@ -130,7 +130,10 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
-    protocol = "; ".join(f"{key}: {value}" for key, value in runs[0]["evaluations"][-1]["protocol"].items())
+    protocols = [run["evaluations"][-1]["protocol"] for run in runs]
+    # What differs between the runs (the goals follow from the seed) is given for each.
+    merged = {key: " / ".join(dict.fromkeys(str(p[key]) for p in protocols)) for key in protocols[0]}
+    protocol = "; ".join(f"{key}: {value}" for key, value in merged.items())
     lines = [f"## {name}", "", f"Protocol: {protocol}.", "", *_runs_table(runs), "", *_tasks_table(runs), ""]
     commands = [
         line.removeprefix("command: ") for run in runs for line in run["environment"] if line.startswith("command")
