@@ -104,8 +104,8 @@ class VecEnv(Protocol):
         """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
         ...
 
-    def step(self, action: Tensor) -> Step:
-        """Takes actions (B, A) float or (B,) int64."""
+    def step(self, action: Tensor, cut: Bool[Tensor, " B"] | None = None) -> Step:
+        """Takes actions (B, A) float or (B,) int64. Slots in `cut` are truncated after it, however short."""
         ...
 
     def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None = None) -> None:

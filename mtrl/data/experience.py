@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling import TaskSampler, allocate
@@ -16,6 +17,9 @@ from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, Stat
 
 class Collector:
     """Steps an environment, keeps the results of finished episodes, and gives slots their next tasks.
+
+    Where all episodes have the same length, the first of each slot is cut short, so that the slots of a task end theirs
+    at different times. Otherwise a rollout shorter than an episode would hold the same part of it in every slot.
 
     Args:
         device: Where observations go and actions come from.
@@ -30,6 +34,7 @@ class Collector:
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
         self._finished = self._no_results()
+        self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
 
     def _no_results(self) -> Float[Tensor, "4 K"]:
@@ -44,7 +49,8 @@ class Collector:
     def step(self, action: Tensor) -> Step:
         """Steps every slot. Afterwards `obs` and `task` are what to act on next."""
         with self.timer("env"):
-            step = self.env.step(action)
+            step = self.env.step(action, cut=self._until_cut == 1)
+        self._until_cut -= 1
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
         self._length += 1
@@ -81,6 +87,7 @@ class Collector:
             "succeeded": self._succeeded,
             "length": self._length,
             "finished": self._finished,
+            "until_cut": self._until_cut,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -88,8 +95,16 @@ class Collector:
         self.sampler.load_state_dict(state["sampler"])
         self.obs, self.task = state["obs"].to(self.device), state["task"].to(self.device)
         # Copied, as they are changed in place.
-        running = (state[key].to("cpu", copy=True) for key in ("episode_return", "succeeded", "length", "finished"))
-        self._episode_return, self._succeeded, self._length, self._finished = running
+        names = ("episode_return", "succeeded", "length", "finished", "until_cut")
+        running = (state[key].to("cpu", copy=True) for key in names)
+        self._episode_return, self._succeeded, self._length, self._finished, self._until_cut = running
+
+
+def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
+    """Length of each slot's first episode: over the n slots of a task, 1/n, 2/n, ... of the horizon; 0 without one."""
+    same = functional.one_hot(task, spec.num_tasks)
+    nth = (same.cumsum(0) * same).sum(1)  # of the slots with this task
+    return -(-(spec.horizon or 0) * nth // same.sum(0)[task])  # rounded up
 
 
 class OnPolicy:

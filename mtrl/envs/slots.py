@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, check_action, check_num_envs, check_num_slots
+from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
 from mtrl.types import EnvSpec, State, Step
 
@@ -175,13 +175,13 @@ class SlotVecEnv:
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
         return self._tensor(self._obs)
 
-    def step(self, action: Tensor) -> Step:
+    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
         if self._obs is None:
             raise RuntimeError("Call reset before the first step.")
         moves = check_action(action, self.spec, self.task).cpu().numpy()
         next_task, next_goal = self._assignments.task, self._assignments.goal
         obs, reward, terminated, truncated, success, final_obs = self._exchange(
-            "step", moves, next_task.numpy(), next_goal.numpy()
+            "step", moves, check_cut(cut, self.num_envs).cpu().numpy(), next_task.numpy(), next_goal.numpy()
         )
         self._record(moves)
         self._obs = obs

@@ -122,6 +122,18 @@ def test_first_observation_after_autoreset_is_that_of_a_reset(env: VecEnv) -> No
     assert torch.equal(obs[done], step.obs[done])
 
 
+def test_cut_truncates_these_slots_and_no_others(env: VecEnv) -> None:
+    env.reset()
+    action = random_action(env, torch.Generator().manual_seed(0))
+    cut = torch.arange(env.num_envs) == 1
+    step = env.step(action, cut=cut)
+    assert torch.equal(step.truncated, cut & ~step.terminated)
+    assert torch.equal(step.obs[~step.done], step.final_obs[~step.done])
+    assert not torch.equal(step.obs[1], step.final_obs[1])
+    with pytest.raises(ValueError, match="cut must be bool"):
+        env.step(action, cut=torch.ones(env.num_envs))
+
+
 def test_assign_takes_effect_at_the_next_episode(env: VecEnv) -> None:
     env.reset()
     before = env.task.clone()

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, check_action, check_num_envs, check_num_slots
+from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.envs.metaworld.resets import STATE, TaskResets, reset_pool, scene_path
 from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS, Outcome, Task, TaskState
@@ -266,7 +266,7 @@ class RolloutVecEnv:
         self._running = True
         return self._tensor(self._first())
 
-    def step(self, action: Tensor) -> Step:
+    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
         self._check_open()
         if not self._running:
             raise RuntimeError("Call reset before the first step.")
@@ -274,7 +274,7 @@ class RolloutVecEnv:
         self._simulate(moves.numpy())
         final_obs, reward, success = self._evaluate(moves.numpy())
         self._steps += 1
-        done = self._steps >= self._horizon
+        done = (self._steps >= self._horizon) | check_cut(cut, self.num_envs).cpu()
         task, last = self.task, self._tensor(final_obs)
         obs = last
         if done.any():

@@ -192,12 +192,12 @@ def test_replay_ratio(ratio: float, batch_size: int, steps: int, expected: int) 
 
 
 def test_statistics_by_hand() -> None:
-    """Episodes of 2 steps, two slots per task; after 2 steps each slot has finished one, which terminated.
+    """Episodes of 2 steps, one slot per task; after 2 steps each slot has finished one, which terminated.
 
     Return of task k: (1000 k + 1) + (1000 k + 2) = 2000 k + 3.
     """
-    collector = make_collector(episode_length=2, stagger=0)
-    action = torch.zeros(6, 2)
+    collector = make_collector(num_envs=3, episode_length=2, stagger=0)
+    action = torch.zeros(3, 2)
     collector.step(action)
     empty = collector.statistics()
     assert set(empty) == {"return", "success_rate", "episode_length"}
@@ -211,6 +211,14 @@ def test_statistics_by_hand() -> None:
     collector.step(action)
     assert collector.statistics()["success_rate"].tolist() == [0, 0, 0]  # the odd episodes are truncated
     assert collector.statistics()["return"].isnan().all()  # told once
+
+
+def test_first_episodes_end_at_different_times() -> None:
+    """Episodes of 6 steps, three slots for each of two tasks: their first ones have 6/3, 2 * 6/3 and 6 steps."""
+    collector = make_collector(num_envs=6, num_tasks=2, episode_length=6, stagger=0, sampler=Uniform(2))
+    ends = torch.stack([collector.step(torch.zeros(6, 2)).done for _ in range(14)])
+    expected = [[2, 8, 14], [4, 10], [6, 12]] * 2
+    assert [(1 + slot.nonzero().flatten()).tolist() for slot in ends.T] == expected
 
 
 def test_statistics_of_one_task_alone() -> None:
@@ -245,13 +253,13 @@ def test_results_belong_to_the_task_of_the_episode() -> None:
         def probabilities(self) -> Tensor:
             return torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
 
-    collector = make_collector(One(), episode_length=2, stagger=0)
+    collector = make_collector(One(), num_envs=3, episode_length=2, stagger=0)
     for _ in range(2):
-        collector.step(torch.zeros(6, 2))
+        collector.step(torch.zeros(3, 2))
     assert collector.statistics()["return"].tolist() == [3, 2003, 4003]
-    assert collector.task.tolist() == [1] * 6
+    assert collector.task.tolist() == [1] * 3
     for _ in range(2):
-        collector.step(torch.zeros(6, 2))
+        collector.step(torch.zeros(3, 2))
     row = collector.statistics()["return"]
     assert row.isnan().tolist() == [True, False, True]
     assert row[1] == 2003
