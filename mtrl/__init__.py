@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtrl.envs import register_with_gymnasium
+
 __all__ = ["load_policy"]
 __version__ = "0.1.0"
+
+register_with_gymnasium()
 
 
 def __getattr__(name: str) -> Any:

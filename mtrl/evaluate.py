@@ -22,7 +22,7 @@ from mtrl.run.evaluation import evaluate, record_videos, show, write_eval
 from mtrl.run.logger import Progress
 from mtrl.types import Actor, EnvSpec, EvalResult, UserError, VecEnv
 
-METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld")
+METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld", "ml1", "ml10", "ml25", "ml45")
 
 
 class Evaluator:
@@ -65,6 +65,7 @@ class Evaluator:
                 "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
                 "reward": self.node.get("reward_version", "v2"),
                 "goals": f"the fixed goals of seed {self._goal_seed}, goal i in episode i",
+                "goal in the observation": "no" if self.node["name"].startswith("ml") else "yes",
             }
         return protocol | {
             "horizon": spec.horizon,

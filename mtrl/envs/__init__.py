@@ -17,6 +17,19 @@ def register_all() -> None:
     from mtrl.envs.metaworld import suite  # noqa: F401
 
 
+def register_with_gymnasium() -> None:
+    """Registers Meta-World's benchmarks and tasks under the ids that `gymnasium.make_vec` takes."""
+    import gymnasium
+
+    from mtrl.envs.metaworld.catalog import MT50
+
+    entry_point = "mtrl.envs.gym_vector:make"
+    for name in ("MT1", "MT10", "MT25", "MT50", "ML1", "ML10", "ML25", "ML45"):
+        gymnasium.register(f"mtrl/{name}-v0", vector_entry_point=entry_point, kwargs={"name": name.lower()})
+    for task in MT50:
+        gymnasium.register(f"mtrl/{task}", vector_entry_point=entry_point, kwargs={"name": "mt1", "task": task})
+
+
 def make(
     name: str,
     num_envs: int | None = None,

@@ -28,8 +28,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mt10": ("mt10", METAWORLD),
     "mt25": ("mt25", METAWORLD),
     "mt50": ("mt50", METAWORLD),
+    "ml1": ("ml1", {"task": "push-v3", "split": "test", **METAWORLD, "physics": "rollout"}),
+    "ml10": ("ml10", METAWORLD),
+    "ml25": ("ml25", METAWORLD),
+    "ml45": ("ml45", METAWORLD),
 }
-BIG = ("mt10", "mt25", "mt50")
+BIG = ("mt10", "mt25", "mt50", "ml10", "ml25", "ml45")
 """Built of the same parts as `metaworld`: too slow to run through everything."""
 SMALL = [name for name in CASES if name not in BIG]
 
@@ -44,7 +48,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[VecEnv]:
 def make(case: str, **options: Any) -> VecEnv:
     """The environment with two slots per task."""
     name, settings = CASES[case]
-    num_tasks = {"counting": 3, "mt1": 1}.get(case, 4 if name.startswith("toy") else 2)
+    num_tasks = {"counting": 3, "mt1": 1, "ml1": 1}.get(case, 4 if name.startswith("toy") else 2)
     return mtrl.envs.make(name, num_envs=2 * num_tasks, seed=3, **{**settings, **options})
 
 

@@ -23,7 +23,7 @@ PICTURE = 320
 
 
 class OfficialSlot:
-    """One slot over the published environments. The goal is observable; an episode is truncated after `horizon` steps.
+    """One slot over the published environments. An episode is truncated after `horizon` steps.
 
     Drives the environment class itself: a reset depends on (task, goal) only, so no wrapper and no seed is needed.
 
@@ -31,6 +31,7 @@ class OfficialSlot:
         pool: Shared by the slots of a process.
         task_names: Of the tasks, by task id.
         goals: The official random vectors of each task, (50, size) each.
+        goal_visible: Whether the goal is part of the observation.
         horizon: At most 500, where the published environments refuse to go on.
     """
 
@@ -39,9 +40,11 @@ class OfficialSlot:
         pool: EnvPool[SawyerXYZEnv],
         task_names: Sequence[str],
         goals: Sequence[NDArray[np.float64]],
+        goal_visible: bool,
         horizon: int,
     ) -> None:
         self._pool, self._names, self._goals, self._horizon = pool, task_names, goals, horizon
+        self._goal_visible = goal_visible
         self._task: int | None = None
         self._env: SawyerXYZEnv | None = None
         self._steps = 0
@@ -51,7 +54,7 @@ class OfficialSlot:
             self._release()
             self._env, self._task = self._pool.take(task), task
         assert self._env is not None
-        self._env.set_task(official_task(self._names[task], self._goals[task][goal]))
+        self._env.set_task(official_task(self._names[task], self._goals[task][goal], self._goal_visible))
         self._steps = 0
         return self._env.reset()[0]
 
@@ -78,29 +81,37 @@ class OfficialSlot:
         self._env = self._task = None
 
 
-def official_task(name: str, rand_vec: NDArray[np.float64]) -> Task:
-    """The object that `set_task` takes, with the goal observable as in all MT benchmarks."""
-    data = {"rand_vec": rand_vec, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": False}
+def official_task(name: str, rand_vec: NDArray[np.float64], goal_visible: bool = True) -> Task:
+    """The object that `set_task` takes."""
+    data = {"rand_vec": rand_vec, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": not goal_visible}
     return Task(env_name=name, data=pickle.dumps(data))
 
 
 class SharedCompilation:
     """Compiles each scene once per process; further environments get a copy of the model, in a fifth of the time."""
 
-    _models: ClassVar[dict[str, mujoco.MjModel]] = {}
+    compiled: ClassVar[dict[str, mujoco.MjModel]] = {}
+    """By the path of the scene; never changed."""
 
     def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
         path = self.fullpath
-        if path not in self._models:
-            self._models[path], _ = super()._initialize_simulation()  # type: ignore[misc]
-        model = copy.deepcopy(self._models[path])  # goals are written into the model, so each needs its own
+        if path not in self.compiled:
+            self.compiled[path], _ = super()._initialize_simulation()  # type: ignore[misc]
+        model = copy.deepcopy(self.compiled[path])  # goals are written into the model, so each needs its own
         return model, mujoco.MjData(model)
+
+
+def make_env(name: str, **keywords: Any) -> SawyerXYZEnv:
+    """A published environment that shares its compiled scene."""
+    published = ALL_V3_ENVIRONMENTS[name]
+    return type(published.__name__, (SharedCompilation, published), {})(**keywords)
 
 
 def make_slots(
     num_slots: int,
     task_names: Sequence[str],
     goals: Sequence[NDArray[np.float64]],
+    goal_visible: bool,
     reward_version: str,
     horizon: int,
     render: bool,
@@ -113,11 +124,10 @@ def make_slots(
         keywords |= {"render_mode": "rgb_array", "camera_name": "corner2", "width": PICTURE, "height": PICTURE}
 
     def make(task: int) -> SawyerXYZEnv:
-        published = ALL_V3_ENVIRONMENTS[task_names[task]]
-        env = type(published.__name__, (SharedCompilation, published), {})(**keywords)
+        env = make_env(task_names[task], **keywords)
         # For pictures only. Shadows are most of the time that one takes without a graphics card.
         env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
         return env
 
     pool = EnvPool(make)
-    return [OfficialSlot(pool, task_names, goals, horizon) for _ in range(num_slots)]
+    return [OfficialSlot(pool, task_names, goals, goal_visible, horizon) for _ in range(num_slots)]

@@ -19,11 +19,10 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray
 
 from mtrl.envs.metaworld.cache import cache_path, read_arrays, write_arrays
-from mtrl.envs.metaworld.official import official_task
+from mtrl.envs.metaworld.official import SharedCompilation, make_env, official_task
 
 Array = NDArray[np.float64]
 
@@ -91,8 +90,8 @@ def reset_pool(task_names: Sequence[str], goals: Sequence[Array], num_threads: i
 def _make(name: str, goals: Array) -> TaskResets:
     """Resets one official environment to each goal."""
     with _compiling:
-        env = ALL_V3_ENVIRONMENTS[name]()
-        compiled = _fields(mujoco.MjModel.from_xml_path(env.fullpath))
+        env = make_env(name)
+    compiled = _fields(SharedCompilation.compiled[env.fullpath])
     rows: list[dict[str, Array]] = []
     constant_names: set[str] | None = None
     for vector in goals:

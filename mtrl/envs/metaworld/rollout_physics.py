@@ -235,6 +235,9 @@ class RolloutVecEnv:
         self._obs_low, self._obs_high = (
             np.stack(bounds) for bounds in ([r.obs_low for r in self._pool], [r.obs_high for r in self._pool])
         )
+        if not suite.goal_visible:
+            for obs in (self._first_obs, self._obs_low, self._obs_high):
+                obs[..., 2 * FRAME :] = 0.0
         self._mocap_low, self._mocap_high = (
             np.stack(bounds) for bounds in ([r.mocap_low for r in self._pool], [r.mocap_high for r in self._pool])
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import metaworld
 import numpy as np
@@ -16,6 +17,7 @@ import mtrl.envs
 from mtrl.envs.metaworld import catalog, suite
 from mtrl.envs.metaworld.cache import read_arrays
 from mtrl.envs.metaworld.official import official_task
+from mtrl.envs.metaworld.suite import Benchmark
 from mtrl.types import UserError
 
 TASKS = ["drawer-close-v3", "pick-place-v3"]
@@ -43,9 +45,26 @@ def test_lists_of_tasks_are_the_official_ones() -> None:
         assert tasks == tuple(getattr(metaworld._env_dict, f"{name}_V3"))
 
 
+def test_lists_of_meta_learning_tasks_are_the_official_ones() -> None:
+    for name in ("ML10", "ML25", "ML45"):
+        for split, tasks in getattr(metaworld._env_dict, f"{name}_V3").items():
+            assert getattr(catalog, f"{name}_{split.upper()}") == tuple(tasks)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_goals_of_meta_learning_are_the_official_ones(split: Literal["train", "test"]) -> None:
+    official = metaworld.ML1("push-v3", seed=SEED)
+    tasks = official.train_tasks if split == "train" else official.test_tasks
+    (goals,) = suite.official_goals(Benchmark("ML1", ("push-v3",), split), SEED)
+    assert len(goals) == len(tasks) == 50
+    for task, vector in zip(tasks, goals, strict=True):
+        ours = official_task("push-v3", vector, goal_visible=False)
+        assert sorted(ours.data) == sorted(task.data)  # the same entries, in another order
+
+
 def test_goals_are_the_official_ones(official: metaworld.MT10) -> None:
     """Running `set_task` with our vector gives what it gives with the official task."""
-    goals = suite.official_goals("mt10", catalog.MT10, SEED)
+    goals = suite.official_goals(Benchmark("MT10", catalog.MT10), SEED)
     assert [len(vectors) for vectors in goals] == [50] * 10
     for i, task in enumerate(official.train_tasks):
         ours = official_task(task.env_name, goals[i // 50][i % 50])
@@ -171,19 +190,19 @@ def test_goal_seed_decides_the_goals_and_seed_their_order() -> None:
 def test_goals_are_kept_on_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     for path in cache.iterdir():
         path.unlink()
-    drawn = suite.official_goals("metaworld", ("reach-v3",), 3)
+    drawn = suite.official_goals(Benchmark("", ("reach-v3",)), 3)
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(suite, "_draw_goals", None)  # would raise
-        assert np.array_equal(suite.official_goals("metaworld", ("reach-v3",), 3)[0], drawn[0])
+        assert np.array_equal(suite.official_goals(Benchmark("", ("reach-v3",)), 3)[0], drawn[0])
     monkeypatch.setattr(suite, "_draw_goals", lambda *_: drawn)
     flipped = bytes(byte ^ (i == len(whole) // 2) for i, byte in enumerate(whole))
     for damaged in (b"", whole[: len(whole) // 2], flipped, b"nonsense"):
         path.write_bytes(damaged)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert np.array_equal(suite.official_goals("metaworld", ("reach-v3",), 3)[0], drawn[0])
+            assert np.array_equal(suite.official_goals(Benchmark("", ("reach-v3",)), 3)[0], drawn[0])
         assert "damaged" in caplog.text
         assert read_arrays(path) is not None  # mended
     assert [other.name for other in cache.iterdir()] == [path.name]  # nothing temporary is left
@@ -196,7 +215,7 @@ def test_goals_without_a_writable_cache(
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(suite, "_draw_goals", lambda *_: (np.zeros((50, 3)),))
     with caplog.at_level(logging.WARNING):
-        assert suite.official_goals("mt1", ("reach-v3",), 0)[0].shape == (50, 3)
+        assert suite.official_goals(Benchmark("MT1", ("reach-v3",)), 0)[0].shape == (50, 3)
     assert "could not be cached" in caplog.text
 
 

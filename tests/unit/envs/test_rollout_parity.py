@@ -17,7 +17,7 @@ import mtrl.envs
 from mtrl.envs.metaworld import resets, rollout_physics
 from mtrl.envs.metaworld.catalog import MT10, MT50
 from mtrl.envs.metaworld.official import official_task
-from mtrl.envs.metaworld.suite import Suite, official_goals
+from mtrl.envs.metaworld.suite import Benchmark, Suite, official_goals
 from mtrl.types import UserError, VecEnv
 
 SAMPLE = ("push-v3", "door-open-v3", "pick-place-v3", "stick-push-v3", "window-close-v3")
@@ -85,6 +85,26 @@ def test_episodes_are_the_official_ones() -> None:
 
 
 @scripted
+def test_hidden_goals_are_the_official_ones() -> None:
+    """ML1: same states and rewards, the goal's place in the observation empty, also where `step` clips."""
+    official, rollout = (
+        mtrl.envs.make("ml1", task="push-v3", split="test", num_envs=3, seed=SEED, physics=physics, horizon=6)
+        for physics in ("official", "rollout")
+    )
+    obs = official.reset()
+    assert torch.equal(rollout.reset(), obs)
+    assert (obs[:, 36:] == 0).all()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(14):
+        action = torch.rand(3, 4, generator=generator) * 2 - 1
+        expected, found = official.step(action), rollout.step(action)
+        assert (expected.final_obs[:, 36:] == 0).all()
+        for field in ("obs", "final_obs", "success", "truncated"):
+            assert torch.equal(getattr(found, field), getattr(expected, field))
+        assert torch.allclose(found.reward, expected.reward, rtol=0, atol=1e-6)
+
+
+@scripted
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", MT50)
@@ -133,8 +153,8 @@ def test_unstable_simulation_goes_on_as_officially(tmp_path: Path, monkeypatch: 
 @scripted
 def test_exact_info() -> None:
     """The scripted policy grasps: contacts are looked at where the info needs them."""
-    task, goals = SAMPLE.index("pick-place-v3"), official_goals("metaworld", SAMPLE, SEED)
-    env = rollout_physics.RolloutVecEnv(Suite(SAMPLE, goals, "v2", 500), 5, SEED, "cpu", exact_info=True)
+    task, goals = SAMPLE.index("pick-place-v3"), official_goals(Benchmark("", SAMPLE), SEED)
+    env = rollout_physics.RolloutVecEnv(Suite(SAMPLE, goals, True, "v2", 500), 5, SEED, "cpu", exact_info=True)
     env.assign(torch.full((5,), task), torch.full((5,), 2))
     reference = ALL_V3_ENVIRONMENTS["pick-place-v3"]()
     reference.set_task(official_task("pick-place-v3", goals[task][2]))
@@ -152,7 +172,7 @@ def test_exact_info() -> None:
 
 
 def test_pool_is_kept_on_disk_and_mended(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    goals = [vectors[:3] for vectors in official_goals("metaworld", SAMPLE, SEED)[:1]]
+    goals = [vectors[:3] for vectors in official_goals(Benchmark("", SAMPLE), SEED)[:1]]
     before = set(cache.iterdir())
     made = resets.reset_pool(("push-v3",), goals)
     (path,) = set(cache.iterdir()) - before
