@@ -1,122 +1,244 @@
-"""Environment steps per second of Meta-World's physics, side by side in one run, and their ratios.
+"""Environment steps per second of Meta-World, side by side in one run, as ratios to the bare physics.
 
-    python benchmarks/metaworld_speed.py --env mt10 --num-envs 160 --threads 2
+    python benchmarks/metaworld_speed.py                                 # mt1, mt10 and mt50, one thread and all
+    python benchmarks/metaworld_speed.py --env mt10 --num-envs 40 160 640 --threads 1 2 --output speed.json
 
-Rounds alternate between the candidates, so that whatever else runs on the machine slows all of them. The ceiling is
-`mujoco.rollout` alone: five steps and a sixth for the poses, same models, no observation, no reward.
+What is compared: the published environments as `gymnasium.make_vec("Meta-World/...")` makes them (sync: in this
+process; async: a process each), this project's `physics=rollout`, EnvPool where it is installed, and the ceiling:
+`mujoco.rollout` alone, five steps and a sixth for the poses, on the same models, from the same states, with the same
+controls, without observations and rewards.
+
+All candidates take the same random actions from a reset. They take turns in short rounds, and each is compared with
+the ceiling (one thread per core) of the same round, so that whatever else runs on the machine slows all of them; the
+numbers are medians over rounds. Memory is the peak of a process that makes the environment and steps it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import platform
 import resource
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
 
+import gymnasium
+import metaworld
 import mujoco
 import numpy as np
 import torch
 from mujoco.rollout import Rollout
+from numpy.typing import NDArray
 
 import mtrl.envs
-from mtrl.envs.metaworld.rollout_physics import CONTROL, FRAME_SKIP, RolloutVecEnv, Scene, Simulation
+from mtrl.envs.metaworld.rollout_physics import CONTROL, FRAME_SKIP, RolloutVecEnv, Scene
 
 PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
+Array = NDArray[Any]
 
 
-def stepper(env: Any, actions: torch.Tensor) -> Callable[[], None]:
-    """A function that steps the environment once with each of the actions (T, B, 4)."""
-    env.reset()
+class Candidate(Protocol):
+    """Something whose steps are timed."""
 
-    def run() -> None:
-        for action in actions:
-            env.step(action)
+    num_envs: int
 
-    return run
+    def reset(self) -> None:
+        """Goes back to the first state. Not timed."""
+        ...
+
+    def run(self) -> None:
+        """Takes all steps of a round."""
+        ...
 
 
-def ceiling(env: RolloutVecEnv, actions: torch.Tensor, threads: int) -> Callable[[], None]:
-    """The same number of steps of bare physics, in open loop from the current states."""
-    scenes: dict[Scene, list[Simulation]] = {}
-    for simulation in env._simulations:
-        assert simulation is not None
-        scenes.setdefault(simulation.scene, []).append(simulation)
-    pool = Rollout(nthread=threads)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    for simulations in scenes.values():
-        models, first = [simulation.model for simulation in simulations], simulations[0].model
-        states = np.zeros((len(models), mujoco.mj_stateSize(first, PHYSICS)))
-        control = np.zeros((len(models), FRAME_SKIP + 1, mujoco.mj_stateSize(first, CONTROL)))
-        for state, moves, simulation in zip(states, control, simulations, strict=True):
+class Batched:
+    """This project's physics."""
+
+    def __init__(self, name: str, num_envs: int, threads: int, actions: torch.Tensor) -> None:
+        options = {"task": "push-v3"} if name == "mt1" else {}
+        env = mtrl.envs.make(name, num_envs=num_envs, physics="rollout", num_workers=threads, **options)
+        assert isinstance(env, RolloutVecEnv)
+        self.env, self.num_envs, self.actions = env, num_envs, actions
+
+    def reset(self) -> None:
+        self.env.reset(seed=0)
+
+    def run(self) -> None:
+        for action in self.actions:
+            self.env.step(action)
+
+
+class Ceiling:
+    """The bare physics of a `Batched` candidate."""
+
+    def __init__(self, batched: Batched, threads: int) -> None:
+        self.num_envs, env = batched.num_envs, batched.env
+        batched.reset()
+        simulations = [env._simulation(slot) for slot in range(self.num_envs)]
+        scenes: dict[Scene, list[int]] = {}
+        for slot, simulation in enumerate(simulations):
+            scenes.setdefault(simulation.scene, []).append(slot)
+        states = [np.empty(mujoco.mj_stateSize(s.model, PHYSICS)) for s in simulations]
+        for state, simulation in zip(states, simulations, strict=True):
             mujoco.mj_getState(simulation.model, simulation.data, state, PHYSICS)
-            mujoco.mj_getState(simulation.model, simulation.data, moves[0], CONTROL)
-            moves[:] = moves[0]
-        data = [mujoco.MjData(first) for _ in range(threads)]
-        outputs = {
-            "state": np.zeros((len(models), FRAME_SKIP + 1, states.shape[1])),
-            "sensordata": np.zeros((len(models), FRAME_SKIP + 1, first.nsensordata)),
-        }
-        calls.append(((models, data, states, control), outputs))
+        controls = []
+        for action in batched.actions:
+            env.step(action)
+            controls.append(env._control.copy())
+        control = np.repeat(np.array(controls)[:, :, None], FRAME_SKIP + 1, axis=2)  # (T, B, steps, 9)
+        self.pool, self.steps = Rollout(nthread=threads), len(controls)
+        self.calls = []
+        for slots in scenes.values():
+            models = [simulations[slot].model for slot in slots]
+            data = [mujoco.MjData(models[0]) for _ in range(threads)]
+            first = np.array([states[slot] for slot in slots])
+            outputs = {
+                "state": np.zeros((len(slots), FRAME_SKIP + 1, first.shape[1])),
+                "sensordata": np.zeros((len(slots), FRAME_SKIP + 1, models[0].nsensordata)),
+            }
+            self.calls.append((models, data, first, first.copy(), np.ascontiguousarray(control[:, slots]), outputs))
 
-    def run() -> None:
-        for _ in actions:
-            for (models, data, states, control), outputs in calls:
-                pool.rollout(
-                    models,
-                    data,
-                    states,
-                    control,
-                    control_spec=int(CONTROL),
-                    nstep=FRAME_SKIP + 1,
-                    skip_checks=True,
-                    **outputs,
-                )
-                states[:] = outputs["state"][:, FRAME_SKIP - 1]
+    def reset(self) -> None:
+        for _, _, first, state, _, _ in self.calls:
+            state[:] = first
 
-    return run
+    def run(self) -> None:
+        settings = {"control_spec": int(CONTROL), "nstep": FRAME_SKIP + 1, "skip_checks": True}
+        for t in range(self.steps):
+            for models, data, _, state, control, outputs in self.calls:
+                self.pool.rollout(models, data, state, control[t], **settings, **outputs)
+                state[:] = outputs["state"][:, FRAME_SKIP - 1]
 
 
-def measure(candidates: dict[str, Callable[[], None]], steps: int, rounds: int) -> dict[str, float]:
-    """Steps per second of each candidate, over all rounds but a first one that warms up."""
-    seconds = dict.fromkeys(candidates, 0.0)
-    for i in range(rounds + 1):
-        for name, run in candidates.items():
+class Official:
+    """The published vector environments, one environment per task (`mt1`: as many as asked for)."""
+
+    def __init__(self, name: str, num_envs: int, strategy: str, actions: torch.Tensor) -> None:
+        if name == "mt1":
+            self.env = gymnasium.make_vec(
+                "Meta-World/MT1", num_envs=num_envs, vectorization_mode=strategy, env_name="push-v3", seed=0
+            )
+        else:
+            self.env = gymnasium.make_vec(f"Meta-World/{name.upper()}", vector_strategy=strategy, seed=0)
+        self.num_envs, self.actions = self.env.num_envs, actions[:, : self.env.num_envs].numpy()
+
+    def reset(self) -> None:
+        self.env.reset(seed=0)
+
+    def run(self) -> None:
+        for action in self.actions:
+            self.env.step(action)
+
+
+class EnvPool:
+    """EnvPool's own port, one pool per task, all pools at work at once."""
+
+    def __init__(self, name: str, num_envs: int, threads: int, actions: torch.Tensor) -> None:
+        import envpool
+
+        tasks = ("push-v3",) if name == "mt1" else tuple(getattr(metaworld, name.upper())().train_classes)
+        self.num_envs, per_task = num_envs, num_envs // len(tasks)
+        self.actions = actions.unflatten(1, (len(tasks), per_task)).numpy()
+        camel = ["".join(word.capitalize() for word in task.removesuffix("-v3").split("-")) for task in tasks]
+        self.pools = [
+            envpool.make_gymnasium(f"MetaWorld/{task}-v3", num_envs=per_task, num_threads=threads, seed=0)
+            for task in camel
+        ]
+
+    def reset(self) -> None:
+        for pool in self.pools:
+            pool.reset()
+
+    def run(self) -> None:
+        for action in self.actions:
+            for pool, own in zip(self.pools, action, strict=True):
+                pool.send(own)
+            for pool in self.pools:
+                pool.recv()
+
+
+def measure(candidates: dict[str, Candidate], ceiling: str, steps: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Steps per second and the ratio to the ceiling of the same round: medians over all rounds but a first one."""
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds + 1):
+        for name, candidate in candidates.items():
+            candidate.reset()
             start = time.perf_counter()
-            run()
-            seconds[name] += (time.perf_counter() - start) * (i > 0)
-    return {name: rounds * steps / duration for name, duration in seconds.items()}
+            candidate.run()
+            rates[name].append(steps * candidate.num_envs / (time.perf_counter() - start))
+    return {
+        name: {
+            "steps_per_s": statistics.median(rate[1:]),
+            "of_ceiling": statistics.median(r / best for r, best in zip(rate[1:], rates[ceiling][1:], strict=True)),
+        }
+        for name, rate in rates.items()
+    }
+
+
+def peak_memory(name: str, num_envs: int) -> float:
+    """Peak of a fresh process that makes the environment and steps it, GB."""
+    command = [sys.executable, __file__, "--memory-of", name, "--num-envs", str(num_envs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def print_own_peak_memory(name: str, num_envs: int) -> None:
+    """What `peak_memory` runs."""
+    batched = Batched(name, num_envs, os.cpu_count() or 1, torch.zeros(20, num_envs, 4))
+    batched.reset()
+    batched.run()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="mt10", choices=("mt10", "mt25", "mt50"))
-    parser.add_argument("--num-envs", type=int, default=160)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--env", nargs="+", default=["mt1", "mt10", "mt50"], choices=("mt1", "mt10", "mt50"))
+    parser.add_argument("--num-envs", nargs="+", type=int, help="slots; by default 16 for mt1, 160, 500")
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores}))
     parser.add_argument("--steps", type=int, default=20, help="of every slot in a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--official", action="store_true", help="the published environments too: slow to make")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, help="a JSON file for the numbers")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.memory_of:
+        print_own_peak_memory(options.memory_of, options.num_envs[0])
+        return
 
-    shape = (options.steps, options.num_envs, 4)
-    actions = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    make = {"name": options.env, "num_envs": options.num_envs}
-    rollout = {n: mtrl.envs.make(physics="rollout", num_workers=n, **make) for n in {1, options.threads}}
-    candidates = {f"rollout, {n} threads": stepper(env, actions) for n, env in sorted(rollout.items())}
-    print(f"peak memory with {len(rollout)} x {options.num_envs} slots: ", end="")
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
-    candidates[f"ceiling, {options.threads} threads"] = ceiling(rollout[options.threads], actions, options.threads)
-    if options.official:
-        for workers in (0, options.threads):
-            env = mtrl.envs.make(physics="official", num_workers=workers, **make)
-            candidates[f"official, {workers} workers"] = stepper(env, actions)
-
-    speed = measure(candidates, options.steps * options.num_envs, options.rounds)
-    best = speed[f"ceiling, {options.threads} threads"]
-    for name, steps_per_second in speed.items():
-        print(f"{name:22} {steps_per_second:8.0f} steps/s  {steps_per_second / best:5.2f} of the ceiling")
+    rows = []
+    for name in options.env:
+        official: dict[str, Candidate] = {}
+        for num_envs in options.num_envs or [{"mt1": 16, "mt10": 160, "mt50": 500}[name]]:
+            actions = torch.rand((options.steps, num_envs, 4), generator=torch.Generator().manual_seed(0)) * 2 - 1
+            if not official:
+                official = {f"official {s}": Official(name, num_envs, s, actions) for s in ("sync", "async")}
+            candidates: dict[str, Candidate] = dict(official)
+            for threads in sorted({*options.threads, cores}):
+                batched = Batched(name, num_envs, threads, actions)
+                candidates[f"rollout, {threads} threads"] = batched
+                candidates[f"ceiling, {threads} threads"] = Ceiling(batched, threads)
+            try:
+                candidates["EnvPool"] = EnvPool(name, num_envs, cores, actions)
+            except ImportError:
+                print("EnvPool is not installed: left out (pip install envpool).")
+            measured = measure(candidates, f"ceiling, {cores} threads", options.steps, options.rounds)
+            memory = peak_memory(name, num_envs)
+            print(f"{name}, {num_envs} slots: {memory:.2f} GB at the peak")
+            for candidate, numbers in measured.items():
+                print(f"  {candidate:20} {numbers['steps_per_s']:8.0f} steps/s {numbers['of_ceiling']:6.2f} of ceiling")
+                rows.append({"env": name, "num_envs": num_envs, "candidate": candidate, **numbers})
+            rows.append({"env": name, "num_envs": num_envs, "peak_memory_gb": memory})
+    if options.output:
+        machine = {"cores": cores, "machine": platform.machine(), "mujoco": version("mujoco")}
+        options.output.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
