@@ -21,43 +21,27 @@ ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 README_MARKERS = ("<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->")
 
-# Success of published SAC on MT10 (metaworld v3 environments, reward v2) against environment steps in millions: read
-# off the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01).
-PUBLISHED_MT10 = {
-    "published SAC, width 256": {
-        0.4: 0.15,
-        1: 0.28,
-        2: 0.50,
-        3: 0.58,
-        5: 0.65,
-        7.5: 0.70,
-        10: 0.70,
-        15: 0.75,
-        20: 0.74,
-    },
-    "published SAC, width 1024": {
-        0.4: 0.19,
-        1: 0.41,
-        2: 0.64,
-        3: 0.74,
-        5: 0.77,
-        7.5: 0.85,
-        10: 0.87,
-        15: 0.87,
-        20: 0.87,
-    },
-    "published SAC, width 4096": {
-        0.4: 0.27,
-        1: 0.60,
-        2: 0.70,
-        3: 0.74,
-        5: 0.81,
-        7.5: 0.90,
-        10: 0.92,
-        15: 0.92,
-        20: 0.93,
-    },
+PUBLISHED: dict[str, tuple[tuple[float, ...], dict[str, tuple[float, ...]]]] = {
+    "mt10": (
+        (0.4, 1, 2, 3, 5, 7.5, 10, 15, 20),
+        {
+            "published SAC, width 256": (0.15, 0.28, 0.50, 0.58, 0.65, 0.70, 0.70, 0.75, 0.74),
+            "published SAC, width 1024": (0.19, 0.41, 0.64, 0.74, 0.77, 0.85, 0.87, 0.87, 0.87),
+            "published SAC, width 4096": (0.27, 0.60, 0.70, 0.74, 0.81, 0.90, 0.92, 0.92, 0.93),
+        },
+    ),
+    "mt50": (
+        (2, 5, 10, 15, 20),
+        {
+            "published SAC, width 256": (0.11, 0.21, 0.29, 0.35, 0.38),
+            "published SAC, width 1024": (0.15, 0.31, 0.48, 0.53, 0.58),
+            "published SAC, width 4096": (0.22, 0.45, 0.59, 0.65, 0.70),
+        },
+    ),
 }
+"""Success of published SAC on Meta-World (v3 environments, reward v2) against environment steps in millions, by benchmark:
+read off
+the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01)."""
 
 
 def store(run: Path, name: str) -> Path:
@@ -176,22 +160,28 @@ def _plot(name: str, runs: list[dict[str, Any]]) -> None:
     mpl.rcParams["svg.hashsalt"] = name  # the same file from the same data
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, (by_step, by_minute) = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     longest = max(run["evaluations"][-1]["step"] for run in runs) / 1e6
     for index, run in enumerate(runs):
-        rows = np.array(run["training_curve"]["rows"])
-        seed = run["config"]["seed"]
-        axes.plot(rows[:, 0] / 1e6, rows[:, 2], color=f"C{index}", alpha=0.35, label=f"seed {seed}, exploring")
-        steps = [evaluation["step"] / 1e6 for evaluation in run["evaluations"]]
-        rates = [evaluation["summary"]["success_rate"] for evaluation in run["evaluations"]]
-        axes.plot(steps, rates, "o-", color=f"C{index}", label=f"seed {seed}, official, deterministic")
-    if runs[0]["config"]["env"]["name"] == "mt10":
-        for (label, curve), style in zip(PUBLISHED_MT10.items(), (":", "--", "-."), strict=True):
-            points = [(step, rate) for step, rate in curve.items() if step <= 2 * longest]
-            axes.plot(*zip(*points, strict=True), style, color="grey", label=label)
-    axes.set(xlabel="environment steps (millions)", ylabel="success rate", ylim=(0, 1.02), title=name)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+        seed, color = run["config"]["seed"], f"C{index}"
+        step, seconds, success = np.array(run["training_curve"]["rows"]).T
+        evaluations = run["evaluations"]
+        rates = [evaluation["summary"]["success_rate"] for evaluation in evaluations]
+        for axes, exploring, evaluated in (
+            (by_step, step / 1e6, [evaluation["step"] / 1e6 for evaluation in evaluations]),
+            (by_minute, seconds / 60, [evaluation["wall_s"] / 60 for evaluation in evaluations]),
+        ):
+            axes.plot(exploring, success, color=color, alpha=0.35, label=f"seed {seed}, exploring")
+            axes.plot(evaluated, rates, "o-", color=color, label=f"seed {seed}, official, deterministic")
+    steps, published = PUBLISHED.get(runs[0]["config"]["env"]["name"], ((), {}))
+    shown = sum(step <= 2 * longest for step in steps)
+    for (label, rates), style in zip(published.items(), (":", "--", "-."), strict=False):
+        by_step.plot(steps[:shown], rates[:shown], style, color="grey", label=label)
+    by_step.set(xlabel="environment steps (millions)", ylabel="success rate", ylim=(0, 1.02), title=name)
+    by_minute.set(xlabel="wall-clock with evaluations (minutes)")
+    for axes in (by_step, by_minute):
+        axes.grid(alpha=0.3)
+    by_step.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(DOCS / f"results_{name}.svg", metadata={"Date": None})
     plt.close(figure)
