@@ -39,8 +39,7 @@ PUBLISHED: dict[str, tuple[tuple[float, ...], dict[str, tuple[float, ...]]]] = {
         },
     ),
 }
-"""Success of published SAC on Meta-World (v3 environments, reward v2) against environment steps in millions, by benchmark:
-read off
+"""Environment steps in millions, and the success of published SAC there (metaworld v3 environments, reward v2): read off
 the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01)."""
 
 
