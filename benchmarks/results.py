@@ -39,8 +39,8 @@ PUBLISHED: dict[str, tuple[tuple[float, ...], dict[str, tuple[float, ...]]]] = {
         },
     ),
 }
-"""Environment steps in millions, and the success of published SAC there (metaworld v3 environments, reward v2): read off
-the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01)."""
+"""Environment steps in millions, and the success of published SAC there (metaworld v3 environments, reward v2): read
+off the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01)."""
 
 
 def store(run: Path, name: str) -> Path:
