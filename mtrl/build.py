@@ -106,6 +106,7 @@ def impala(
     minibatches: int,
     normalise_advantage: bool,
     entropy_coef: float,
+    noise_correlation: float,
     final_factor: float,
     max_grad_norm: float,
     obs_norm: str,
@@ -138,6 +139,7 @@ def impala(
         minibatches=minibatches,
         normalise_advantage=normalise_advantage,
         entropy_coef=entropy_coef,
+        noise_correlation=noise_correlation,
         final_factor=final_factor,
     )
     return Agent(learner, OnPolicy(collector, rollout_length), description)
