@@ -106,7 +106,6 @@ def impala(
     minibatches: int,
     normalise_advantage: bool,
     entropy_coef: float,
-    noise_correlation: float,
     final_factor: float,
     max_grad_norm: float,
     obs_norm: str,
@@ -139,7 +138,6 @@ def impala(
         minibatches=minibatches,
         normalise_advantage=normalise_advantage,
         entropy_coef=entropy_coef,
-        noise_correlation=noise_correlation,
         final_factor=final_factor,
     )
     return Agent(learner, OnPolicy(collector, rollout_length), description)

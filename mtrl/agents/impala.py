@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
-from mtrl.nn.distributions import AutoregressiveNoise
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
@@ -35,7 +34,6 @@ class Impala:
         clip_range: Of the ratio to the policy at the start of the update; infinity for none.
         normalise_advantage: Standardise the advantages of each task over the rollout.
         entropy_coef: Weight of the entropy bonus at the start.
-        noise_correlation: Of the exploration noise in one step and the next.
         final_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
     """
 
@@ -57,7 +55,6 @@ class Impala:
         minibatches: int = 1,
         normalise_advantage: bool = False,
         entropy_coef: float = 0.01,
-        noise_correlation: float = 0.0,
         final_factor: float = 1.0,
     ) -> None:
         positive(epochs=epochs, minibatches=minibatches, clip_range=clip_range, clip_rho=clip_rho, clip_c=clip_c)
@@ -69,14 +66,7 @@ class Impala:
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
         self.epochs, self.minibatches, self.normalise_advantage = epochs, minibatches, normalise_advantage
         self.entropy_coef, self.final_factor = entropy_coef, final_factor
-        self.noise = AutoregressiveNoise(noise_correlation)
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        if not explore:
-            return self.policy.act(obs, task, explore)
-        distribution = self.policy(obs, task)
-        return distribution.sample(self.noise.step(distribution.noise()))
+        self.act = policy.act
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the share of training done."""
@@ -175,4 +165,4 @@ class Impala:
         for key in self._SAVED:
             getattr(self, key).load_state_dict(state[key])
 
-    _SAVED = ("networks", "policy_step", "value_step", "noise")
+    _SAVED = ("networks", "policy_step", "value_step")

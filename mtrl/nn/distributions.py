@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from mtrl.types import State
-
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -19,15 +17,8 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class Distribution(Protocol):
     """What an actor's forward pass returns."""
 
-    def noise(self) -> Tensor:
-        """Standard normal noise of the shape that `sample` takes."""
-        ...
-
-    def sample(self, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """An action and its log-probability; differentiable (reparametrised) where the action is continuous.
-
-        The noise decides on the action; it is drawn anew by default.
-        """
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """An action and its log-probability; differentiable (reparametrised) where the action is continuous."""
         ...
 
     def log_prob(self, action: Tensor) -> Tensor: ...
@@ -47,14 +38,8 @@ class Gaussian:
     ) -> None:
         self.mean, self.log_std, self.mask = mean, log_std, mask
 
-    def noise(self) -> Float[Tensor, "*batch A"]:
-        return torch.randn_like(self.mean)
-
-    def sample(
-        self, noise: Float[Tensor, "*batch A"] | None = None
-    ) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
-        noise = self.noise() if noise is None else noise
-        action = (self.mean + self.log_std.exp() * noise) * self.mask
+    def sample(self) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
+        action = (self.mean + self.log_std.exp() * torch.randn_like(self.mean)) * self.mask
         return action, self.log_prob(action)
 
     def log_prob(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
@@ -76,13 +61,8 @@ class TanhGaussian:
     ) -> None:
         self.mean, self.log_std, self.mask = mean, log_std, mask
 
-    def noise(self) -> Float[Tensor, "*batch A"]:
-        return torch.randn_like(self.mean)
-
-    def sample(
-        self, noise: Float[Tensor, "*batch A"] | None = None
-    ) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
-        unsquashed = self.mean + self.log_std.exp() * (self.noise() if noise is None else noise)
+    def sample(self) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
+        unsquashed = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
         return unsquashed.tanh() * self.mask, self._log_prob(unsquashed)
 
     def log_prob(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
@@ -112,14 +92,8 @@ class Categorical:
         # A finite floor instead of -inf: 0 * log(0) in the entropy would be NaN.
         self.log_probs = functional.log_softmax(logits.masked_fill(~mask, -1e9), dim=-1)
 
-    def noise(self) -> Float[Tensor, "*batch A"]:
-        return torch.randn_like(self.log_probs)
-
-    def sample(
-        self, noise: Float[Tensor, "*batch A"] | None = None
-    ) -> tuple[Shaped[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        # Normal noise to uniform to Gumbel noise; the largest of log-probabilities and Gumbel noise is a sample.
-        gumbel = -(-torch.special.log_ndtr(self.noise() if noise is None else noise)).log()
+    def sample(self) -> tuple[Shaped[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        gumbel = -torch.empty_like(self.log_probs).exponential_().log()
         action = (self.log_probs + gumbel).argmax(-1)
         return action, self.log_prob(action)
 
@@ -131,32 +105,3 @@ class Categorical:
 
     def mode(self) -> Shaped[Tensor, "*batch"]:
         return self.log_probs.argmax(-1)
-
-
-class AutoregressiveNoise:
-    """Standard normal noise whose value in one step and the next have the given correlation (an AR(1) process).
-
-    Independent noise moves a robot little: each step undoes the last one's. Correlated noise reaches further at the
-    same standard deviation (Hollenstein et al., "Colored Noise in PPO", 2024, with noise of another spectrum). As
-    there, the learner takes actions as if they had been drawn independently.
-    """
-
-    def __init__(self, correlation: float) -> None:
-        if not 0 <= correlation < 1:
-            raise ValueError(f"The correlation of noise must be from 0 to below 1, not {correlation}.")
-        self.correlation = correlation
-        self.value = torch.empty(0)
-
-    def step(self, fresh: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The next value, made of the last one and of `fresh`, which is independent standard normal noise."""
-        if self.value.shape != fresh.shape:  # the first
-            self.value = fresh
-        else:
-            self.value = self.correlation * self.value + (1 - self.correlation**2) ** 0.5 * fresh
-        return self.value
-
-    def state_dict(self) -> State:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: State) -> None:
-        self.value = state["value"]

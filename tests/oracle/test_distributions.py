@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from mtrl.nn.distributions import AutoregressiveNoise, Categorical, Gaussian, TanhGaussian
+from mtrl.nn.distributions import Categorical, Gaussian, TanhGaussian
 
 SHAPE = (4, 3, 2)
 
@@ -202,43 +202,3 @@ def test_samples_are_reparametrised(kind: type) -> None:
 def test_the_gaussian_mode_is_an_action() -> None:
     mean = torch.tensor([[-3.0, 0.5, 2.0]])
     assert Gaussian(mean, torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool)).mode().tolist() == [[-1, 0.5, 1]]
-
-
-@pytest.mark.parametrize("kind", [Gaussian, TanhGaussian])
-def test_given_noise_decides_on_the_sample(kind: type) -> None:
-    mean, log_std, mask = parameters()
-    noise = torch.randn(SHAPE, dtype=torch.float64)
-    action, log_prob = kind(mean, log_std, mask).sample(noise)
-    expected = mean + log_std.exp() * noise
-    torch.testing.assert_close(action, expected.tanh() if kind is TanhGaussian else expected)
-    torch.testing.assert_close(log_prob, kind(mean, log_std, mask).log_prob(action))
-
-
-def test_given_noise_decides_on_a_categorical_sample() -> None:
-    """Gumbel noise -log(-log(u)) of u = Phi(noise), by scipy."""
-    logits, noise = torch.randn(50, 4, dtype=torch.float64), torch.randn(50, 4, dtype=torch.float64)
-    distribution = Categorical(logits, torch.ones(50, 4, dtype=torch.bool))
-    gumbel = -np.log(-np.log(scipy.stats.norm.cdf(noise.numpy())))
-    assert torch.equal(distribution.sample(noise)[0], torch.from_numpy((logits.numpy() + gumbel).argmax(1)))
-    action, _ = distribution.sample(torch.full((50, 4), 8.0, dtype=torch.float64).index_fill(1, torch.tensor(2), 9.0))
-    assert (action == 2).all()  # far in the tail, where Phi is 1 in double precision
-
-
-def test_autoregressive_noise_by_hand() -> None:
-    """0.6 * 1 + 0.8 * 2 = 2.2, then 0.6 * 2.2 + 0.8 * -1 = 0.52; another shape begins anew."""
-    noise = AutoregressiveNoise(0.6)
-    values = [noise.step(torch.tensor([fresh], dtype=torch.float64)).item() for fresh in (1.0, 2.0, -1.0)]
-    assert values == pytest.approx([1.0, 2.2, 0.52])
-    assert noise.step(torch.tensor([3.0, 4.0])).tolist() == [3.0, 4.0]
-    with pytest.raises(ValueError, match="correlation"):
-        AutoregressiveNoise(1.0)
-
-
-def test_autoregressive_noise_is_standard_normal_in_every_step() -> None:
-    torch.manual_seed(0)
-    noise = AutoregressiveNoise(0.7)
-    values = torch.stack([noise.step(torch.randn(20_000)) for _ in range(8)])
-    for step in values:
-        assert scipy.stats.kstest(step.numpy(), "norm").pvalue > 0.001
-    assert np.corrcoef(values[4], values[5])[0, 1] == pytest.approx(0.7, abs=0.02)
-    assert np.corrcoef(values[4], values[6])[0, 1] == pytest.approx(0.49, abs=0.02)

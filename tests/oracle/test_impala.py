@@ -7,7 +7,6 @@ import dataclasses
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -359,22 +358,3 @@ def test_saving_and_loading_continues_bit_exactly() -> None:
         learner.update(make_rollout(3), 0.2)
     for ours, theirs in zip(one.networks.state_dict().values(), other.networks.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.8])
-def test_exploration_noise_is_correlated_from_step_to_step(correlation: float) -> None:
-    """The same observation again and again: what differs between the actions is the noise."""
-    torch.manual_seed(0)
-    learner = make_learner(noise_correlation=correlation)
-    obs, task = torch.zeros(2000, OBS, dtype=torch.float64), torch.zeros(2000, dtype=torch.int64)
-    first, second = (learner.act(obs, task, explore=True)[0][:, 0] for _ in range(2))
-    assert np.corrcoef(first, second)[0, 1] == pytest.approx(correlation, abs=0.07)
-    modes = [learner.act(obs, task, explore=False)[0] for _ in range(2)]
-    assert torch.equal(*modes)
-    # A restored learner goes on with the noise where it was.
-    other = make_learner(noise_correlation=correlation)
-    other.load_state_dict(learner.state_dict())
-    torch.manual_seed(1)
-    expected, _ = learner.act(obs, task, explore=True)
-    torch.manual_seed(1)
-    assert torch.equal(other.act(obs, task, explore=True)[0], expected)
