@@ -86,8 +86,9 @@ class Agent:
 def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
     """Builds what `agent=...` names for an environment."""
     sampler = build("task_sampling", components.task_sampling, num_tasks=env.spec.num_tasks)
-    keywords = {key: value for key, value in node.items() if key != "slots_per_task"}
-    return build("agent", keywords, c=components, collector=Collector(env, sampler, components.device, timer))
+    collector = Collector(env, sampler, components.device, timer, node["random_start"])
+    keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
+    return build("agent", keywords, c=components, collector=collector)
 
 
 @register("agent", "impala")

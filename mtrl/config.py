@@ -116,6 +116,9 @@ class TrainConfig:
             raise ValueError(f"env.num_envs must be an integer or null, not {num_envs!r}.")
         if not isinstance(slots_per_task, int) or isinstance(slots_per_task, bool) or slots_per_task < 1:
             raise ValueError(f"agent.slots_per_task must be a positive integer, not {slots_per_task!r}.")
+        random_start = self.agent.get("random_start")
+        if not isinstance(random_start, int | float) or isinstance(random_start, bool) or not 0 <= random_start <= 1:
+            raise ValueError(f"agent.random_start must be a share of an episode, from 0 to 1, not {random_start!r}.")
 
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts, as they are stored with a run."""

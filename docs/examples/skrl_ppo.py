@@ -1,6 +1,6 @@
 """PPO of skrl, a library that knows nothing of Meta-World, on the batched simulation: pip install skrl.
 
-    python docs/examples/skrl_ppo.py
+python docs/examples/skrl_ppo.py
 """
 
 import gymnasium
@@ -13,16 +13,14 @@ from skrl.models.torch import DeterministicMixin, GaussianMixin, Model
 from skrl.resources.preprocessors.torch import RunningStandardScaler
 from torch import nn
 
-import mtrl  # registers the ids
+import mtrl  # noqa: F401  # registers the ids
 
 SLOTS, ROLLOUT, STEPS = 32, 125, 6_250
 
 
 class Policy(GaussianMixin, Model):
     def __init__(self, env):
-        Model.__init__(
-            self, observation_space=env.observation_space, action_space=env.action_space, device=env.device
-        )
+        Model.__init__(self, observation_space=env.observation_space, action_space=env.action_space, device=env.device)
         GaussianMixin.__init__(self)
         self.mean = nn.Sequential(
             nn.Linear(self.num_observations, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 4)
@@ -35,9 +33,7 @@ class Policy(GaussianMixin, Model):
 
 class Value(DeterministicMixin, Model):
     def __init__(self, env):
-        Model.__init__(
-            self, observation_space=env.observation_space, action_space=env.action_space, device=env.device
-        )
+        Model.__init__(self, observation_space=env.observation_space, action_space=env.action_space, device=env.device)
         DeterministicMixin.__init__(self)
         self.value = nn.Sequential(
             nn.Linear(self.num_observations, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1)

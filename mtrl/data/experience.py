@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,9 +25,19 @@ class Collector:
     Args:
         device: Where observations go and actions come from.
         timer: Told what is inference and what is simulation.
+        random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
+            the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
+            and Barto, chapter 5). The learner gets these steps with the log-probability that they were taken with.
     """
 
-    def __init__(self, env: VecEnv, sampler: TaskSampler, device: torch.device | str, timer: PhaseTimer) -> None:
+    def __init__(
+        self,
+        env: VecEnv,
+        sampler: TaskSampler,
+        device: torch.device | str,
+        timer: PhaseTimer,
+        random_start: float = 0.0,
+    ) -> None:
         self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
@@ -35,6 +46,9 @@ class Collector:
         self._length = torch.zeros(env.num_envs)
         self._finished = self._no_results()
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
+        self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
+        self._start_action, self._start_log_prob = self._random.act(self.obs, self.task, explore=True)
+        self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
         self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
 
     def _no_results(self) -> Float[Tensor, "4 K"]:
@@ -44,7 +58,10 @@ class Collector:
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
         with self.timer("inference"):
-            return actor.act(self.obs, self.task, explore=True)
+            action, log_prob = actor.act(self.obs, self.task, explore=True)
+            starting = (self._length < self._start_length).to(self.device)
+            rows = starting.reshape(-1, *[1] * (action.ndim - 1))
+            return torch.where(rows, self._start_action, action), torch.where(starting, self._start_log_prob, log_prob)
 
     def step(self, action: Tensor) -> Step:
         """Steps every slot. Afterwards `obs` and `task` are what to act on next."""
@@ -65,7 +82,16 @@ class Collector:
             self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
+        if done.any():
+            self._begin(done)
         return step
+
+    def _begin(self, slots: Bool[Tensor, " B"]) -> None:
+        """Draws how the episodes that have just begun in some slots begin."""
+        action, log_prob = self._random.act(self.obs, self.task, explore=True)
+        length = torch.randint(self._longest_start + 1, slots.shape)
+        self._start_action[slots], self._start_log_prob[slots] = action[slots], log_prob[slots]
+        self._start_length[slots] = length[slots]
 
     def statistics(self) -> Metrics:
         """Results of the episodes finished since the last call, per task; NaN for a task without any."""
@@ -88,6 +114,9 @@ class Collector:
             "length": self._length,
             "finished": self._finished,
             "until_cut": self._until_cut,
+            "start_action": self._start_action,
+            "start_log_prob": self._start_log_prob,
+            "start_length": self._start_length,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -95,9 +124,11 @@ class Collector:
         self.sampler.load_state_dict(state["sampler"])
         self.obs, self.task = state["obs"].to(self.device), state["task"].to(self.device)
         # Copied, as they are changed in place.
-        names = ("episode_return", "succeeded", "length", "finished", "until_cut")
-        running = (state[key].to("cpu", copy=True) for key in names)
-        self._episode_return, self._succeeded, self._length, self._finished, self._until_cut = running
+        names = ("episode_return", "succeeded", "length", "finished", "until_cut", "start_length")
+        for name in names:
+            setattr(self, f"_{name}", state[name].to("cpu", copy=True))
+        for name in ("start_action", "start_log_prob"):
+            setattr(self, f"_{name}", state[name].to(self.device, copy=True))
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
@@ -212,10 +243,8 @@ class RandomActor:
         self.mask = torch.tensor(spec.action_mask)
 
     def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        """Random actions whatever `explore` says; log-probabilities are not defined and given as NaN."""
+        """Random actions, whatever `explore` says."""
         mask = self.mask.to(task.device)[task].float()
         if self.spec.action_kind == "continuous":
-            action = (2 * torch.rand_like(mask) - 1) * mask
-        else:
-            action = torch.multinomial(mask, 1).squeeze(-1)
-        return action, torch.full(task.shape, torch.nan, device=task.device)
+            return (2 * torch.rand_like(mask) - 1) * mask, -math.log(2) * mask.sum(-1)
+        return torch.multinomial(mask, 1).squeeze(-1), -mask.sum(-1).log()

@@ -58,7 +58,7 @@ def check_action(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Tens
     return action
 
 
-def check_cut(cut: Bool[Tensor, " B"] | None, num_envs: int) -> Bool[Tensor, " B"]:
+def check_cut(cut: Tensor | None, num_envs: int) -> Bool[Tensor, " B"]:
     """The slots to truncate; none by default. Raises `ValueError` for a wrong shape or dtype."""
     if cut is None:
         return torch.zeros(num_envs, dtype=torch.bool)
@@ -193,7 +193,7 @@ class TorchVecEnv(ABC):
             rows = done.reshape(-1, *[1] * (fresh.ndim - 1))
             self.variables[name] = torch.where(rows, fresh, self.variables[name])
 
-    def step(self, action: Tensor, cut: Bool[Tensor, " B"] | None = None) -> Step:
+    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
         if not self._running:
             raise RuntimeError("Call reset before the first step, and do not step a closed environment.")
         action = check_action(action, self.spec, self.task).to(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +50,12 @@ class Recorder:
         return -obs[..., SLOT] - obs[..., STEP] / 100
 
 
-def make_collector(sampler: TaskSampler | None = None, num_envs: int = 6, seed: int = 0, **options: Any) -> Collector:
+def make_collector(
+    sampler: TaskSampler | None = None, num_envs: int = 6, seed: int = 0, random_start: float = 0.0, **options: Any
+) -> Collector:
     options = {"num_tasks": K, "episode_length": 4, "stagger": 2, "terminate_every": 2} | options
     env = mtrl.envs.make("counting", num_envs=num_envs, seed=seed, **options)
-    return Collector(env, sampler or Uniform(K), "cpu", no_timer)
+    return Collector(env, sampler or Uniform(K), "cpu", no_timer, random_start)
 
 
 def make_off_policy(collector: Collector, capacity: int = 1000, **options: Any) -> OffPolicy:
@@ -221,6 +224,29 @@ def test_first_episodes_end_at_different_times() -> None:
     assert [(1 + slot.nonzero().flatten()).tolist() for slot in ends.T] == expected
 
 
+def test_episodes_begin_with_one_random_action_held_for_a_while() -> None:
+    """At most half of 8 steps, the actor's own actions after that; every length and its log-probability are seen."""
+    torch.manual_seed(0)
+    experience = OnPolicy(make_collector(num_envs=30, random_start=0.5, episode_length=8, stagger=0), 80)
+    experience.collect(Recorder())
+    (rollout,) = experience.batches()
+    own = (rollout.action == Recorder.action(rollout.obs)).all(-1)
+    torch.testing.assert_close(rollout.log_prob[own], Recorder.log_prob(rollout.obs)[own])
+    torch.testing.assert_close(rollout.log_prob[~own], torch.full_like(rollout.log_prob[~own], -2 * math.log(2)))
+    lengths, starts = set(), []
+    for slot in range(30):
+        for episode in rollout.obs[:, slot, EPISODE].unique():
+            rows = (rollout.obs[:, slot, EPISODE] == episode).nonzero().flatten()
+            random = (~own[rows, slot]).nonzero().flatten()
+            lengths.add(len(random))
+            assert random.tolist() == list(range(len(random)))  # the first steps and no others
+            actions = rollout.action[rows, slot][random].unique(dim=0)
+            assert len(actions) <= 1
+            starts += actions.tolist()
+    assert lengths == {0, 1, 2, 3, 4}
+    assert len({tuple(action) for action in starts}) == len(starts) > 100  # drawn anew in every episode
+
+
 def test_statistics_of_one_task_alone() -> None:
     """Slot 0 has episodes of 2 steps, slot 1 of 3 steps, slot 2 of 4: after 3 steps only task 2 has no result.
 
@@ -289,7 +315,8 @@ def run_on(experience: OnPolicy | OffPolicy, times: int) -> list[Any]:
 @pytest.mark.parametrize("through_a_file", [True, False])
 def test_the_state_continues_bit_exactly(kind: str, through_a_file: bool) -> None:
     def make(seed: int) -> OnPolicy | OffPolicy:
-        collector = make_collector(Restless(), seed=seed)
+        # Episodes with a horizon, so that they begin with random actions and their first ones are cut.
+        collector = make_collector(Restless(), seed=seed, random_start=0.5, episode_length=6, stagger=0)
         if kind == "on":
             return OnPolicy(collector, rollout_length=5)
         return make_off_policy(collector, capacity=30, replay_ratio=0.7, warmup=5)
@@ -318,7 +345,9 @@ def test_random_actions_are_those_the_task_has() -> None:
     assert action[existing].min() < -0.95
     assert action[existing].max() > 0.95
     assert action[existing].mean().abs() < 0.1
-    assert log_prob.isnan().all()
-    action, _ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(torch.zeros(600, 1), task, True)
+    # Density 1/2 in each of the 2, 1, 2 components; probability 1/2, 1, 1/2.
+    torch.testing.assert_close(log_prob.exp(), torch.tensor([1 / 4, 1 / 2, 1 / 4])[task])
+    action, log_prob = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(torch.zeros(600, 1), task, True)
+    torch.testing.assert_close(log_prob.exp(), torch.tensor([1 / 2, 1, 1 / 2])[task])
     assert existing.gather(1, action[:, None]).all()
     assert (torch.bincount(action[task == 2], minlength=3)[1:] > 60).all()
