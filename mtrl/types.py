@@ -140,7 +140,7 @@ class Rollout:
     obs: Shaped[Tensor, "T B *obs"]
     action: Shaped[Tensor, "T B *action"]
     log_prob: Float[Tensor, "T B"]
-    """Of `action`, under the policy that took it."""
+    """Of `action`, under the policy that took it; infinite where no policy chose it."""
     reward: Float[Tensor, "T B"]
     terminated: Bool[Tensor, "T B"]
     truncated: Bool[Tensor, "T B"]

@@ -76,16 +76,16 @@ def naive_vtrace(
     clip_rho: float,
     clip_c: float,
     clip_pg_rho: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Espeholt et al. (2018), equation 1, as the sum it is written as, in float64.
 
     v_s = V(x_s) + sum_t gamma^(t-s) (prod_{i=s}^{t-1} c_i) delta_t, over the steps from s to the episode's (or the
-    row's) last, with c_i = lambda min(clip_c, rho_i) (remark 2). The advantage is rho (r + gamma q - V), q the mixture
-    (1 - lambda) V(x_{s+1}) + lambda v_{s+1}.
+    row's) last, with c_i = lambda min(clip_c, rho_i) (remark 2). The advantage is r + gamma q - V, q the mixture
+    (1 - lambda) V(x_{s+1}) + lambda v_{s+1}, and its weight min(clip_pg_rho, rho).
     """
     T, B = reward.shape
     rho = log_rho.double().exp()
-    target, advantage = torch.zeros(T, B, dtype=torch.float64), torch.zeros(T, B, dtype=torch.float64)
+    target, advantage, weight_pg = (torch.zeros(T, B, dtype=torch.float64) for _ in range(3))
 
     def discount(t: int, b: int) -> float:
         return 0.0 if terminated[t, b] else gamma
@@ -110,8 +110,9 @@ def naive_vtrace(
             if s + 1 < T and not done(s, b):
                 following = (1 - lambda_) * following + lambda_ * float(target[s + 1, b])
             q = float(reward[s, b]) + discount(s, b) * following
-            advantage[s, b] = min(clip_pg_rho, float(rho[s, b])) * (q - float(value[s, b]))
-    return target, advantage
+            advantage[s, b] = q - float(value[s, b])
+            weight_pg[s, b] = min(clip_pg_rho, float(rho[s, b]))
+    return target, advantage, weight_pg
 
 
 def random_rollout(

@@ -74,13 +74,14 @@ class Impala:
         self.policy_step.set_lr_factor(factor)
         self.value_step.set_lr_factor(factor)
 
-        log_prob, target, advantage = self._targets(rollout)
+        log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
         require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
         self.value_norm.update(target, task, [self.value.head])
         advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
         if self.normalise_advantage:
             advantage = per_task_standardise(advantage, task, self.num_tasks)
+        advantage = weight * advantage
 
         samples = {
             "obs": rollout.obs,
@@ -104,8 +105,10 @@ class Impala:
         return metrics
 
     @torch.no_grad()
-    def _targets(self, rollout: Rollout) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
-        """Log-probabilities under the current policy, V-trace targets and advantages, in the units of the reward."""
+    def _targets(
+        self, rollout: Rollout
+    ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
+        """Log-probabilities under the current policy; V-trace targets, advantages (in units of the reward), weights."""
         obs, task = rollout.obs, rollout.task
         log_prob = self.policy(obs, task).log_prob(rollout.action)
         value = self._value(obs, task)
@@ -115,7 +118,7 @@ class Impala:
         ends = done.clone()
         ends[-1] = True
         next_value[ends] = self._value(rollout.next_obs[ends], task[ends])
-        target, advantage = vtrace(
+        target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
             rollout.reward,
             self.gamma * (~rollout.terminated).float(),
@@ -127,7 +130,7 @@ class Impala:
             self.clip_c,
             self.clip_pg_rho,
         )
-        return log_prob, target, advantage
+        return log_prob, target, advantage, weight
 
     def _value(self, obs: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(self.policy.obs_norm(obs), task), task)

@@ -57,13 +57,14 @@ def vtrace(
     clip_rho: float = 1.0,
     clip_c: float = 1.0,
     clip_pg_rho: float = 1.0,
-) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"]]:
-    """V-trace targets and policy-gradient advantages (Espeholt et al. 2018, equation 1 and section 4.2).
+) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
+    """V-trace targets, advantages and their weights (Espeholt et al. 2018, equation 1 and section 4.2).
 
     With log_rho = 0 and clips of at least 1 the advantages are GAE(lambda) and the targets TD(lambda) returns.
 
     Args:
-        log_rho: Log-ratio of the current to the behaviour policy for the action taken.
+        log_rho: Log-ratio of the current to the behaviour policy for the action taken; minus infinity where the action
+            was nobody's choice, so that nothing is learned from it.
         discount: gamma, zero where the task terminated.
         cut: 1 where an episode ended in either way (what follows in the row belongs to another episode), else 0.
         value: V(s_t).
@@ -71,8 +72,9 @@ def vtrace(
         lambda_: Decay of the traces; 1 in the paper.
 
     Returns:
-        Targets v_s and advantages min(clip_pg_rho, rho) (r + gamma q - V), where q mixes the next target and the next
-        value by lambda, as V-trace with lambda requires for its on-policy limit to be GAE.
+        Targets v_s, advantages r + gamma q - V, and the weights min(clip_pg_rho, rho) that these have in the policy
+        gradient. q mixes the next target and the next value by lambda, as V-trace with lambda requires for its
+        on-policy limit to be GAE.
     """
     rho = log_rho.exp()
     delta = rho.clamp(max=clip_rho) * (reward + discount * next_value - value)
@@ -85,7 +87,7 @@ def vtrace(
     # v_{t+1} - V(s_{t+1}), zero across an episode's end and after the last step
     next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])]) * (1 - cut)
     q = reward + discount * (next_value + lambda_ * next_correction)
-    return value + correction, rho.clamp(max=clip_pg_rho) * (q - value)
+    return value + correction, q - value, rho.clamp(max=clip_pg_rho)
 
 
 def clipped_surrogate(

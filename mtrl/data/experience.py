@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -27,7 +26,7 @@ class Collector:
         timer: Told what is inference and what is simulation.
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
-            and Barto, chapter 5). The learner gets these steps with the log-probability that they were taken with.
+            and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Collector:
         self._finished = self._no_results()
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
-        self._start_action, self._start_log_prob = self._random.act(self.obs, self.task, explore=True)
+        self._start_action, _ = self._random.act(self.obs, self.task, explore=True)
         self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
         self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
 
@@ -61,7 +60,7 @@ class Collector:
             action, log_prob = actor.act(self.obs, self.task, explore=True)
             starting = (self._length < self._start_length).to(self.device)
             rows = starting.reshape(-1, *[1] * (action.ndim - 1))
-            return torch.where(rows, self._start_action, action), torch.where(starting, self._start_log_prob, log_prob)
+            return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
 
     def step(self, action: Tensor) -> Step:
         """Steps every slot. Afterwards `obs` and `task` are what to act on next."""
@@ -88,10 +87,9 @@ class Collector:
 
     def _begin(self, slots: Bool[Tensor, " B"]) -> None:
         """Draws how the episodes that have just begun in some slots begin."""
-        action, log_prob = self._random.act(self.obs, self.task, explore=True)
+        action, _ = self._random.act(self.obs, self.task, explore=True)
         length = torch.randint(self._longest_start + 1, slots.shape)
-        self._start_action[slots], self._start_log_prob[slots] = action[slots], log_prob[slots]
-        self._start_length[slots] = length[slots]
+        self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
 
     def statistics(self) -> Metrics:
         """Results of the episodes finished since the last call, per task; NaN for a task without any."""
@@ -115,7 +113,6 @@ class Collector:
             "finished": self._finished,
             "until_cut": self._until_cut,
             "start_action": self._start_action,
-            "start_log_prob": self._start_log_prob,
             "start_length": self._start_length,
         }
 
@@ -127,8 +124,7 @@ class Collector:
         names = ("episode_return", "succeeded", "length", "finished", "until_cut", "start_length")
         for name in names:
             setattr(self, f"_{name}", state[name].to("cpu", copy=True))
-        for name in ("start_action", "start_log_prob"):
-            setattr(self, f"_{name}", state[name].to(self.device, copy=True))
+        self._start_action = state["start_action"].to(self.device, copy=True)
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
@@ -243,8 +239,10 @@ class RandomActor:
         self.mask = torch.tensor(spec.action_mask)
 
     def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        """Random actions, whatever `explore` says."""
+        """Random actions whatever `explore` says; log-probabilities are not defined and given as NaN."""
         mask = self.mask.to(task.device)[task].float()
         if self.spec.action_kind == "continuous":
-            return (2 * torch.rand_like(mask) - 1) * mask, -math.log(2) * mask.sum(-1)
-        return torch.multinomial(mask, 1).squeeze(-1), -mask.sum(-1).log()
+            action = (2 * torch.rand_like(mask) - 1) * mask
+        else:
+            action = torch.multinomial(mask, 1).squeeze(-1)
+        return action, torch.full(task.shape, torch.nan, device=task.device)

@@ -92,7 +92,7 @@ class Naive:
             value = torch.stack([self.v(r.obs[i], int(r.task[i])) for i in everyone]).view(T, B)
             next_value = torch.stack([self.v(r.next_obs[i], int(r.task[i])) for i in everyone]).view(T, B)
             start = torch.stack([self.log_prob(r.obs[i], r.action[i], int(r.task[i])) for i in everyone]).view(T, B)
-        target, advantage = naive_vtrace(
+        target, advantage, weight = naive_vtrace(
             start - r.log_prob,
             r.reward,
             GAMMA,
@@ -107,6 +107,7 @@ class Naive:
             for k in range(K):
                 own = advantage[r.task == k]
                 advantage[r.task == k] = (own - own.mean()) / (own.std(unbiased=False) + 1e-8)
+        advantage = weight * advantage
         for _ in range(epochs):
             policy_loss, value_loss, entropy = [], [], []
             for k in range(K):
@@ -358,3 +359,18 @@ def test_saving_and_loading_continues_bit_exactly() -> None:
         learner.update(make_rollout(3), 0.2)
     for ours, theirs in zip(one.networks.state_dict().values(), other.networks.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_nothing_is_learned_from_actions_that_nobody_chose(normalise: bool) -> None:
+    """Their log-probability is infinite; whatever they were, the update is the same, and finite."""
+    rollout = make_rollout()
+    forced = torch.rand(T, B, generator=torch.Generator().manual_seed(0)) < 0.3
+    rollout = dataclasses.replace(rollout, log_prob=rollout.log_prob.masked_fill(forced, torch.inf))
+    other = dataclasses.replace(rollout, action=torch.where(forced[..., None], 7.0, rollout.action))
+    learners = [make_learner(normalise_advantage=normalise, epochs=2, clip_range=0.2) for _ in range(2)]
+    for learner, data in zip(learners, (rollout, other), strict=True):
+        learner.update(data, 0.0)
+    for one, two in zip(*(learner.networks.parameters() for learner in learners), strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-14)

@@ -44,7 +44,7 @@ def make_data(seed: int, on_policy: bool = False, done_share: float = 0.25) -> D
     return Data(log_rho, randn(), terminated, ended & ~terminated, value, next_value)
 
 
-def run(data: Data, gamma: float, **options: float) -> tuple[Tensor, Tensor]:
+def run(data: Data, gamma: float, **options: float) -> tuple[Tensor, Tensor, Tensor]:
     discount = gamma * (~data.terminated).double()
     return vtrace(data.log_rho, data.reward, discount, data.done.double(), data.value, data.next_value, **options)
 
@@ -63,19 +63,20 @@ def test_vtrace_is_the_papers_sum(seed: int) -> None:
         (0.97, 0.99, math.inf, math.inf, math.inf),
     ][seed]
     options = {"lambda_": lambda_, "clip_rho": clip_rho, "clip_c": clip_c, "clip_pg_rho": clip_pg}
-    target, advantage = run(data, gamma, **options)
+    found = run(data, gamma, **options)
     expected = naive_vtrace(
         data.log_rho, data.reward, gamma, data.terminated, data.truncated, data.value, data.next_value, **options
     )
-    torch.testing.assert_close(target, expected[0], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(advantage, expected[1], rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.6, 0.95, 1.0])
 def test_on_policy_vtrace_is_gae(lambda_: float) -> None:
     """Schulman et al. (2016), equation 16: A_s = sum_l (gamma lambda)^l delta_{s+l}, within the episode."""
     data, gamma = make_data(11, on_policy=True), 0.97
-    target, advantage = run(data, gamma, lambda_=lambda_)
+    target, advantage, weight = run(data, gamma, lambda_=lambda_)
+    assert (weight == 1).all()
     expected = torch.zeros(T, B, dtype=torch.float64)
     for b in range(B):
         for s in range(T):
@@ -92,7 +93,7 @@ def test_on_policy_vtrace_is_gae(lambda_: float) -> None:
 def test_on_policy_vtrace_with_lambda_one_is_the_n_step_return() -> None:
     """Rewards to the episode's end, plus the value of the last state unless the task terminated there."""
     data, gamma = make_data(12, on_policy=True), 0.9
-    target, _ = run(data, gamma, lambda_=1.0)
+    target, *_ = run(data, gamma, lambda_=1.0)
     for b in range(B):
         for s in range(T):
             last = next((t for t in range(s, T) if data.done[t, b]), T - 1)
@@ -108,12 +109,12 @@ def test_vtrace_by_hand() -> None:
     delta_2 = 1   * (3 + 0.5 * 8 - 6) =  1      v_2 = 6 + 1 = 7
     delta_1 = 0.5 * (2 + 0.5 * 6 - 5) =  0      v_1 = 5 + 0 + 0.5 * 0.5 * 1 = 5.25
     delta_0 = 1   * (1 + 0.5 * 5 - 4) = -0.5    v_0 = 4 - 0.5 + 0.5 * 1 * 0.25 = 3.625
-    A_2 = 1   * (3 + 0.5 * 8    - 6) = 1
-    A_1 = 0.5 * (2 + 0.5 * 7    - 5) = 0.25
-    A_0 = 1   * (1 + 0.5 * 5.25 - 4) = -0.375
+    A_2 = 3 + 0.5 * 8    - 6 = 1
+    A_1 = 2 + 0.5 * 7    - 5 = 0.5
+    A_0 = 1 + 0.5 * 5.25 - 4 = -0.375
     """
     column = torch.tensor([[2.0], [0.5], [4.0]])
-    target, advantage = vtrace(
+    target, advantage, weight = vtrace(
         column.log(),
         torch.tensor([[1.0], [2.0], [3.0]]),
         torch.full((3, 1), 0.5),
@@ -122,7 +123,8 @@ def test_vtrace_by_hand() -> None:
         torch.tensor([[5.0], [6.0], [8.0]]),
     )
     torch.testing.assert_close(target, torch.tensor([[3.625], [5.25], [7.0]]))
-    torch.testing.assert_close(advantage, torch.tensor([[-0.375], [0.25], [1.0]]))
+    torch.testing.assert_close(advantage, torch.tensor([[-0.375], [0.5], [1.0]]))
+    torch.testing.assert_close(weight, torch.tensor([[1.0], [0.5], [1.0]]))
 
 
 def test_vtrace_at_an_end_by_hand() -> None:
@@ -132,7 +134,7 @@ def test_vtrace_at_an_end_by_hand() -> None:
     Slot 0: v_0 = 1. Slot 1: v_0 = 1 + 0.5 * 10 = 6. Neither sees the 100 of the next episode, whose v_1 is 102.
     """
     pair = torch.ones(1, 2)
-    target, advantage = vtrace(
+    target, advantage, _ = vtrace(
         torch.zeros(2, 2),
         torch.cat([pair, 100 * pair]),
         torch.tensor([[0.0, 0.5], [0.5, 0.5]]),
@@ -142,6 +144,18 @@ def test_vtrace_at_an_end_by_hand() -> None:
     )
     torch.testing.assert_close(target, torch.tensor([[1.0, 6.0], [102.0, 102.0]]))
     torch.testing.assert_close(advantage, torch.tensor([[-1.0, 4.0], [99.0, 99.0]]))
+
+
+def test_vtrace_learns_nothing_from_actions_that_nobody_chose() -> None:
+    """The second of three steps, gamma 1, on-policy else: its target is its value, and no trace passes it.
+
+    V = 0, r = 1: v_2 = 1, v_1 = V = 0 with weight 0, v_0 = 1 + V_1 = 1 (what follows the second step is not its doing).
+    """
+    zeros, column = torch.zeros(3, 1), torch.tensor([[0.0], [-torch.inf], [0.0]])
+    target, advantage, weight = vtrace(column, torch.ones(3, 1), torch.ones(3, 1), zeros, zeros, zeros)
+    assert target.flatten().tolist() == [1, 0, 1]
+    assert weight.flatten().tolist() == [1, 0, 1]
+    assert advantage.isfinite().all()
 
 
 def test_td_target_bootstraps_unless_terminated() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -225,14 +224,14 @@ def test_first_episodes_end_at_different_times() -> None:
 
 
 def test_episodes_begin_with_one_random_action_held_for_a_while() -> None:
-    """At most half of 8 steps, the actor's own actions after that; every length and its log-probability are seen."""
+    """At most half of 8 steps, the actor's own actions after that; every length is seen."""
     torch.manual_seed(0)
     experience = OnPolicy(make_collector(num_envs=30, random_start=0.5, episode_length=8, stagger=0), 80)
     experience.collect(Recorder())
     (rollout,) = experience.batches()
     own = (rollout.action == Recorder.action(rollout.obs)).all(-1)
     torch.testing.assert_close(rollout.log_prob[own], Recorder.log_prob(rollout.obs)[own])
-    torch.testing.assert_close(rollout.log_prob[~own], torch.full_like(rollout.log_prob[~own], -2 * math.log(2)))
+    assert (rollout.log_prob[~own] == torch.inf).all()
     lengths, starts = set(), []
     for slot in range(30):
         for episode in rollout.obs[:, slot, EPISODE].unique():
@@ -345,9 +344,7 @@ def test_random_actions_are_those_the_task_has() -> None:
     assert action[existing].min() < -0.95
     assert action[existing].max() > 0.95
     assert action[existing].mean().abs() < 0.1
-    # Density 1/2 in each of the 2, 1, 2 components; probability 1/2, 1, 1/2.
-    torch.testing.assert_close(log_prob.exp(), torch.tensor([1 / 4, 1 / 2, 1 / 4])[task])
-    action, log_prob = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(torch.zeros(600, 1), task, True)
-    torch.testing.assert_close(log_prob.exp(), torch.tensor([1 / 2, 1, 1 / 2])[task])
+    assert log_prob.isnan().all()
+    action, _ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(torch.zeros(600, 1), task, True)
     assert existing.gather(1, action[:, None]).all()
     assert (torch.bincount(action[task == 2], minlength=3)[1:] > 60).all()
