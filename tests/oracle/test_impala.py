@@ -234,11 +234,11 @@ def test_the_next_episode_is_not_bootstrapped_from() -> None:
         terminated=torch.zeros(T, B, dtype=torch.bool),
         truncated=torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True),
     )
-    _, target, advantage = learner._targets(quiet)
+    _, target, advantage, _ = learner._targets(quiet)
     obs, reward = quiet.obs.clone(), quiet.reward.clone()
     obs[3:] += 1
     reward[3:] += 100
-    _, other_target, other_advantage = learner._targets(dataclasses.replace(quiet, obs=obs, reward=reward))
+    _, other_target, other_advantage, _ = learner._targets(dataclasses.replace(quiet, obs=obs, reward=reward))
     assert torch.equal(target[:3], other_target[:3])
     assert torch.equal(advantage[:3], other_advantage[:3])
     assert not torch.isclose(target[3:], other_target[3:]).any()
