@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 """All that the future of a simulation depends on, with the solver's warm start."""
-FORMAT = 2
+FORMAT = 3
 """Part of the file's name: to be raised when what is stored changes."""
 LONGEST_CONSTANT = 14
 """Numbers in the longest attribute that is kept."""
@@ -90,13 +90,15 @@ def reset_pool(task_names: Sequence[str], goals: Sequence[Array], num_threads: i
 def _make(name: str, goals: Array) -> TaskResets:
     """Resets one official environment to each goal."""
     with _compiling:
-        env = make_env(name)
+        env: Any = make_env(name)
     compiled = _fields(SharedCompilation.compiled[env.fullpath])
     rows: list[dict[str, Array]] = []
     constant_names: set[str] | None = None
     for vector in goals:
         env.set_task(official_task(name, vector))
+        env.reward_function_version = "v1"  # assembly sets some attributes for v1 only
         obs, _ = env.reset()
+        env.reward_function_version = "v2"
         state = np.empty(mujoco.mj_stateSize(env.model, STATE))
         mujoco.mj_getState(env.model, env.data, state, STATE)
         edited = {

@@ -28,6 +28,7 @@ from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS, Outcome, Task, TaskState
 from mtrl.envs.metaworld.tasks.base import Pose, body_pos, site_pos
 from mtrl.envs.metaworld.tasks.ops import Array, norm
+from mtrl.envs.metaworld.tasks_v1 import TASKS_V1
 from mtrl.types import State, Step, UserError
 
 FRAME_SKIP = 5
@@ -201,7 +202,7 @@ class RolloutVecEnv:
             the gripper does hold the object. Nothing else depends on it.
 
     Raises:
-        UserError: There is no batched version of a task; reward v1; or `num_envs` is no multiple of the tasks.
+        UserError: There is no batched version of a task, or `num_envs` is no multiple of the tasks.
     """
 
     def __init__(
@@ -213,11 +214,10 @@ class RolloutVecEnv:
         num_workers: int | None = None,
         exact_info: bool = False,
     ) -> None:
-        missing = [name for name in suite.task_names if name not in TASKS]
+        tasks = {"v1": TASKS_V1, "v2": TASKS}[suite.reward_version]
+        missing = [name for name in suite.task_names if name not in tasks]
         if missing:
             raise UserError(f"physics=rollout has no {', '.join(missing)} yet: use physics=official.")
-        if suite.reward_version != "v2":
-            raise UserError("physics=rollout has reward v2 only: use physics=official for v1.")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must not be negative, but is {num_workers}.")
         self.spec = suite.spec
@@ -229,7 +229,7 @@ class RolloutVecEnv:
         self._executor = ThreadPoolExecutor(self._num_threads - 1) if self._num_threads > 1 else None
 
         self._pool = reset_pool(suite.task_names, suite.goals, self._num_threads)
-        self._tasks = [TASKS[name] for name in suite.task_names]
+        self._tasks = [tasks[name] for name in suite.task_names]
         self._scenes = _scenes(self._tasks, self._pool)
         self._first_obs = np.stack([resets.obs for resets in self._pool])  # (K, G, 39)
         self._obs_low, self._obs_high = (
