@@ -85,9 +85,12 @@ class Sac:
         require_finite(target, task)  # before it can reach a statistic
         self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
         normalised = self.value_norm.normalise(target, task)
-        q = torch.stack([critic(torch.cat([obs, batch.action], -1), task) for critic in self.critics])
+        features = torch.cat([obs, batch.action], -1)
+        q = torch.stack([critic(features, task) for critic in self.critics])
         critic_loss = per_task_mean(0.5 * (q - normalised).square().sum(0), task, self.num_tasks)
-        critic_metrics = self.critic_step(positive=critic_loss)
+        auxiliary = [critic.aux(features, task) for critic in self.critics]  # type: ignore[operator]
+        critic_aux = torch.stack([loss for loss, _ in auxiliary]).sum().expand_as(critic_loss)
+        critic_metrics = auxiliary[0][1] | self.critic_step(positive=critic_loss, signed=critic_aux)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         action, log_prob = self.policy(batch.obs, task).sample()
@@ -96,7 +99,8 @@ class Sac:
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q_policy.dtype)
         policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
-        policy_metrics = self.policy_step(signed=policy_loss)
+        policy_aux, policy_diagnostics = self.policy.aux(batch.obs, task)
+        policy_metrics = policy_diagnostics | self.policy_step(signed=policy_loss + policy_aux)
         self.critics.requires_grad_(True)
 
         surplus = -log_prob.detach() - self.target_entropy[task]

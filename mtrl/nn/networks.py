@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from mtrl.nn.distributions import Distribution
 from mtrl.nn.scaling import ObsNorm
+from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import build
-from mtrl.types import EnvSpec
+from mtrl.types import EnvSpec, Metrics
+
+AUX_STRIDE = 8
+"""`aux` looks at one in this many samples: it computes anew what the forward pass already had."""
 
 
 class PolicyNetwork(nn.Module):
@@ -22,14 +26,19 @@ class PolicyNetwork(nn.Module):
         obs_norm: Observation normaliser; learners pass its output to their critics too.
     """
 
-    def __init__(self, obs_norm: ObsNorm, task_encoder: nn.Module, trunk: nn.Module, head: nn.Module) -> None:
+    def __init__(self, obs_norm: ObsNorm, task_encoder: nn.Module, trunk: Trunk, head: nn.Module) -> None:
         super().__init__()
         self.obs_norm: ObsNorm = obs_norm
-        self.task_encoder, self.trunk, self.head = task_encoder, trunk, head
+        self.task_encoder, self.head = task_encoder, head
+        self.trunk: Trunk = trunk
 
     def forward(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         context = self.task_encoder(task)
         return self.head(self.trunk(self.obs_norm(obs), context), context)
+
+    def aux(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> tuple[Float[Tensor, ""], Metrics]:
+        """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
+        return self.trunk.aux(self.obs_norm(obs[..., ::AUX_STRIDE, :]), self.task_encoder(task[..., ::AUX_STRIDE]))
 
     @torch.no_grad()
     def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
@@ -44,13 +53,20 @@ class PolicyNetwork(nn.Module):
 class ValueNetwork(nn.Module):
     """Normalised observations (with the action beside them for a Q-function) and task ids to one value each."""
 
-    def __init__(self, task_encoder: nn.Module, trunk: nn.Module, head: nn.Module) -> None:
+    def __init__(self, task_encoder: nn.Module, trunk: Trunk, head: nn.Module) -> None:
         super().__init__()
-        self.task_encoder, self.trunk, self.head = task_encoder, trunk, head
+        self.task_encoder, self.head = task_encoder, head
+        self.trunk: Trunk = trunk
 
     def forward(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         context = self.task_encoder(task)
         return self.head(self.trunk(features, context), context).squeeze(-1)
+
+    def aux(
+        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
+        return self.trunk.aux(features[..., ::AUX_STRIDE, :], self.task_encoder(task[..., ::AUX_STRIDE]))
 
 
 def _encoder_and_trunk(

@@ -18,7 +18,7 @@ from mtrl.optim.step import TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Batch
-from tests.helpers import copy_parameters, describe, make_spec, naive_network
+from tests.helpers import TRUNK, copy_parameters, describe, make_spec, naive_network
 
 K, N, OBS, A = 3, 4, 4, 2
 GAMMA, TAU, LR, EPS, MAX_NORM = 0.875, 0.1, 3e-3, 1e-5, 0.5
@@ -27,9 +27,15 @@ TARGET_ENTROPY = (-2.0, -1.0, 0.5)
 SPEC = make_spec(K, OBS, A)
 
 
-def make_learner(value_norm: str = "none", lr: float = LR, tau: float = TAU, obs_norm: str = "none") -> Sac:
+def make_learner(
+    value_norm: str = "none",
+    lr: float = LR,
+    tau: float = TAU,
+    obs_norm: str = "none",
+    trunk: dict[str, Any] = TRUNK,
+) -> Sac:
     torch.manual_seed(0)
-    description = describe("tanh_gaussian", obs_norm=obs_norm)
+    description = describe("tanh_gaussian", obs_norm=obs_norm, trunk=trunk)
     policy = build_policy(description, SPEC).double()
     with torch.no_grad():  # away from the small initial weights, so that every term matters
         for parameter in policy.head.parameters():
