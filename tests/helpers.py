@@ -14,7 +14,7 @@ import mtrl.optim  # noqa: F401
 from mtrl.types import EnvSpec, Rollout
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1}
-SMALL = {"soft_modules": {"embedding": 6, "gating_width": 5}}
+SMALL = {"soft_modules": {"embedding": 6, "gating_width": 5}, "care": {"embedding": 6}}
 
 
 def small(trunk: str) -> dict[str, Any]:

@@ -3,5 +3,13 @@
 from mtrl.nn import heads as heads
 from mtrl.nn import scaling as scaling
 from mtrl.nn import task_encoders as task_encoders
+from mtrl.nn.trunks import bronet as bronet
+from mtrl.nn.trunks import care as care
+from mtrl.nn.trunks import cross_stitch as cross_stitch
+from mtrl.nn.trunks import film as film
 from mtrl.nn.trunks import mlp as mlp
+from mtrl.nn.trunks import mmoe as mmoe
+from mtrl.nn.trunks import moore as moore
+from mtrl.nn.trunks import paco as paco
+from mtrl.nn.trunks import simba_v2 as simba_v2
 from mtrl.nn.trunks import soft_modules as soft_modules

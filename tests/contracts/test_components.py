@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import json
 import subprocess
@@ -230,10 +231,12 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     assert action.shape == (K, 8, 2)
     assert value.shape == log_prob.shape == (K, 8)
     (value.square() + log_prob).sum().backward()
+    sees_embedding = "context" in inspect.signature(lookup("trunk", trunk)).parameters
     for module in (policy, q):
         for name, parameter in module.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.any(), name
+            if sees_embedding or not name.startswith("task_encoder."):
+                assert parameter.grad is not None, name
+                assert parameter.grad.any(), name
     explored, modes = (policy.act(obs, task, explore) for explore in (True, False))
     assert not torch.equal(explored[0], modes[0])
     assert torch.equal(modes[0], policy.act(obs, task, False)[0])
@@ -241,7 +244,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
 
 # --- trunks ---------------------------------------------------------------------------------------------------------
 
-COLUMNS: set[str] = set()
+COLUMNS = {"cross_stitch"}
 """Trunks of one network per task: these cannot be taken to another number of tasks."""
 
 
@@ -339,9 +342,8 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
     torch.manual_seed(0)
     metrics = learner.update(data, 0.0)
-    for key, value in metrics.items():
-        assert value.shape in ((), (K,))
-        assert torch.isfinite(value).all() or "routing" in key  # NaN: the samples looked at lack a task
+    assert all(value.shape in ((), (K,)) for value in metrics.values())
+    assert all(torch.isfinite(value).all() for key, value in metrics.items() if key.endswith("_loss"))
     for key, parameter in learner.networks.named_parameters():
         assert torch.isfinite(parameter).all(), key
         assert not torch.equal(parameter, before[key]), key
