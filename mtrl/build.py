@@ -85,7 +85,14 @@ class Agent:
 
 def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
     """Builds what `agent=...` names for an environment."""
-    sampler = build("task_sampling", components.task_sampling, num_tasks=env.spec.num_tasks)
+    spec = env.spec
+    sampler = build(
+        "task_sampling",
+        components.task_sampling,
+        num_tasks=spec.num_tasks,
+        num_slots=env.num_envs,
+        has_success=spec.has_success,
+    )
     keywords = {key: value for key, value in node.items() if key != "slots_per_task"}
     return build("agent", keywords, c=components, collector=Collector(env, sampler, components.device, timer))
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac
-from mtrl.data.task_sampling import allocate
+from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
 from mtrl.nn.trunks.base import RoutedTrunk, Trunk
 from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.step import TaskStep
 from mtrl.registry import build, lookup, names
-from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext
+from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext, UserError
 from tests.helpers import describe, make_spec, small
 from tests.oracle import test_impala, test_sac
 
@@ -473,21 +473,44 @@ def test_optimizers(name: str) -> None:
     assert torch.isfinite(parameter).all()
 
 
+@pytest.mark.parametrize("has_success", [True, False])
 @pytest.mark.parametrize("name", names("task_sampling"))
-def test_task_samplers(name: str) -> None:
-    """Probabilities before any result, and after some of which tasks lack theirs; they fit `allocate`."""
-    sampler = build("task_sampling", {"name": name}, num_tasks=K)
-    for _ in range(2):
+def test_task_samplers(name: str, has_success: bool) -> None:
+    """Probabilities before any result, while tasks lack theirs, and after; they fit `allocate`. State round-trips."""
+    runtime: dict[str, Any] = {"num_tasks": K, "num_slots": 6, "has_success": has_success}
+    node: dict[str, Any] = {"name": name}
+    if not has_success and "targets" in inspect.signature(lookup("task_sampling", name)).parameters:
+        with pytest.raises(UserError, match="targets"):
+            build("task_sampling", node, **runtime)
+        node["targets"] = [10.0, 100.0, 3.0]
+
+    def play(sampler: TaskSampler, seed: int, tasks: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        for _ in range(30):
+            task = torch.randint(tasks, (2,), generator=g)
+            success = (torch.rand(2, generator=g) < 0.6).double()
+            sampler.update(task, {"return": 100 * torch.rand(2, generator=g), "success": success})
+
+    def check(sampler: TaskSampler) -> Tensor:
         probabilities = sampler.probabilities()
         assert probabilities.shape == (K,)
         assert (probabilities >= 0).all()
         assert float(probabilities.sum()) == pytest.approx(1)
         assert allocate(probabilities, torch.tensor([0, 1, 2, 2, 1, 0])).shape == (6,)
-        row = torch.tensor([1.0, torch.nan, 3.0], dtype=torch.float64)
-        sampler.update({"return": row, "success_rate": row / 3, "episode_length": 10 * row})
-    other = build("task_sampling", {"name": name}, num_tasks=K)
-    other.load_state_dict(sampler.state_dict(), strict=True)
-    assert torch.equal(other.probabilities(), sampler.probabilities())
+        assert torch.equal(probabilities, sampler.probabilities())
+        return probabilities
+
+    sampler = build("task_sampling", node, **runtime)
+    check(sampler)
+    play(sampler, 0, tasks=1)
+    check(sampler)
+    play(sampler, 1, tasks=K)
+    check(sampler)
+    other = build("task_sampling", node, **runtime)
+    other.load_state_dict(copy.deepcopy(sampler.state_dict()), strict=True)
+    for one in (sampler, other):
+        play(one, 2, tasks=K)
+    assert torch.equal(check(other), check(sampler))
 
 
 def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
