@@ -14,7 +14,14 @@ import mtrl.optim  # noqa: F401
 from mtrl.types import EnvSpec, Rollout
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1}
-SMALL = {"soft_modules": {"embedding": 6, "gating_width": 5}, "care": {"embedding": 6}}
+SCALAR = {"name": "scalar"}
+SMALL: dict[str, dict[str, Any]] = {
+    "soft_modules": {"embedding": 6, "gating_width": 5},
+    "hard_routing": {"embedding": 6, "gating_width": 5},
+    "care": {"embedding": 6},
+    "mtan": {"attention_width": 5},
+    "modular": {"interface": 5},
+}
 
 
 def small(trunk: str) -> dict[str, Any]:

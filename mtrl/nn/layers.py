@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -73,3 +73,27 @@ class StackedMLP(nn.Module):
 def spread(x: Float[Tensor, "*batch I"], count: int) -> Float[Tensor, "*batch n I"]:
     """The same features for each of `count` modules."""
     return x[..., None, :].expand(*x.shape[:-1], count, x.shape[-1])
+
+
+def own(every: Float[Tensor, "*batch K H"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch H"]:
+    """Of what was computed for all tasks, each sample's own."""
+    index = task[..., None, None].expand(*task.shape, 1, every.shape[-1])
+    return every.gather(-2, index).squeeze(-2)
+
+
+def mark_per_task(*parameters: nn.Parameter) -> None:
+    """Marks parameters whose rows belong to one task each: gradient surgery passes these by."""
+    for parameter in parameters:
+        parameter.is_per_task = True  # type: ignore[attr-defined]
+
+
+class TaskTable(nn.Module):
+    """Numbers of each task's own: weight (K, *shape), all `initial` at first."""
+
+    def __init__(self, num_tasks: int, *shape: int, initial: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((num_tasks, *shape), initial))
+        mark_per_task(self.weight)
+
+    def forward(self, task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch *shape"]:
+        return self.weight[task]

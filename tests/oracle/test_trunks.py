@@ -11,7 +11,7 @@ from torch import Tensor
 from mtrl.nn.trunks.base import Trunk, entropy
 from mtrl.nn.trunks.moore import gram_schmidt
 from mtrl.registry import build
-from mtrl.types import TaskContext
+from mtrl.types import TaskContext, UserError
 
 K, N, F, E = 3, 4, 5, 4
 
@@ -208,9 +208,195 @@ def test_cross_stitch() -> None:
 
 def test_cross_stitch_units_sum_to_one_at_first() -> None:
     for num_tasks in (1, 2, 5):
-        trunk = build("trunk", {"name": "cross_stitch", "own": 0.8}, features=F, num_tasks=num_tasks)
+        trunk = build("trunk", {"name": "cross_stitch", "initial_own": 0.8}, features=F, num_tasks=num_tasks)
         torch.testing.assert_close(trunk.alpha.sum(2), torch.ones(3, num_tasks))
         assert torch.equal(trunk.alpha.diagonal(dim1=1, dim2=2).unique(), torch.tensor([0.8 if num_tasks > 1 else 1]))
+
+
+def test_sluice() -> None:
+    depth, half = 2, 3
+    trunk, x, context, p = made(name="sluice", width=2 * half, depth=depth, orthogonality=0.5)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        networks, outputs = [s] * K, []
+        for layer in range(depth):
+            parts: list[Tensor] = []
+            for j in range(K):
+                hidden = relu(expert(p, f"layers.{layer}", j, networks[j]))
+                parts += [hidden[:half], hidden[half:]]
+            alpha = p["alpha"][layer]
+            mixed = [sum((alpha[m, j] * parts[j] for j in range(2 * K)), torch.zeros(())) for m in range(2 * K)]
+            networks = [torch.cat(mixed[2 * j : 2 * j + 2]) for j in range(K)]
+            outputs.append(networks[k])
+        close(out[i], sum((p["beta.weight"][k, m] * outputs[m] for m in range(depth)), torch.zeros(())))
+    penalty = 0.0
+    for layer in range(depth):
+        weight = p[f"layers.{layer}.weight"]
+        products = [weight[k, a] @ weight[k, half + b] for k in range(K) for a in range(half) for b in range(half)]
+        penalty += 0.5 * sum(float(q.detach()) ** 2 for q in products) / len(products)
+    assert float(trunk.aux(x, context)[0].detach()) == pytest.approx(penalty)
+
+
+def test_nddr() -> None:
+    trunk, x, context, p = made(name="nddr", width=4, depth=2)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        networks = [s] * K
+        for layer in range(2):
+            every = torch.cat([relu(expert(p, f"layers.{layer}", j, networks[j])) for j in range(K)])
+            networks = [relu(expert(p, f"fusions.{layer}", j, every)) for j in range(K)]
+        close(out[i], networks[k])
+
+
+def test_nddr_begins_with_shares_of_each_network() -> None:
+    """0.8 of its own features and 0.1 of each of the two others'."""
+    trunk = build("trunk", {"name": "nddr", "width": 2, "initial_own": 0.8}, features=F, num_tasks=3)
+    expected = [[0.1, 0, 0.8, 0, 0.1, 0], [0, 0.1, 0, 0.8, 0, 0.1]]
+    torch.testing.assert_close(trunk.fusions[0].weight[1].detach(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("penalty", ["l2", "trace_norm"])
+def test_soft_sharing(penalty: str) -> None:
+    trunk, x, context, p = made(name="soft_sharing", width=4, depth=2, penalty=penalty, coef=0.5)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        for layer in range(2):
+            s = relu(expert(p, f"layers.{layer}", k, s))
+        close(out[i], s)
+    total = 0.0
+    for layer in range(2):
+        rows = p[f"layers.{layer}.weight"].detach().flatten(1)
+        if penalty == "l2":  # over pairs of tasks, divided by K
+            total += sum(float((rows[i] - rows[j]).square().sum()) for i in range(K) for j in range(i)) / K
+        else:  # the square roots of the eigenvalues of the products
+            total += sum(float(v) ** 0.5 for v in torch.linalg.eigvalsh(rows @ rows.T))
+    loss, metrics = trunk.aux(x, context)
+    assert float(loss.detach()) == pytest.approx(0.5 * total)
+    assert float(metrics["unshared"]) == pytest.approx(total)
+
+
+def test_modular() -> None:
+    """Three tasks are two goals for two robots; the first two features are the robot's."""
+    node = {"goals": [0, 1, 1], "robots": [1, 0, 1], "robot_features": 2, "interface": 4}
+    trunk, x, context, p = made(name="modular", width=6, depth=2, **node)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        goal, robot = [0, 1, 1][k], [1, 0, 1][k]
+        plan = expert(p, "goal_modules.layers.2", goal, relu(expert(p, "goal_modules.layers.0", goal, s[2:])))
+        hidden = relu(expert(p, "robot_modules.layers.0", robot, torch.cat([relu(plan), s[:2]])))
+        close(out[i], relu(expert(p, "robot_modules.layers.2", robot, hidden)))
+
+
+def test_modular_by_default_has_a_goal_per_task_and_one_robot() -> None:
+    trunk, *_ = made(name="modular")
+    assert (trunk.goal_modules.count, trunk.robot_modules.count) == (K, 1)
+
+
+@pytest.mark.parametrize("node", [{"goals": [0, 1]}, {"robots": [0, 2, 2]}, {"robot_features": F}])
+def test_modular_refuses_what_does_not_fit(node: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        made(name="modular", **node)
+
+
+# --- choices of the task --------------------------------------------------------------------------------------------
+
+
+def test_hard_routing() -> None:
+    """Soft modularization with the largest weight of each module 1 and the others 0, and the softmax's gradient."""
+    node = {"width": 6, "depth": DEPTH, "modules": MODULES, "embedding": 7, "gating_width": 5}
+    trunk, x, context, p = made(name="hard_routing", **node)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, _, z) in enumerate(samples(x, context)):
+        f = affine(p, "encoder.2", relu(affine(p, "encoder.0", s)))
+        gate = affine(p, "gate.2", relu(affine(p, "gate.0", relu(f * (p["task_input.weight"] @ z)))))
+        earlier: list[Tensor] = []
+        inputs = [relu(f)] * MODULES
+        for layer in range(DEPTH):
+            seen = gate if layer == 0 else gate * affine(p, f"route_up.{layer - 1}", torch.cat(earlier))
+            rows = affine(p, f"route_down.{layer}", relu(seen)).split(MODULES)
+            outputs = [expert(p, f"layers.{layer}", j, inputs[j]) for j in range(MODULES)]
+            inputs = [relu(outputs[int(row.argmax())]) for row in rows]
+            earlier += [torch.eye(MODULES, dtype=torch.float64)[row.argmax()] for row in rows]
+        close(out[i], inputs[0])
+    logits = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    (trunk._choose(logits) * torch.tensor([3.0, 5.0])).sum().backward()
+    share = 1 / (1 + torch.tensor(1.0).exp())  # d/dlogits of 3 p + 5 (1 - p) is -2 p (1 - p), for the other one +
+    torch.testing.assert_close(logits.grad, torch.stack([-2 * share * (1 - share), 2 * share * (1 - share)])[None])
+
+
+def test_soft_layer_ordering() -> None:
+    trunk, x, context, p = made(name="soft_layer_ordering", width=6, depth=3)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        y = relu(affine(p, "input", s))
+        for depth in range(3):
+            scores = p["task_input.weight"][k, depth]
+            weights = scores.exp() / scores.exp().sum()
+            y = sum((weights[j] * relu(expert(p, "layers", j, y)) for j in range(3)), torch.zeros(()))
+        close(out[i], y)
+
+
+def test_adashare() -> None:
+    trunk, x, context, p = made(name="adashare", width=6, depth=3, temperature=0.5, sparsity=0.25, sharing=0.75)
+    out = trunk(x, context).flatten(0, 1)
+    scores = p["task_input.weight"].detach()
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        h = affine(p, "input", s)
+        for block in range(3):
+            if scores[k, block, 0] >= scores[k, block, 1]:
+                h = h + affine(p, f"blocks.{block}.3", relu(affine(p, f"blocks.{block}.1", relu(h))))
+        close(out[i], relu(h))
+    assert 0 < int((scores[..., 0] < scores[..., 1]).sum()) < scores[..., 0].numel(), "some are skipped"
+
+    select = torch.sigmoid((scores[..., 0] - scores[..., 1]) / 0.5)
+    sparsity = sum(float(select[k, b].log()) for k in range(K) for b in range(3)) / (3 * K)
+    sharing = 0.0
+    for j in range(K):
+        for k in range(K):
+            sharing += sum((3 - b) / 3 * abs(float(select[j, b] - select[k, b])) for b in range(3)) / (3 * K * K)
+    assert float(trunk.aux(x, context)[0].detach()) == pytest.approx(0.25 * sparsity + 0.75 * sharing)
+
+
+def test_adashare_begins_with_all_blocks() -> None:
+    trunk = build("trunk", {"name": "adashare", "width": 6}, features=F, num_tasks=K)
+    context = TaskContext(torch.arange(K), torch.zeros(K, E))
+    assert all((weights[..., 0] >= 0.5).all() for weights in trunk.routing(torch.randn(K, F), context))
+
+
+def test_piggyback() -> None:
+    trunk, x, context, p = made(name="piggyback", width=6, depth=2)
+    out = trunk(x, context)
+    masks = [p[f"task_input.{layer}.weight"].detach() > 5e-3 for layer in range(2)]
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        for layer in range(2):
+            weight = torch.where(masks[layer][k], p[f"layers.{layer}.weight"], 0)
+            s = relu(weight @ s + p[f"layers.{layer}.bias"])
+        close(out.flatten(0, 1)[i], s)
+    # The gradient of a mask is that of the masked weight times the weight, for masks that are 0 too.
+    out.sum().backward()
+    gradient = p["task_input.1.weight"].grad
+    assert gradient[~masks[1]].any()
+    close(gradient.mul(masks[1]).sum(0), p["layers.1.weight"].grad * p["layers.1.weight"].detach())
+
+
+def test_piggyback_begins_with_all_weights() -> None:
+    torch.manual_seed(0)
+    trunk = build("trunk", {"name": "piggyback", "width": 6, "depth": 1}, features=F, num_tasks=K)
+    x = torch.randn(K, F)
+    torch.testing.assert_close(trunk(x, TaskContext(torch.arange(K), torch.zeros(K, E))), trunk.layers[0](x).relu())
+
+
+def test_mtan() -> None:
+    trunk, x, context, p = made(name="mtan", width=6, depth=2, attention_width=4)
+    out = trunk(x, context).flatten(0, 1)
+    for i, (s, k, _) in enumerate(samples(x, context)):
+        attended = s[:0]
+        for block in range(2):
+            u = relu(affine(p, f"first.{block}", s))
+            s = relu(affine(p, f"second.{block}", u))
+            inner = relu(expert(p, f"task_input.{block}.g", k, torch.cat([u, attended])))
+            attended = torch.sigmoid(expert(p, f"task_input.{block}.h", k, inner)) * s
+        close(out[i], attended)
 
 
 # --- residual networks ----------------------------------------------------------------------------------------------

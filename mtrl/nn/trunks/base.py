@@ -40,7 +40,7 @@ class RoutedTrunk(Trunk):
     Args:
         diversity: Coefficient of a loss that rewards mutual information between task and module, H(mean over tasks of
             p_k) - mean over tasks of H(p_k), averaged over layers: all modules in use, each task decided among them
-            (Chen et al., "Mod-Squad", 2023, equation 5, for uniform P(task)).
+            (Chen et al., "Mod-Squad", 2023, with all tasks alike).
     """
 
     def __init__(self, num_tasks: int, diversity: float) -> None:

@@ -15,7 +15,7 @@ from mtrl.types import TaskContext
 class BroNet(Trunk):
     """ReLU(LN(W [features, task])), then `depth` blocks x + LN(W_2 ReLU(LN(W_1 x))).
 
-    Nauman et al., "Bigger, Regularized, Optimistic" (2024), figure 3; with tasks as in Nauman et al., "Bigger,
+    Nauman et al., "Bigger, Regularized, Optimistic" (2024); with tasks as in Nauman et al., "Bigger,
     Regularized, Categorical" (2025), whose critic has 2 blocks of 4096 units and whose actor 1 of 256.
     """
 

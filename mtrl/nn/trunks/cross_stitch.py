@@ -24,7 +24,7 @@ class CrossStitch(Trunk):
 
     Args:
         width: Units of each task's network.
-        own: alpha_kk at first; all alpha_kj of a unit sum to 1 at first.
+        initial_own: alpha_kk at first; all alpha_kj of a unit sum to 1 then.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CrossStitch(Trunk):
         num_tasks: int,
         width: int = 64,
         depth: int = 3,
-        own: float = 0.9,
+        initial_own: float = 0.9,
         activation: Activation = "relu",
         init: Init = "he_uniform",
     ) -> None:
@@ -44,9 +44,7 @@ class CrossStitch(Trunk):
         self.layers = nn.ModuleList(
             StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
         )
-        others = (1 - own) / max(num_tasks - 1, 1)
-        unit = torch.full((num_tasks, num_tasks), others).fill_diagonal_(own if num_tasks > 1 else 1.0)
-        self.alpha = nn.Parameter(unit.repeat(depth, 1, 1))
+        self.alpha = nn.Parameter(stitches(num_tasks, initial_own).repeat(depth, 1, 1))
         self.out_features = width
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
@@ -60,3 +58,10 @@ class CrossStitch(Trunk):
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
         own = self.alpha.detach().diagonal(dim1=1, dim2=2)
         return features.new_zeros(()), columns("cross_stitch_own", own.mT)
+
+
+def stitches(count: int, own: float) -> Float[Tensor, "{count} {count}"]:
+    """Rows that sum to 1: `own` on the diagonal, the rest in equal shares. One network keeps all of its own."""
+    if count == 1:
+        return torch.ones(1, 1)
+    return torch.full((count, count), (1 - own) / (count - 1)).fill_diagonal_(own)

@@ -17,8 +17,8 @@ from mtrl.types import TaskContext
 class FiLM(Trunk):
     """MLP whose layers are modulated: activation(gamma * (W x + b) + beta), gamma = 1 + A z, beta = B z.
 
-    Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer" (2018), equation 2 and section 3.2 (gamma
-    around 1, modulation before the activation).
+    Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer" (2018), with gamma around 1
+    and the modulation before the activation.
 
     Differences from the paper:
         1. The generator is linear in the task embedding z, and not normalised features are modulated. (A one-hot task

@@ -14,7 +14,7 @@ from mtrl.types import TaskContext
 
 @register("trunk", "mmoe")
 class MMoE(RoutedTrunk):
-    """Experts mixed by a gate of the task: sum_i softmax(W_task x)_i f_i(x) (Ma et al., 2018, equations 6 and 7).
+    """Experts mixed by a gate of the task: sum_i softmax(W_task x)_i f_i(x) (Ma et al., 2018).
 
     Each expert is an MLP of `depth` layers. Neither experts nor gates see the task embedding: the task chooses its gate
     (and, with `head: per_task`, its tower).

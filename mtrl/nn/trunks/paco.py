@@ -14,7 +14,7 @@ from mtrl.types import Metrics, TaskContext
 
 @register("trunk", "paco")
 class PaCo(Trunk):
-    """Parameter-compositional MLP: theta_task = Phi w_task in every layer (Sun et al., "PaCo", 2022, equation 3).
+    """Parameter-compositional MLP: theta_task = Phi w_task in every layer (Sun et al., "PaCo", 2022).
 
     All sets are applied and their outputs combined, which is the same as combining their weights. The output is the
     outer product of w with [hidden, 1], of size sets * (width + 1): a shared linear head on it is a combined last

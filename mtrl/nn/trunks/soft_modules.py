@@ -18,7 +18,7 @@ from mtrl.types import TaskContext
 class SoftModules(RoutedTrunk):
     """`depth` layers of n modules of `width` units; weights from observation and task say who feeds whom.
 
-    Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020), equations 3 to 9. Where the
+    Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020), section 4. Where the
     authors' code differs from the paper (1 to 6), the code is followed; 7 and 8 are ours:
         1. Layers between the product f(s) * h(z) and the routing bring it to `gating_width`.
         2. f(s) is activated before it enters the first modules.
