@@ -141,8 +141,7 @@ class Impala:
         policy_loss = per_task_mean(-surrogate - factor * self.entropy_coef * entropy, task, self.num_tasks)
 
         features = self.policy.obs_norm(obs)
-        error = self.value(features, task) - batch["target"]
-        value_loss = per_task_mean(0.5 * error.square(), task, self.num_tasks)
+        value_loss = per_task_mean(self.value.loss(features, task, batch["target"]), task, self.num_tasks)
 
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         value_aux, value_diagnostics = self.value.aux(features, task)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.agents.losses import per_task_mean, require_finite, td_target
-from mtrl.nn.networks import PolicyNetwork
+from mtrl.nn.networks import Ensemble, PolicyNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
 from mtrl.registry import not_negative, positive
@@ -38,7 +38,7 @@ class Sac:
     """SAC with twin critics for K tasks and continuous actions.
 
     Args:
-        critics: Q-functions (`ValueNetwork`s); the smallest target counts.
+        critics: Q-functions; the smallest target counts.
         target_critics: Copies of them.
         target_entropy: (K,), in nats; the published -(number of action components).
         tau: Share of the critics mixed into their targets at each update.
@@ -47,8 +47,8 @@ class Sac:
     def __init__(
         self,
         policy: PolicyNetwork,
-        critics: nn.ModuleList,
-        target_critics: nn.ModuleList,
+        critics: Ensemble,
+        target_critics: Ensemble,
         temperature: Temperature,
         value_norm: ValueNorm,
         policy_step: TaskStep,
@@ -86,11 +86,11 @@ class Sac:
         self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
         normalised = self.value_norm.normalise(target, task)
         features = torch.cat([obs, batch.action], -1)
-        q = torch.stack([critic(features, task) for critic in self.critics])
-        critic_loss = per_task_mean(0.5 * (q - normalised).square().sum(0), task, self.num_tasks)
-        auxiliary = [critic.aux(features, task) for critic in self.critics]  # type: ignore[operator]
-        critic_aux = torch.stack([loss for loss, _ in auxiliary]).sum().expand_as(critic_loss)
-        critic_metrics = auxiliary[0][1] | self.critic_step(positive=critic_loss, signed=critic_aux)
+        critic_loss = per_task_mean(self.critics.loss(features, task, normalised), task, self.num_tasks)
+        critic_aux, critic_diagnostics = self.critics.aux(features, task)
+        critic_metrics = critic_diagnostics | self.critic_step(
+            positive=critic_loss, signed=critic_aux.expand_as(critic_loss)
+        )
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         action, log_prob = self.policy(batch.obs, task).sample()
@@ -130,9 +130,8 @@ class Sac:
         next_value = next_q - self.temperature(batch.task) * next_log_prob
         return td_target(batch.reward, batch.terminated.float(), next_value, self.gamma)
 
-    def _min_q(self, critics: nn.ModuleList, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
-        features = torch.cat([obs, action], -1)
-        smallest = torch.stack([critic(features, task) for critic in critics]).amin(0)
+    def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
+        smallest = critics(torch.cat([obs, action], -1), task).amin(0)
         return self.value_norm.denormalise(smallest, task)
 
     def state_dict(self) -> State:

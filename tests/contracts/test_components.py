@@ -21,11 +21,11 @@ from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
 from mtrl.nn.trunks.base import RoutedTrunk, Trunk
-from mtrl.optim.aggregation import JacobianAggregation
+from mtrl.optim.aggregation import JacobianAggregation, Sum
 from mtrl.optim.step import TaskStep
 from mtrl.registry import build, lookup, names
 from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext, UserError
-from tests.helpers import describe, make_spec, small
+from tests.helpers import SCALAR, describe, make_spec, small
 from tests.oracle import test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
@@ -105,7 +105,17 @@ def made(request: pytest.FixtureRequest) -> tuple[nn.Module, Forward]:
 
 def test_every_kind_has_a_component() -> None:
     """Or the parametrised tests below would pass for want of cases."""
-    for kind in ("trunk", "task_encoder", "head", "action_head", "obs_norm", "value_norm", "weighting", "aggregation"):
+    for kind in (
+        "trunk",
+        "task_encoder",
+        "head",
+        "action_head",
+        "obs_norm",
+        "value_norm",
+        "value_head",
+        "weighting",
+        "aggregation",
+    ):
         assert names(kind)
     assert names("optimizer")
     assert names("task_sampling")
@@ -224,7 +234,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     spec = make_spec(K, F, 2)
     description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
-    policy, q = build_policy(description, spec), build_value(description, spec, head, with_action=True)
+    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, with_action=True)
     obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
     action, log_prob = policy(obs, task).sample()
     value = q(torch.cat([obs, action], -1), task)
@@ -244,7 +254,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
 
 # --- trunks ---------------------------------------------------------------------------------------------------------
 
-COLUMNS = {"cross_stitch"}
+COLUMNS = {"cross_stitch", "modular", "nddr", "sluice", "soft_sharing"}
 """Trunks of one network per task: these cannot be taken to another number of tasks."""
 
 
@@ -316,6 +326,8 @@ def test_trunk_diagnostics(name: str) -> None:
 def test_routing(name: str) -> None:
     """Weights sum to 1; the reward for diversity reaches what makes them, with tasks missing too."""
     trunk, context, x = trunk_of(name, K, diversity=0.5)
+    for parameter in trunk.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)  # tasks that all do the same learn nothing of diversity
     layers = trunk.routing(x, context)
     for weights in layers:
         assert (weights >= 0).all()
@@ -338,7 +350,8 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     module: Any = test_sac if agent == "sac" else test_impala
     learner = module.make_learner(trunk=small(name))
     data = module.make_batch() if agent == "sac" else module.make_rollout()
-    use(learner, "uniform", MeanOfRows())  # per-task gradients pass through it too
+    shares = any(not getattr(p, "is_per_task", False) for p in learner.policy.parameters())
+    use(learner, "uniform", MeanOfRows() if shares else Sum())  # per-task gradients pass through it too
     before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
     torch.manual_seed(0)
     metrics = learner.update(data, 0.0)
@@ -387,6 +400,43 @@ def test_obs_norms_merge_batches(name: str) -> None:
         assert whole(obs + 1e6).max() == whole.clip
 
 
+# --- value heads ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", names("value_head"))
+def test_value_heads(name: str, shape: tuple[int, ...]) -> None:
+    """One value and one loss per sample, that is not negative; learning brings the value to the target."""
+    head = build("value_head", {"name": name})
+    g = torch.Generator().manual_seed(0)
+    raw = torch.randn(*shape, head.outputs, generator=g).requires_grad_()
+    target = 20 * torch.randn(shape, generator=g)
+    assert head(raw).shape == shape
+    loss = head.loss(raw, target)
+    assert loss.shape == shape
+    assert (loss >= 0).all()
+    optimizer = torch.optim.Adam([raw], lr=0.3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        head.loss(raw, target).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(head(raw.detach()), target, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("name", names("value_head"))
+def test_every_value_head_learns_with_every_learner(agent: str, name: str) -> None:
+    module: Any = test_sac if agent == "sac" else test_impala
+    learner = module.make_learner(value_head={"name": name})
+    data = module.make_batch(reward_scale=1e6) if agent == "sac" else module.make_rollout()
+    before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
+    metrics = learner.update(data, 0.0)
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+    for key, parameter in learner.networks.named_parameters():
+        assert torch.isfinite(parameter).all(), key
+        assert not torch.equal(parameter, before[key]), key
+
+
 # --- from losses to a step ------------------------------------------------------------------------------------------
 
 
@@ -401,7 +451,7 @@ class MeanOfRows(JacobianAggregation):
 def network_and_losses() -> tuple[nn.Module, Tensor]:
     """A value network with per-task heads, and one loss for each task (of either sign, of different size)."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", with_action=False).double()
+    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", SCALAR, with_action=False).double()
     obs, task = torch.randn(K, 6, F, dtype=torch.float64), torch.arange(K)[:, None].expand(K, 6)
     return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1])
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.agents.sac import Sac, Temperature
-from mtrl.nn.networks import build_policy, build_value
+from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.optim.aggregation import Sum
 from mtrl.optim.step import TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Batch
-from tests.helpers import TRUNK, copy_parameters, describe, make_spec, naive_network
+from tests.helpers import SCALAR, TRUNK, copy_parameters, describe, make_spec, naive_network
 
 K, N, OBS, A = 3, 4, 4, 2
 GAMMA, TAU, LR, EPS, MAX_NORM = 0.875, 0.1, 3e-3, 1e-5, 0.5
@@ -33,6 +33,7 @@ def make_learner(
     tau: float = TAU,
     obs_norm: str = "none",
     trunk: dict[str, Any] = TRUNK,
+    value_head: dict[str, Any] = SCALAR,
 ) -> Sac:
     torch.manual_seed(0)
     description = describe("tanh_gaussian", obs_norm=obs_norm, trunk=trunk)
@@ -41,7 +42,7 @@ def make_learner(
         for parameter in policy.head.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
     critics, targets = (
-        nn.ModuleList(build_value(description, SPEC, "per_task", with_action=True) for _ in range(2)).double()
+        Ensemble(build_value(description, SPEC, "per_task", value_head, with_action=True) for _ in range(2)).double()
         for _ in range(2)
     )
     temperature = Temperature(K, 1.0).double()
