@@ -20,7 +20,8 @@ from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac, Temperature
 from mtrl.data.experience import Collector, OffPolicy, OnPolicy
 from mtrl.data.replay import Replay
-from mtrl.nn.networks import build_policy, build_value
+from mtrl.nn.networks import Ensemble, build_policy, build_value
+from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
 from mtrl.registry import build, positive, register
 from mtrl.types import EnvSpec, Experience, Learner, PhaseTimer, UserError, VecEnv
@@ -37,6 +38,7 @@ class Components:
     aggregation: Node
     weighting: Node
     value_norm: Node
+    value_head: Node
     task_sampling: Node
     spec: EnvSpec
     device: str
@@ -54,6 +56,16 @@ class Components:
             "head": self.network["head"],
             "action_head": dict(action_head),
         }
+
+    def scaling_for(self, head: str) -> ValueNorm:
+        """The value scaling. Raises `UserError` if it would rescale a value network that has no such rows."""
+        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks).to(self.device)
+        name, value_head = self.value_norm["name"], self.value_head["name"]
+        if norm.requires_per_task_head and head != "per_task":
+            raise UserError(f"value_norm={name} needs network.head=per_task, not {head}.")
+        if norm.requires_per_task_head and value_head != "scalar":
+            raise UserError(f"value_norm={name} rescales values, not logits: use value_norm=none with {value_head}.")
+        return norm
 
     def task_step(self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool) -> TaskStep:
         """A step on a module's parameters. Losses of either sign get the weighting only if it can take them."""
@@ -85,7 +97,14 @@ class Agent:
 
 def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
     """Builds what `agent=...` names for an environment."""
-    sampler = build("task_sampling", components.task_sampling, num_tasks=env.spec.num_tasks)
+    spec = env.spec
+    sampler = build(
+        "task_sampling",
+        components.task_sampling,
+        num_tasks=spec.num_tasks,
+        num_slots=env.num_envs,
+        has_success=spec.has_success,
+    )
     collector = Collector(env, sampler, components.device, timer, node["random_start"])
     keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
     return build("agent", keywords, c=components, collector=collector)
@@ -121,11 +140,11 @@ def impala(
     description = c.policy_description(obs_norm, head)
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
-    value = build_value(description, spec, head="per_task", with_action=False).to(c.device)
+    value = build_value(description, spec, "per_task", c.value_head, with_action=False).to(c.device)
     learner = Impala(
         policy,
         value,
-        build("value_norm", c.value_norm, num_tasks=spec.num_tasks).to(c.device),
+        c.scaling_for("per_task"),
         c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
         c.task_step(value, optimizer, max_grad_norm, has_positive=True),
         spec.num_tasks,
@@ -167,12 +186,9 @@ def sac(
         )
     description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
     policy = build_policy(description, spec).to(c.device)
-    value_norm = build("value_norm", c.value_norm, num_tasks=spec.num_tasks).to(c.device)
-    if value_norm.requires_per_task_head and description["head"] != "per_task":
-        raise UserError(f"value_norm={c.value_norm['name']} needs network.head=per_task, not {description['head']}.")
-    critics = nn.ModuleList(build_value(description, spec, description["head"], with_action=True) for _ in range(2)).to(
-        c.device
-    )
+    value_norm, head = c.scaling_for(description["head"]), description["head"]
+    critics = Ensemble(build_value(description, spec, head, c.value_head, with_action=True) for _ in range(2))
+    critics = critics.to(c.device)
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
     learner = Sac(

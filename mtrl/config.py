@@ -20,7 +20,17 @@ from mtrl.registry import construct, not_negative, positive, unknown
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import UserError
 
-GROUPS = ("env", "agent", "network", "task_encoder", "aggregation", "weighting", "value_norm", "task_sampling")
+GROUPS = (
+    "env",
+    "agent",
+    "network",
+    "task_encoder",
+    "aggregation",
+    "weighting",
+    "value_norm",
+    "value_head",
+    "task_sampling",
+)
 """Config groups that choose one component each; the registry checks what is in them."""
 
 CHANGEABLE = ("total_steps", "device", "eval", "checkpoint", "log")
@@ -87,6 +97,7 @@ class TrainConfig:
     aggregation: dict[str, Any]
     weighting: dict[str, Any]
     value_norm: dict[str, Any]
+    value_head: dict[str, Any]
     task_sampling: dict[str, Any]
     seed: int
     device: str

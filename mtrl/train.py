@@ -66,6 +66,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             aggregation=config.aggregation,
             weighting=config.weighting,
             value_norm=config.value_norm,
+            value_head=config.value_head,
             task_sampling=config.task_sampling,
             spec=env.spec,
             device=config.device,

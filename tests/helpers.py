@@ -14,6 +14,19 @@ import mtrl.optim  # noqa: F401
 from mtrl.types import EnvSpec, Rollout
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1}
+SCALAR = {"name": "scalar"}
+SMALL: dict[str, dict[str, Any]] = {
+    "soft_modules": {"embedding": 6, "gating_width": 5},
+    "hard_routing": {"embedding": 6, "gating_width": 5},
+    "care": {"embedding": 6},
+    "mtan": {"attention_width": 5},
+    "modular": {"interface": 5},
+}
+
+
+def small(trunk: str) -> dict[str, Any]:
+    """A trunk of two hidden layers of 8 units."""
+    return {"name": trunk, "width": 8, "depth": 2, **SMALL.get(trunk, {})}
 
 
 def no_timer(phase: str) -> AbstractContextManager[None]:
@@ -39,12 +52,14 @@ def make_spec(
     )
 
 
-def describe(action_head: str, head: str = "per_task", obs_norm: str = "none") -> dict[str, Any]:
-    """What `build_policy` and `build_value` take: one hidden layer of 8 tanh units."""
+def describe(
+    action_head: str, head: str = "per_task", obs_norm: str = "none", trunk: dict[str, Any] = TRUNK
+) -> dict[str, Any]:
+    """What `build_policy` and `build_value` take: by default one hidden layer of 8 tanh units."""
     return {
         "obs_norm": {"name": obs_norm},
         "task_encoder": {"name": "one_hot"},
-        "trunk": TRUNK,
+        "trunk": trunk,
         "head": head,
         "action_head": {"name": action_head},
     }

@@ -143,11 +143,13 @@ class Impala:
         surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
         policy_loss = per_task_mean(-surrogate - factor * self.entropy_coef * entropy, task, self.num_tasks)
 
-        error = self.value(self.policy.obs_norm(obs), task) - batch["target"]
-        value_loss = per_task_mean(0.5 * error.square(), task, self.num_tasks)
+        features = self.policy.obs_norm(obs)
+        value_loss = per_task_mean(self.value.loss(features, task, batch["target"]), task, self.num_tasks)
 
-        policy_metrics = self.policy_step(signed=policy_loss)
-        value_metrics = self.value_step(positive=value_loss)
+        policy_aux, policy_diagnostics = self.policy.aux(obs, task)
+        value_aux, value_diagnostics = self.value.aux(features, task)
+        policy_metrics = policy_diagnostics | self.policy_step(signed=policy_loss + policy_aux)
+        value_metrics = value_diagnostics | self.value_step(positive=value_loss, signed=value_aux.expand_as(value_loss))
         with torch.no_grad():
             approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
             clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.agents.losses import per_task_mean, require_finite, td_target
-from mtrl.nn.networks import PolicyNetwork
+from mtrl.nn.networks import Ensemble, PolicyNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
 from mtrl.registry import not_negative, positive
@@ -38,7 +38,7 @@ class Sac:
     """SAC with twin critics for K tasks and continuous actions.
 
     Args:
-        critics: Q-functions (`ValueNetwork`s); the smallest target counts.
+        critics: Q-functions; the smallest target counts.
         target_critics: Copies of them.
         target_entropy: (K,), in nats; the published -(number of action components).
         tau: Share of the critics mixed into their targets at each update.
@@ -47,8 +47,8 @@ class Sac:
     def __init__(
         self,
         policy: PolicyNetwork,
-        critics: nn.ModuleList,
-        target_critics: nn.ModuleList,
+        critics: Ensemble,
+        target_critics: Ensemble,
         temperature: Temperature,
         value_norm: ValueNorm,
         policy_step: TaskStep,
@@ -85,9 +85,12 @@ class Sac:
         require_finite(target, task)  # before it can reach a statistic
         self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
         normalised = self.value_norm.normalise(target, task)
-        q = torch.stack([critic(torch.cat([obs, batch.action], -1), task) for critic in self.critics])
-        critic_loss = per_task_mean(0.5 * (q - normalised).square().sum(0), task, self.num_tasks)
-        critic_metrics = self.critic_step(positive=critic_loss)
+        features = torch.cat([obs, batch.action], -1)
+        critic_loss = per_task_mean(self.critics.loss(features, task, normalised), task, self.num_tasks)
+        critic_aux, critic_diagnostics = self.critics.aux(features, task)
+        critic_metrics = critic_diagnostics | self.critic_step(
+            positive=critic_loss, signed=critic_aux.expand_as(critic_loss)
+        )
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         action, log_prob = self.policy(batch.obs, task).sample()
@@ -96,7 +99,8 @@ class Sac:
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q_policy.dtype)
         policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
-        policy_metrics = self.policy_step(signed=policy_loss)
+        policy_aux, policy_diagnostics = self.policy.aux(batch.obs, task)
+        policy_metrics = policy_diagnostics | self.policy_step(signed=policy_loss + policy_aux)
         self.critics.requires_grad_(True)
 
         surplus = -log_prob.detach() - self.target_entropy[task]
@@ -126,9 +130,8 @@ class Sac:
         next_value = next_q - self.temperature(batch.task) * next_log_prob
         return td_target(batch.reward, batch.terminated.float(), next_value, self.gamma)
 
-    def _min_q(self, critics: nn.ModuleList, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
-        features = torch.cat([obs, action], -1)
-        smallest = torch.stack([critic(features, task) for critic in critics]).amin(0)
+    def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
+        smallest = critics(torch.cat([obs, action], -1), task).amin(0)
         return self.value_norm.denormalise(smallest, task)
 
     def state_dict(self) -> State:

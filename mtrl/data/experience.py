@@ -72,10 +72,12 @@ class Collector:
         self._length += 1
         done = step.done.cpu()
         if done.any():
+            task = step.task.cpu()[done]
             results = torch.stack(
-                [torch.ones(int(done.sum())), *(x[done] for x in (self._episode_return, self._succeeded, self._length))]
-            )
-            self._finished.index_add_(1, step.task.cpu()[done], results.double())
+                [torch.ones(len(task)), *(x[done] for x in (self._episode_return, self._succeeded, self._length))]
+            ).double()
+            self._finished.index_add_(1, task, results)
+            self.sampler.update(task, {"return": results[1], "success": results[2]})
             for running in (self._episode_return, self._succeeded, self._length):
                 running[done] = 0
             self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
@@ -92,13 +94,13 @@ class Collector:
         self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
 
     def statistics(self) -> Metrics:
-        """Results of the episodes finished since the last call, per task; NaN for a task without any."""
+        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
         episodes, *sums = self._finished
         self._finished = self._no_results()
         statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
         if not self.env.spec.has_success:
             del statistics["success_rate"]
-        self.sampler.update(statistics)
+        statistics["task_share"] = self.sampler.probabilities()
         return statistics
 
     def state_dict(self) -> State:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.nn.distributions import Categorical, Distribution, Gaussian, TanhGaussian
+from mtrl.nn.layers import mark_per_task, own
 from mtrl.registry import build, register
 from mtrl.types import EnvSpec, TaskContext
 
@@ -43,15 +44,7 @@ class PerTaskHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Float[Tensor, "*batch O"]:
         every = functional.linear(features, self.weight.flatten(0, 1), self.bias.flatten())
-        every = every.unflatten(-1, self.bias.shape)
-        own = context.task[..., None, None].expand(*context.task.shape, 1, self.bias.shape[1])
-        return every.gather(-2, own).squeeze(-2)
-
-
-def mark_per_task(*parameters: nn.Parameter) -> None:
-    """Marks parameters whose rows belong to one task each: gradient surgery passes these by."""
-    for parameter in parameters:
-        parameter.is_per_task = True  # type: ignore[attr-defined]
+        return own(every.unflatten(-1, self.bias.shape), context.task)
 
 
 class ActionHead(nn.Module):

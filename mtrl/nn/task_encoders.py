@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrl.nn.heads import mark_per_task
+from mtrl.nn.layers import mark_per_task
 from mtrl.registry import register
 from mtrl.types import TaskContext
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +17,15 @@ from torch import Tensor, nn
 
 from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac
-from mtrl.data.task_sampling import allocate
+from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
-from mtrl.optim.aggregation import JacobianAggregation
+from mtrl.nn.task_encoders import OneHot
+from mtrl.nn.trunks.base import RoutedTrunk, Trunk
+from mtrl.optim.aggregation import JacobianAggregation, Sum
 from mtrl.optim.step import TaskStep
-from mtrl.registry import build, names
-from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext
-from tests.helpers import describe, make_spec
+from mtrl.registry import build, lookup, names
+from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext, UserError
+from tests.helpers import SCALAR, describe, make_spec, small
 from tests.oracle import test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
@@ -43,7 +47,7 @@ def tensors(shape: tuple[int, ...], features: int = F, seed: int = 0) -> tuple[T
 
 
 def build_trunk(name: str) -> tuple[nn.Module, Forward]:
-    return build("trunk", {"name": name}, features=F, context=E, num_tasks=K), lambda m, x, c: m(x, c)
+    return build("trunk", small(name), features=F, context=E, num_tasks=K), lambda m, x, c: m(x, c)
 
 
 def build_head(name: str) -> tuple[nn.Module, Forward]:
@@ -101,7 +105,17 @@ def made(request: pytest.FixtureRequest) -> tuple[nn.Module, Forward]:
 
 def test_every_kind_has_a_component() -> None:
     """Or the parametrised tests below would pass for want of cases."""
-    for kind in ("trunk", "task_encoder", "head", "action_head", "obs_norm", "value_norm", "weighting", "aggregation"):
+    for kind in (
+        "trunk",
+        "task_encoder",
+        "head",
+        "action_head",
+        "obs_norm",
+        "value_norm",
+        "value_head",
+        "weighting",
+        "aggregation",
+    ):
         assert names(kind)
     assert names("optimizer")
     assert names("task_sampling")
@@ -174,36 +188,39 @@ def test_state_dict_round_trip(made: tuple[nn.Module, Forward]) -> None:
 
 
 COMPILE = """
+import json, sys
 import torch
 import mtrl.nn
-from mtrl.registry import build, names
+from mtrl.registry import build
 from mtrl.types import TaskContext
 
 runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0)
 task = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 x, embedding = torch.randn(7, 4), torch.randn(7, 5)
-for kind in ("trunk", "head", "task_encoder"):
-    for name in names(kind):
-        module = build(kind, {"name": name}, **runtime)
+for kind, node in json.loads(sys.argv[1]):
+    module = build(kind, node, **runtime)
 
-        def call(x, task, embedding):
-            if kind == "task_encoder":
-                return module(task).embedding
-            return module(x, TaskContext(task, embedding))
+    def call(x, task, embedding):
+        if kind == "task_encoder":
+            return module(task).embedding
+        return module(x, TaskContext(task, embedding))
 
-        torch.compiler.reset()
-        compiled = torch.compile(call, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(x, task, embedding), call(x, task, embedding))
-        print("compiled", kind, name)
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, task, embedding), call(x, task, embedding))
+    print("compiled", kind, node["name"])
 """
 
 
 def test_trunks_heads_and_encoders_compile_whole() -> None:
     """Without a graph break. In a process of its own: the checks of shapes that tests add do not compile."""
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=250, check=False)
+    nodes = [("trunk", small(name)) for name in names("trunk")]
+    nodes += [(kind, {"name": name}) for kind in ("head", "task_encoder") for name in names(kind)]
+    command = [sys.executable, "-c", COMPILE, json.dumps(nodes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = {tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("compiled")}
-    assert compiled == {(kind, name) for kind in ("trunk", "head", "task_encoder") for name in names(kind)}
+    assert compiled == {(kind, node["name"]) for kind, node in nodes}
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -215,25 +232,134 @@ def test_trunks_heads_and_encoders_compile_whole() -> None:
 def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     """A policy and a Q-function of every combination: finite, and all of their parameters are learned."""
     spec = make_spec(K, F, 2)
-    description = describe("tanh_gaussian", head, "running") | {
-        "trunk": {"name": trunk},
-        "task_encoder": {"name": task_encoder},
-    }
+    description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
-    policy, q = build_policy(description, spec), build_value(description, spec, head, with_action=True)
+    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, with_action=True)
     obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
     action, log_prob = policy(obs, task).sample()
     value = q(torch.cat([obs, action], -1), task)
     assert action.shape == (K, 8, 2)
     assert value.shape == log_prob.shape == (K, 8)
     (value.square() + log_prob).sum().backward()
+    sees_embedding = "context" in inspect.signature(lookup("trunk", trunk)).parameters
     for module in (policy, q):
         for name, parameter in module.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.any(), name
+            if sees_embedding or not name.startswith("task_encoder."):
+                assert parameter.grad is not None, name
+                assert parameter.grad.any(), name
     explored, modes = (policy.act(obs, task, explore) for explore in (True, False))
     assert not torch.equal(explored[0], modes[0])
     assert torch.equal(modes[0], policy.act(obs, task, False)[0])
+
+
+# --- trunks ---------------------------------------------------------------------------------------------------------
+
+COLUMNS = {"cross_stitch", "modular", "nddr", "sluice", "soft_sharing"}
+"""Trunks of one network per task: these cannot be taken to another number of tasks."""
+
+
+def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskContext, Tensor]:
+    """A trunk with one-hot tasks, and 4 samples of each task in turn."""
+    torch.manual_seed(0)
+    trunk = build("trunk", small(name) | options, features=F, context=num_tasks, num_tasks=num_tasks)
+    task = torch.arange(4 * num_tasks) % num_tasks
+    return trunk, OneHot(num_tasks)(task), torch.randn(len(task), F)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 50])
+@pytest.mark.parametrize("name", names("trunk"))
+def test_trunks_of_one_task_and_of_many(name: str, num_tasks: int) -> None:
+    trunk, context, x = trunk_of(name, num_tasks)
+    out = trunk(x, context)
+    assert out.shape == (len(x), trunk.out_features)
+    loss, metrics = trunk.aux(x, context)
+    (out.square().sum() + loss).backward()
+    assert all(torch.isfinite(p.grad).all() for p in trunk.parameters() if p.grad is not None)
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", names("trunk"))
+def test_trunks_of_relabelled_tasks(name: str) -> None:
+    """Task k with its rows of the parameters is task j with the same rows moved to j: no task is special."""
+    if name in COLUMNS:
+        return
+    trunk, _ = build_trunk(name)
+    x, context = tensors((20,))
+    order = torch.tensor([2, 0, 1])
+    moved = copy.deepcopy(trunk)
+    for ours, theirs in zip(moved.parameters(), trunk.parameters(), strict=True):
+        if getattr(theirs, "is_per_task", False):
+            ours.data[order] = theirs.data
+    torch.testing.assert_close(moved(x, TaskContext(order[context.task], context.embedding)), trunk(x, context))
+
+
+@pytest.mark.parametrize("name", names("trunk"))
+def test_trunks_can_be_taken_to_another_number_of_tasks(name: str) -> None:
+    """All that depends on the number is in submodules called `task_input`, which `init_from_parts=[trunk]` leaves."""
+    shapes = [
+        {key: p.shape for key, p in trunk_of(name, k)[0].state_dict().items() if "task_input" not in key.split(".")}
+        for k in (2, 5)
+    ]
+    assert (shapes[0] == shapes[1]) == (name not in COLUMNS)
+    assert shapes[0]
+
+
+@pytest.mark.parametrize("name", names("trunk"))
+def test_trunk_diagnostics(name: str) -> None:
+    """A loss and one value per task, or one for all; NaN for a task that is not there."""
+    trunk, context, x = trunk_of(name, K)
+    there = context.task != 1
+    loss, metrics = trunk.aux(x[there], TaskContext(context.task[there], context.embedding[there]))
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    for value in metrics.values():
+        assert not value.requires_grad
+        assert value.shape in ((), (K,))
+        if value.shape == (K,):
+            assert torch.isfinite(value[[0, 2]]).all()
+    for key, value in metrics.items():
+        if key.startswith("routing"):
+            assert value[1].isnan()
+
+
+@pytest.mark.parametrize("name", [n for n in names("trunk") if issubclass(lookup("trunk", n), RoutedTrunk)])
+def test_routing(name: str) -> None:
+    """Weights sum to 1; the reward for diversity reaches what makes them, with tasks missing too."""
+    trunk, context, x = trunk_of(name, K, diversity=0.5)
+    for parameter in trunk.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)  # tasks that all do the same learn nothing of diversity
+    layers = trunk.routing(x, context)
+    for weights in layers:
+        assert (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    there = context.task != 1
+    loss, metrics = trunk.aux(x[there], TaskContext(context.task[there], context.embedding[there]))
+    loss.backward()
+    gradients = [p.grad for p in trunk.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert any(g.any() for g in gradients)
+    for i, weights in enumerate(layers):
+        usage = torch.stack([metrics[f"routing_{i}_{j}"] for j in range(weights.shape[-1])], 1)
+        torch.testing.assert_close(usage[0], weights[context.task == 0].mean((0, 1)).detach())
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("name", names("trunk"))
+def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
+    module: Any = test_sac if agent == "sac" else test_impala
+    learner = module.make_learner(trunk=small(name))
+    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    shares = any(not getattr(p, "is_per_task", False) for p in learner.policy.parameters())
+    use(learner, "uniform", MeanOfRows() if shares else Sum())  # per-task gradients pass through it too
+    before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
+    torch.manual_seed(0)
+    metrics = learner.update(data, 0.0)
+    assert all(value.shape in ((), (K,)) for value in metrics.values())
+    assert all(torch.isfinite(value).all() for key, value in metrics.items() if key.endswith("_loss"))
+    for key, parameter in learner.networks.named_parameters():
+        assert torch.isfinite(parameter).all(), key
+        assert not torch.equal(parameter, before[key]), key
 
 
 # --- scaling --------------------------------------------------------------------------------------------------------
@@ -274,6 +400,43 @@ def test_obs_norms_merge_batches(name: str) -> None:
         assert whole(obs + 1e6).max() == whole.clip
 
 
+# --- value heads ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", names("value_head"))
+def test_value_heads(name: str, shape: tuple[int, ...]) -> None:
+    """One value and one loss per sample, that is not negative; learning brings the value to the target."""
+    head = build("value_head", {"name": name})
+    g = torch.Generator().manual_seed(0)
+    raw = torch.randn(*shape, head.outputs, generator=g).requires_grad_()
+    target = 20 * torch.randn(shape, generator=g)
+    assert head(raw).shape == shape
+    loss = head.loss(raw, target)
+    assert loss.shape == shape
+    assert (loss >= 0).all()
+    optimizer = torch.optim.Adam([raw], lr=0.3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        head.loss(raw, target).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(head(raw.detach()), target, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("name", names("value_head"))
+def test_every_value_head_learns_with_every_learner(agent: str, name: str) -> None:
+    module: Any = test_sac if agent == "sac" else test_impala
+    learner = module.make_learner(value_head={"name": name})
+    data = module.make_batch(reward_scale=1e6) if agent == "sac" else module.make_rollout()
+    before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
+    metrics = learner.update(data, 0.0)
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+    for key, parameter in learner.networks.named_parameters():
+        assert torch.isfinite(parameter).all(), key
+        assert not torch.equal(parameter, before[key]), key
+
+
 # --- from losses to a step ------------------------------------------------------------------------------------------
 
 
@@ -288,7 +451,7 @@ class MeanOfRows(JacobianAggregation):
 def network_and_losses() -> tuple[nn.Module, Tensor]:
     """A value network with per-task heads, and one loss for each task (of either sign, of different size)."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", with_action=False).double()
+    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", SCALAR, with_action=False).double()
     obs, task = torch.randn(K, 6, F, dtype=torch.float64), torch.arange(K)[:, None].expand(K, 6)
     return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1])
 
@@ -360,21 +523,44 @@ def test_optimizers(name: str) -> None:
     assert torch.isfinite(parameter).all()
 
 
+@pytest.mark.parametrize("has_success", [True, False])
 @pytest.mark.parametrize("name", names("task_sampling"))
-def test_task_samplers(name: str) -> None:
-    """Probabilities before any result, and after some of which tasks lack theirs; they fit `allocate`."""
-    sampler = build("task_sampling", {"name": name}, num_tasks=K)
-    for _ in range(2):
+def test_task_samplers(name: str, has_success: bool) -> None:
+    """Probabilities before any result, while tasks lack theirs, and after; they fit `allocate`. State round-trips."""
+    runtime: dict[str, Any] = {"num_tasks": K, "num_slots": 6, "has_success": has_success}
+    node: dict[str, Any] = {"name": name}
+    if not has_success and "targets" in inspect.signature(lookup("task_sampling", name)).parameters:
+        with pytest.raises(UserError, match="targets"):
+            build("task_sampling", node, **runtime)
+        node["targets"] = [10.0, 100.0, 3.0]
+
+    def play(sampler: TaskSampler, seed: int, tasks: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        for _ in range(30):
+            task = torch.randint(tasks, (2,), generator=g)
+            success = (torch.rand(2, generator=g) < 0.6).double()
+            sampler.update(task, {"return": 100 * torch.rand(2, generator=g), "success": success})
+
+    def check(sampler: TaskSampler) -> Tensor:
         probabilities = sampler.probabilities()
         assert probabilities.shape == (K,)
         assert (probabilities >= 0).all()
         assert float(probabilities.sum()) == pytest.approx(1)
         assert allocate(probabilities, torch.tensor([0, 1, 2, 2, 1, 0])).shape == (6,)
-        row = torch.tensor([1.0, torch.nan, 3.0], dtype=torch.float64)
-        sampler.update({"return": row, "success_rate": row / 3, "episode_length": 10 * row})
-    other = build("task_sampling", {"name": name}, num_tasks=K)
-    other.load_state_dict(sampler.state_dict(), strict=True)
-    assert torch.equal(other.probabilities(), sampler.probabilities())
+        assert torch.equal(probabilities, sampler.probabilities())
+        return probabilities
+
+    sampler = build("task_sampling", node, **runtime)
+    check(sampler)
+    play(sampler, 0, tasks=1)
+    check(sampler)
+    play(sampler, 1, tasks=K)
+    check(sampler)
+    other = build("task_sampling", node, **runtime)
+    other.load_state_dict(copy.deepcopy(sampler.state_dict()), strict=True)
+    for one in (sampler, other):
+        play(one, 2, tasks=K)
+    assert torch.equal(check(other), check(sampler))
 
 
 def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:

@@ -18,19 +18,35 @@ from mtrl.optim.step import TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Rollout
-from tests.helpers import copy_parameters, describe, make_spec, naive_network, naive_vtrace, random_rollout
+from tests.helpers import (
+    SCALAR,
+    TRUNK,
+    copy_parameters,
+    describe,
+    make_spec,
+    naive_network,
+    naive_vtrace,
+    random_rollout,
+)
 
 K, T, B, OBS, A = 3, 6, 4, 4, 2
 LR, GAMMA, ENTROPY = 0.05, 0.875, 0.02  # gamma exact in float32, as masks are
 SPEC = make_spec(K, OBS, A)
 
 
-def make_learner(obs_norm: str = "none", value_norm: str = "none", discrete: bool = False, **options: Any) -> Impala:
+def make_learner(
+    obs_norm: str = "none",
+    value_norm: str = "none",
+    discrete: bool = False,
+    trunk: dict[str, Any] = TRUNK,
+    value_head: dict[str, Any] = SCALAR,
+    **options: Any,
+) -> Impala:
     torch.manual_seed(0)
     spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
-    description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm)
+    description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm, trunk=trunk)
     policy = build_policy(description, spec)
-    value = build_value(description, spec, "per_task", with_action=False)
+    value = build_value(description, spec, "per_task", value_head, with_action=False)
     with torch.no_grad():
         for head in (policy.head, value.head):
             for parameter in head.parameters():

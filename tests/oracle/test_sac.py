@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.agents.sac import Sac, Temperature
-from mtrl.nn.networks import build_policy, build_value
+from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.optim.aggregation import Sum
 from mtrl.optim.step import TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Batch
-from tests.helpers import copy_parameters, describe, make_spec, naive_network
+from tests.helpers import SCALAR, TRUNK, copy_parameters, describe, make_spec, naive_network
 
 K, N, OBS, A = 3, 4, 4, 2
 GAMMA, TAU, LR, EPS, MAX_NORM = 0.875, 0.1, 3e-3, 1e-5, 0.5
@@ -27,15 +27,22 @@ TARGET_ENTROPY = (-2.0, -1.0, 0.5)
 SPEC = make_spec(K, OBS, A)
 
 
-def make_learner(value_norm: str = "none", lr: float = LR, tau: float = TAU, obs_norm: str = "none") -> Sac:
+def make_learner(
+    value_norm: str = "none",
+    lr: float = LR,
+    tau: float = TAU,
+    obs_norm: str = "none",
+    trunk: dict[str, Any] = TRUNK,
+    value_head: dict[str, Any] = SCALAR,
+) -> Sac:
     torch.manual_seed(0)
-    description = describe("tanh_gaussian", obs_norm=obs_norm)
+    description = describe("tanh_gaussian", obs_norm=obs_norm, trunk=trunk)
     policy = build_policy(description, SPEC).double()
     with torch.no_grad():  # away from the small initial weights, so that every term matters
         for parameter in policy.head.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
     critics, targets = (
-        nn.ModuleList(build_value(description, SPEC, "per_task", with_action=True) for _ in range(2)).double()
+        Ensemble(build_value(description, SPEC, "per_task", value_head, with_action=True) for _ in range(2)).double()
         for _ in range(2)
     )
     temperature = Temperature(K, 1.0).double()

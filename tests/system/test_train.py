@@ -123,6 +123,27 @@ def test_experiment_sets_the_published_values() -> None:
     assert composed(["experiment=mt10_sac"], "train") == composed(["+experiment=mt10_sac"], "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "tasks", "trunk"),
+    [
+        ("soft_modules", "mt10", {"width": 256, "depth": 2, "modules": 2, "embedding": 400}),
+        ("soft_modules", "mt50", {"width": 256, "depth": 4, "modules": 4, "embedding": 400}),
+        ("moore", "mt10", {"width": 400, "depth": 3, "experts": 4}),
+        ("moore", "mt50", {"width": 400, "depth": 3, "experts": 6}),
+        ("paco", "mt10", {"width": 400, "depth": 3, "sets": 5}),
+        ("paco", "mt50", {"width": 400, "depth": 3, "sets": 20}),
+    ],
+)
+def test_published_baselines(name: str, tasks: str, trunk: dict[str, int]) -> None:
+    """On SAC; an experiment's network prevails over the agent's."""
+    config = train_config(composed([f"+experiment={tasks}_{name}"], "train"))
+    assert (config.env["name"], config.agent["name"], config.agent["batch_size"]) == (tasks, "sac", 128)
+    assert config.network["trunk"].items() >= {"name": name, **trunk}.items()
+    assert config.network["head"] == ("per_task" if name == "moore" else "shared")
+    assert config.value_norm["name"] == "none"
+    assert config.total_steps == (20_000_000 if tasks == "mt10" else 100_000_000)
+
+
 def test_the_default_run() -> None:
     config = train_config(composed([], "train"))
     assert (config.env["name"], config.env["num_envs"], config.eval.episodes_per_task) == ("mt10", None, 50)

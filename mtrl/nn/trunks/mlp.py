@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, initialise
+from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import positive, register
 from mtrl.types import TaskContext
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
-
 
 @register("trunk", "mlp")
-class MLP(nn.Module):
+class MLP(Trunk):
     """`depth` hidden layers of `width` units on the features beside the task embedding.
 
     Args:
@@ -31,18 +30,15 @@ class MLP(nn.Module):
         context: int,
         width: int = 256,
         depth: int = 3,
-        activation: Literal["relu", "tanh", "elu", "silu"] = "tanh",
-        init: Literal["orthogonal", "he_uniform"] = "orthogonal",
+        activation: Activation = "tanh",
+        init: Init = "orthogonal",
     ) -> None:
         super().__init__()
         positive(width=width, depth=depth)
         sizes = [features + context] + [width] * depth
         linears = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
         for linear in linears:
-            if init == "orthogonal":
-                nn.init.orthogonal_(linear.weight, 2**0.5)
-            else:
-                nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
+            initialise(linear.weight, init)
             nn.init.zeros_(linear.bias)
         first, *others = linears
         # One matrix in two: the columns of the task are apart, so that the rest can be taken to other tasks.

@@ -13,7 +13,8 @@ from torch import Tensor
 import mtrl.envs
 from mtrl.data.experience import Collector, OffPolicy, OnPolicy, RandomActor
 from mtrl.data.replay import Replay
-from mtrl.data.task_sampling import TaskSampler, Uniform
+from mtrl.data.task_sampling import TaskSampler
+from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.types import Rollout, State
 from tests.helpers import make_spec, no_timer
 
@@ -202,7 +203,8 @@ def test_statistics_by_hand() -> None:
     action = torch.zeros(3, 2)
     collector.step(action)
     empty = collector.statistics()
-    assert set(empty) == {"return", "success_rate", "episode_length"}
+    assert set(empty) == {"return", "success_rate", "episode_length", "task_share"}
+    assert empty.pop("task_share").tolist() == [1 / 3] * 3
     assert all(values.isnan().all() for values in empty.values())
     collector.step(action)
     row = collector.statistics()
@@ -260,15 +262,24 @@ def test_statistics_of_one_task_alone() -> None:
     assert row["episode_length"][:2].tolist() == [2, 3]
 
 
-def test_the_sampler_hears_of_results() -> None:
-    heard: list[dict[str, Tensor]] = []
+def test_the_sampler_hears_of_episodes_as_they_end() -> None:
+    """Slot 0 has episodes of 2 steps, slot 1 of 3: two of task 0 end, one of task 1 between, whenever rows are logged.
+
+    Returns: 1 + 2, then 1001 + 1002 + 1003, then 1 + 2 again. Odd episodes are truncated, which is no success.
+    """
+    heard: list[tuple[list[int], list[float], list[float]]] = []
 
     class Listener(Uniform):
-        def update(self, statistics: dict[str, Tensor]) -> None:
-            heard.append(statistics)
+        def update(self, task: Tensor, results: dict[str, Tensor]) -> None:
+            heard.append((task.tolist(), results["return"].tolist(), results["success"].tolist()))
 
-    collector = make_collector(Listener(K))
-    assert collector.statistics() is heard[0]
+    collector = make_collector(Listener(K), num_envs=3, episode_length=2)
+    for _ in range(4):
+        collector.step(torch.zeros(3, 2))
+    assert heard[:2] == [([0], [3], [1]), ([1], [3006], [1])]
+    assert heard[2][0] == [0, 2]
+    assert heard[2][1][0] == 3
+    assert heard[2][2][0] == 0
 
 
 def test_results_belong_to_the_task_of_the_episode() -> None:

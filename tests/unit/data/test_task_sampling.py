@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from mtrl import registry
-from mtrl.data.task_sampling import Uniform, allocate
+from mtrl.data.task_sampling import allocate
+from mtrl.data.task_sampling.uniform import Uniform
 
 
 @st.composite

@@ -1,36 +1,10 @@
-"""Which task a slot runs next."""
+"""From the share of each task to the task of each slot."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from mtrl.registry import register
-from mtrl.types import Metrics
-
-
-class TaskSampler(nn.Module):
-    """Base of the samplers: probabilities from the statistics of finished episodes."""
-
-    def probabilities(self) -> Float[Tensor, " K"]:
-        """Share of the slots that each task should get; sums to 1."""
-        raise NotImplementedError
-
-    def update(self, statistics: Metrics) -> None:
-        """Receives `Experience.statistics()`: (K,) results of recent episodes, NaN where a task has none."""
-
-
-@register("task_sampling", "uniform")
-class Uniform(TaskSampler):
-    """Every task gets the same share."""
-
-    def __init__(self, num_tasks: int) -> None:
-        super().__init__()
-        self.num_tasks = num_tasks
-
-    def probabilities(self) -> Float[Tensor, " K"]:
-        return torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64)
+from torch import Tensor
 
 
 def allocate(probabilities: Float[Tensor, " K"], task: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

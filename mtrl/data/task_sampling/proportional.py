@@ -1,0 +1,30 @@
+"""Shares in proportion to given sizes."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.data.task_sampling.base import TaskSampler, per_task
+from mtrl.registry import not_negative, register
+
+
+@register("task_sampling", "proportional")
+class Proportional(TaskSampler):
+    """p_k in proportion to size_k^exponent: 0 is uniform, 1 proportional (Stickland and Murray, 2019).
+
+    Args:
+        sizes: One number per task, for example how much experience each should get; null: all the same.
+    """
+
+    def __init__(self, num_tasks: int, sizes: list[float] | None = None, exponent: float = 1.0) -> None:
+        super().__init__()
+        values = per_task("sizes", sizes, num_tasks, 1.0)
+        not_negative(exponent=exponent, **{f"size {i}": size for i, size in enumerate(values)})
+        if not any(values):
+            raise ValueError("one of the sizes must be positive.")
+        self.weights = torch.tensor(values, dtype=torch.float64) ** exponent
+
+    def probabilities(self) -> Float[Tensor, " K"]:
+        return self.weights / self.weights.sum()

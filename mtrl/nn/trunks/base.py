@@ -1,0 +1,85 @@
+"""What all trunks have: features out, and losses and diagnostics beside them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrl.registry import not_negative
+from mtrl.types import Metrics, TaskContext
+
+
+class Trunk(nn.Module):
+    """Base of the trunks.
+
+    What depends on the number of tasks is in submodules called `task_input`, so that the rest can be taken to other
+    tasks (`init_from_parts=[trunk]`).
+    """
+
+    out_features: int
+    """H, the size of what `forward` returns."""
+
+    def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
+        raise NotImplementedError
+
+    def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
+        """A loss that is added to the loss of every task, and diagnostics, for a batch of at least one axis.
+
+        A diagnostic is a scalar or one value per task, NaN for a task that the batch lacks.
+        """
+        return features.new_zeros(()), {}
+
+
+class RoutedTrunk(Trunk):
+    """Base of the trunks that mix modules by weights which sum to 1: a subclass gives `routing` besides `forward`.
+
+    Logs for each task how much each module is used and the entropy of the weights.
+
+    Args:
+        diversity: Coefficient of a loss that rewards mutual information between task and module, H(mean over tasks of
+            p_k) - mean over tasks of H(p_k), averaged over layers: all modules in use, each task decided among them
+            (Chen et al., "Mod-Squad", 2023, with all tasks alike).
+    """
+
+    def __init__(self, num_tasks: int, diversity: float) -> None:
+        super().__init__()
+        not_negative(diversity=diversity)
+        self.num_tasks, self.diversity = num_tasks, diversity
+
+    def routing(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> list[Float[Tensor, "*batch m n"]]:
+        """Of each layer, the weights of its n modules in each of m mixtures."""
+        raise NotImplementedError
+
+    def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.diversity > 0):
+            layers = self.routing(features, context)
+        entropies = torch.stack([entropy(weights).mean(-1) for weights in layers], dim=-1).detach()
+        metrics = {"routing_entropy": task_mean(entropies, context.task, self.num_tasks).mean(1)}
+        information = features.new_zeros(())
+        for i, weights in enumerate(layers):
+            usage = task_mean(weights.mean(-2), context.task, self.num_tasks)
+            metrics |= columns(f"routing_{i}", usage.detach())
+            present = (~usage[:, 0].isnan()).to(usage.dtype)
+            share, usage = present / present.sum(), usage.nan_to_num()
+            information = information + entropy(share @ usage) - share @ entropy(usage)
+        return -self.diversity * information / len(layers), metrics
+
+
+def entropy(probabilities: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """In nats. The gradient is finite at probability zero too."""
+    smallest = torch.finfo(probabilities.dtype).tiny
+    return -(probabilities * probabilities.clamp(min=smallest).log()).sum(-1)
+
+
+def task_mean(values: Float[Tensor, "*batch n"], task: Int[Tensor, "*batch"], num_tasks: int) -> Float[Tensor, "K n"]:
+    """Mean over each task's samples; NaN for a task without any."""
+    member = functional.one_hot(task.flatten(), num_tasks).to(values.dtype)
+    count = member.sum(0)[:, None]
+    return torch.where(count > 0, member.T @ values.flatten(0, -2) / count.clamp(min=1), torch.nan)
+
+
+def columns(name: str, table: Float[Tensor, "K n"]) -> Metrics:
+    """One diagnostic per column of a table of tasks."""
+    return {f"{name}_{i}": column for i, column in enumerate(table.unbind(1))}

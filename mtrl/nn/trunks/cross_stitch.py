@@ -1,0 +1,67 @@
+"""Cross-stitch networks: one network per task, and units that mix their features after each layer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, spread
+from mtrl.nn.trunks.base import Trunk, columns
+from mtrl.registry import positive, register
+from mtrl.types import Metrics, TaskContext
+
+
+@register("trunk", "cross_stitch")
+class CrossStitch(Trunk):
+    """After each layer, network k goes on with sum_j alpha_kj x_j (Misra et al., "Cross-stitch Networks", 2016, eq. 1).
+
+    All K networks run on every sample, whose task then takes the output of its own: K times the cost of one network.
+
+    Differences from the paper:
+        1. For more than two tasks, what a unit takes from the others at first is divided among them.
+        2. Units learn at the rate of the other parameters.
+
+    Args:
+        width: Units of each task's network.
+        initial_own: alpha_kk at first; all alpha_kj of a unit sum to 1 then.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_tasks: int,
+        width: int = 64,
+        depth: int = 3,
+        initial_own: float = 0.9,
+        activation: Activation = "relu",
+        init: Init = "he_uniform",
+    ) -> None:
+        super().__init__()
+        positive(width=width, depth=depth)
+        self.num_tasks = num_tasks
+        self.activation = ACTIVATIONS[activation]()
+        self.layers = nn.ModuleList(
+            StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
+        )
+        self.alpha = nn.Parameter(stitches(num_tasks, initial_own).repeat(depth, 1, 1))
+        self.out_features = width
+
+    def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
+        first, *others = self.layers
+        *units, last = self.alpha.unbind()
+        x = self.activation(first(spread(features, self.num_tasks)))
+        for unit, layer in zip(units, others, strict=True):
+            x = self.activation(layer(unit @ x))
+        return torch.einsum("...j,...jh->...h", last[context.task], x)
+
+    def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
+        own = self.alpha.detach().diagonal(dim1=1, dim2=2)
+        return features.new_zeros(()), columns("cross_stitch_own", own.mT)
+
+
+def stitches(count: int, own: float) -> Float[Tensor, "{count} {count}"]:
+    """Rows that sum to 1: `own` on the diagonal, the rest in equal shares. One network keeps all of its own."""
+    if count == 1:
+        return torch.ones(1, 1)
+    return torch.full((count, count), (1 - own) / (count - 1)).fill_diagonal_(own)

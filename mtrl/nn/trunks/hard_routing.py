@@ -1,0 +1,27 @@
+"""Hard routing: each module is fed by one module of the layer before."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from mtrl.nn.trunks.soft_modules import SoftModules
+from mtrl.registry import register
+
+
+@register("trunk", "hard_routing")
+class HardRouting(SoftModules):
+    """Soft modularization whose weights are 1 for the likeliest module and 0 for the others.
+
+    Backward, the choice counts as the softmax that it was taken from (straight-through, Bengio et al., 2013).
+
+    Differences from routing networks (Rosenbaum et al., 2018):
+        1. Straight-through gradients in place of a router trained by reinforcement learning.
+        2. The choice is the likeliest one, not a sample: what acts must be what learns.
+    """
+
+    def _choose(self, logits: Float[Tensor, "*batch mn"]) -> Float[Tensor, "*batch m n"]:
+        soft = super()._choose(logits)
+        hard = functional.one_hot(soft.argmax(-1), self.modules_per_layer).to(soft.dtype)
+        return hard + (soft - soft.detach())

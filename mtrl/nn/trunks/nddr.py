@@ -1,0 +1,59 @@
+"""NDDR-CNN: one network per task, and a linear layer that fuses the features of all after each layer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, own, spread
+from mtrl.nn.trunks.base import Trunk
+from mtrl.nn.trunks.cross_stitch import stitches
+from mtrl.registry import positive, register
+from mtrl.types import TaskContext
+
+
+@register("trunk", "nddr")
+class NDDR(Trunk):
+    """Neural discriminative dimensionality reduction, x_k <- F_k [x_1 ... x_K] (Gao et al., "NDDR-CNN", 2019).
+
+    All K networks run on every sample; fusing costs (K width)^2 per layer.
+
+    Differences from the paper:
+        1. No batch normalisation: samples of one batch are of many policies and tasks.
+        2. For more than two tasks, what a layer takes from the others at first is divided among them.
+
+    Args:
+        width: Units of each task's network.
+        initial_own: A fusing layer begins as the sum of this share of its own features and equal shares of the others.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_tasks: int,
+        width: int = 32,
+        depth: int = 3,
+        initial_own: float = 0.9,
+        activation: Activation = "relu",
+        init: Init = "he_uniform",
+    ) -> None:
+        super().__init__()
+        positive(width=width, depth=depth)
+        self.num_tasks = num_tasks
+        self.activation = ACTIVATIONS[activation]()
+        self.layers = nn.ModuleList(
+            StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
+        )
+        self.fusions = nn.ModuleList(StackedLinear(num_tasks, num_tasks * width, width, init) for _ in range(depth))
+        shares = torch.kron(stitches(num_tasks, initial_own), torch.eye(width)).unflatten(0, (num_tasks, width))
+        for fusion in self.fusions:
+            fusion.get_parameter("weight").data.copy_(shares)
+        self.out_features = width
+
+    def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
+        x = spread(features, self.num_tasks)
+        for layer, fusion in zip(self.layers, self.fusions, strict=True):
+            x = self.activation(layer(x))
+            x = self.activation(fusion(spread(x.flatten(-2), self.num_tasks)))
+        return own(x, context.task)
