@@ -38,7 +38,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("env=toy_reech", "Unknown env 'toy_reech'. Did you mean 'toy_reach'? Valid: counting, gym, metaworld, mt1,"),
+        ("env=toy_reech", "Unknown env 'toy_reech'. Did you mean 'toy_reach'? Valid: counting, gym, metaworld, ml1,"),
         ("agent=ppoo", "Unknown agent 'ppoo'. Did you mean 'ppo'? Valid: impala, ppo, sac."),
         ("network=mlpp", "Unknown network 'mlpp'. Did you mean 'mlp'? Valid: mlp, multi_head"),
         ("task_encoder=onehot", "Unknown task_encoder 'onehot'. Did you mean 'one_hot'?"),

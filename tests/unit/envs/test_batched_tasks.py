@@ -33,6 +33,8 @@ HAND = (body_pos("hand"), body_pos("leftclaw"), body_pos("rightclaw"))
 IDEAL_QUATS = np.array([[1, 0, 0, 0], [0.707, 0, 0, 0.707], [0.5, 0.5, 0.5, 0.5]])
 
 VERSIONS = {"v1": TASKS_V1, "v2": TASKS}
+NEVER = {("v1", "hand-insert-v3"), ("v1", "stick-push-v3")}
+"""What is never a success."""
 FLAGS = ("pickCompleted", "placeCompleted", "reachCompleted")
 """Attributes of v1. They are no memory: a step does not depend on them."""
 
@@ -266,6 +268,28 @@ def test_whole_episodes_are_the_official_ones(name: str, version: str) -> None:
     official = check(oracle)
     succeeded = official["success"].reshape(5, 700)[:3, :500].any()  # of the scripted policy
     assert succeeded or (version, name) in NEVER
+
+
+@pytest.mark.parametrize("name", ["stick-pull-v3", "stick-push-v3"])
+def test_where_v1_looks_for_the_thermos(name: str) -> None:
+    """In the stick's height and quaternion. So it is near a stick at (x, y, x) whose quaternion begins with y and x."""
+    oracle = Oracle(name, "v1", seed=0)
+    oracle.reset()
+
+    def move() -> None:
+        x, y = oracle.env._target_pos[:2] + oracle.rng.normal(0, 0.02, 2)
+        stick = np.array([x, y, x]) + oracle.rng.normal(0, 0.02, 3)
+        shift = stick - oracle.env.tcp_center
+        look(oracle.env, oracle.task.poses["stick"])[:] = stick
+        rest = np.sqrt((1 - x**2 - y**2) / 2)
+        matrix = Rotation.from_quat([y, x, rest, rest]).as_matrix()
+        look(oracle.env, oracle.task.poses["stick_mat"])[:] = matrix.ravel()
+        for pose in TCP:
+            look(oracle.env, pose)[:] += shift
+
+    oracle._move = move  # type: ignore[method-assign]
+    oracle.scramble(100)
+    assert (check(oracle)["reward"] > 2000).any()
 
 
 @scripted

@@ -181,7 +181,7 @@ class Outcome(NamedTuple):
 
 
 class Task(ABC):
-    """Observation, reward (v2) and success of one task, batched, on any device. Has no state."""
+    """Observation, reward (v2; v1 is in `tasks_v1`) and success of one task, batched, on any device. Has no state."""
 
     name: ClassVar[str]
     """Official name; set by `task`."""

@@ -10,7 +10,7 @@ from mtrl.envs.metaworld.tasks.base import site_pos
 from mtrl.envs.metaworld.tasks.ops import Array, norm
 from mtrl.envs.metaworld.tasks_v1.base import approach, outcome, progress, reward_v1
 
-X, Y, Z, XY, XYZ = slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 2), slice(0, 3)
+Y, Z, XY, XYZ = slice(1, 2), slice(2, 3), slice(0, 2), slice(0, 3)
 """Axes of a position."""
 
 
@@ -19,28 +19,36 @@ def near(reach_dist: Array, gain: Array) -> Array:
     return ops.where(reach_dist < 0.05, gain, 0.0)
 
 
+def reached(state: TaskState, finger: Array, gain: Array) -> Array:
+    """Reward (N,) for bringing `finger` (N, 3) to the object, and for `gain` (N,) within 5 cm of it."""
+    reach_dist = norm(state.obj - finger)
+    return near(reach_dist, gain) - reach_dist
+
+
+def moved(state: TaskState, finger: Array, axes: slice, farthest: str) -> tuple[Array, Array]:
+    """Reward for reaching the object and for its progress, and its distance from the target, each (N,).
+
+    Args:
+        state: Of the step.
+        finger: (N, 3): what is to reach the object.
+        axes: Along which the distance is measured.
+        farthest: Attribute with the distance at the start.
+    """
+    distance = norm((state.obj - state.target_pos)[:, axes])
+    return reached(state, finger, progress(state.constant(farthest), distance).clip(min=0.0)), distance
+
+
 @dataclass(frozen=True)
 class Moved:
-    """Less the distance of gripper and object, and within 5 cm of it the object's progress: what most tasks do."""
+    """What most tasks do: `moved` by the gripper, with success within `radius`, m; `grasp_success` is for the info."""
 
     axes: slice
-    """Along which the distance of object and target is measured."""
     farthest: str
-    """Attribute with that distance at the start."""
     radius: float
-    """Distance that counts as success, m."""
     grasp_success: float = 0.0
-    """In the info."""
-    wide: float = 0.01
-    narrow: float = 0.001
-    least: float = 0.0
-    """Progress is no less."""
 
     def __call__(self, state: TaskState) -> Outcome:
-        distance = norm((state.obj - state.target_pos)[:, self.axes])
-        gain = progress(state.constant(self.farthest), distance, wide=self.wide, narrow=self.narrow)
-        reach_dist = norm(state.obj - self.finger(state))
-        reward = near(reach_dist, gain.clip(min=self.least)) - reach_dist
+        reward, distance = moved(state, self.finger(state), self.axes, self.farthest)
         return outcome(reward, distance <= self.radius, distance, grasp_success=self.grasp_success)
 
     def finger(self, state: TaskState) -> Array:
@@ -49,7 +57,7 @@ class Moved:
 
 
 class Pressed(Moved):
-    """The same with the left finger in the place of the gripper."""
+    """The same by the left finger."""
 
     def finger(self, state: TaskState) -> Array:
         return state.poses["left_finger"]
@@ -58,7 +66,6 @@ class Pressed(Moved):
 _MOVED = {
     "button-press-topdown-v3": Moved(Z, "maxDist", 0.024),
     "button-press-topdown-wall-v3": Moved(Z, "maxDist", 0.024),
-    "dial-turn-v3": Moved(Y, "maxPullDist", 0.07, grasp_success=1.0, wide=0.001, narrow=0.0001),
     "door-lock-v3": Moved(XYZ, "maxPullDist", 0.02),
     "door-unlock-v3": Moved(XYZ, "maxPullDist", 0.02),
     "drawer-close-v3": Moved(Y, "maxDist", 0.05 + 0.015, grasp_success=1.0),
@@ -73,8 +80,6 @@ _MOVED = {
     "push-back-v3": Moved(XY, "maxPushDist", 0.07),
     "push-wall-v3": Moved(XY, "maxPushDist", 0.07),
     "soccer-v3": Moved(XY, "maxPushDist", 0.07),
-    "window-close-v3": Moved(X, "maxPullDist", 0.05, grasp_success=1.0, least=-math.inf),
-    "window-open-v3": Moved(X, "maxPullDist", 0.05, grasp_success=1.0, least=-math.inf),
 }
 for _name, _moved in _MOVED.items():
     reward_v1(_name)(_moved)
@@ -98,31 +103,50 @@ for _name, _pressed in _PRESSED.items():
 @reward_v1("coffee-push-v3")
 def coffee_push(state: TaskState) -> Outcome:
     """Moved in the plane; success counts the height."""
+    reward, _ = moved(state, state.tcp_center, XY, "maxPushDist")
     obj_to_target = norm(state.obj - state.target_pos)
-    moved = Moved(XY, "maxPushDist", 0.07)(state)
-    return moved._replace(success=obj_to_target <= 0.07, obj_to_target=obj_to_target)
+    return outcome(reward, obj_to_target <= 0.07, obj_to_target)
 
 
 @reward_v1("door-close-v3")
 def door_close(state: TaskState) -> Outcome:
     """Moved in the plane."""
-    return Moved(XY, "maxPullDist", 0.08, grasp_success=1.0)(state)._replace(near_object=0.0, grasp_reward=1.0)
+    reward, distance = moved(state, state.tcp_center, XY, "maxPullDist")
+    return outcome(reward, distance <= 0.08, distance, near_object=0.0, grasp_success=1.0, grasp_reward=1.0)
 
 
 @reward_v1("door-open-v3")
 def door_open(state: TaskState) -> Outcome:
     """Moved in the plane; success looks at x only."""
+    reward, _ = moved(state, state.tcp_center, XY, "maxPullDist")
     success = abs(state.obj[:, 0] - state.target_pos[:, 0]) <= 0.08
-    return Moved(XY, "maxPullDist", 0.08)(state)._replace(success=success, near_object=0.0, obj_to_target=0.0)
+    return outcome(reward, success, obj_to_target=0.0, near_object=0.0)
 
 
 @reward_v1("lever-pull-v3")
 def lever_pull(state: TaskState) -> Outcome:
     """Moved; the official success compares metres with an angle."""
-    return Moved(XYZ, "maxPullDist", math.pi / 24)(state)._replace(obj_to_target=0.0)
+    reward, distance = moved(state, state.tcp_center, XYZ, "maxPullDist")
+    return outcome(reward, distance <= math.pi / 24, obj_to_target=0.0)
 
 
-# --- With a way or a target of their own ------------------------------------------------------------------------------
+# --- With a progress, a way or an end of their own --------------------------------------------------------------------
+
+
+@reward_v1("dial-turn-v3")
+def dial_turn(state: TaskState) -> Outcome:
+    """Moved along y, with narrower bells."""
+    distance = abs(state.obj[:, 1] - state.target_pos[:, 1])
+    gain = progress(state.constant("maxPullDist"), distance, wide=0.001, narrow=0.0001).clip(min=0.0)
+    return outcome(reached(state, state.tcp_center, gain), distance <= 0.07, distance, grasp_success=1.0)
+
+
+@reward_v1("window-close-v3", "window-open-v3")
+def window(state: TaskState) -> Outcome:
+    """Moved along x, with a progress that may be negative."""
+    distance = abs(state.obj[:, 0] - state.target_pos[:, 0])
+    gain = progress(state.constant("maxPullDist"), distance)
+    return outcome(reached(state, state.tcp_center, gain), distance <= 0.05, distance, grasp_success=1.0)
 
 
 @reward_v1("coffee-pull-v3")

@@ -34,11 +34,11 @@ def pick_and_place(
     climb: float = 2.0,
     base: float | Array = 0.0,
 ) -> Array:
-    """Reward (N,) for reaching the object, lifting it, and then for `gain` (N,), which has to be no less than 0.
+    """Reward (N,) for reaching the object, lifting it, and then for what is done with it.
 
     Args:
         state: Of the step.
-        gain: What counts while the object is up and within 10 cm of the gripper.
+        gain: (N,): what counts while the object is up and within 10 cm of the gripper.
         rest: Attribute with the object's height on the ground.
         above: For `approach`.
         climb: For `approach`.
@@ -51,36 +51,39 @@ def pick_and_place(
     return reaching + lift + ops.where(picked & held, gain, 0.0)
 
 
-def placed(state: TaskState, target: Array, radius: float, base: float | Array = 0.0) -> Outcome:
-    """Carried to `target` (N, 3); success within `radius`, m."""
+def carried(state: TaskState, target: Array, base: float | Array = 0.0) -> tuple[Array, Array]:
+    """Reward for carrying the object to `target` (N, 3), and its distance from there, each (N,)."""
     distance = norm(state.obj - target)
     gain = progress(state.constant("maxPlacingDist"), distance).clip(min=0.0)
-    return outcome(pick_and_place(state, gain, base=base), distance <= radius, distance)
+    return pick_and_place(state, gain, base=base), distance
 
 
 @reward_v1("pick-place-v3", "pick-place-wall-v3", "shelf-place-v3")
 def pick_place(state: TaskState) -> Outcome:
     """Carried to the goal."""
-    return placed(state, state.target_pos, radius=0.07)
+    reward, distance = carried(state, state.target_pos)
+    return outcome(reward, distance <= 0.07, distance)
+
+
+@reward_v1("pick-out-of-hole-v3")
+def pick_out_of_hole(state: TaskState) -> Outcome:
+    """The same, with a height that counts from 2 cm below where the puck was."""
+    reward, distance = carried(state, state.target_pos, base=state.constant("objHeight") - 0.02)
+    return outcome(reward, distance <= 0.07, distance)
 
 
 @reward_v1("basketball-v3")
 def basketball(state: TaskState) -> Outcome:
     """Carried to the basket."""
-    return placed(state, state.poses["goal"], radius=0.08)
+    reward, distance = carried(state, state.poses["goal"])
+    return outcome(reward, distance <= 0.08, distance)
 
 
 @reward_v1("box-close-v3")
 def box_close(state: TaskState) -> Outcome:
     """Carried to the goal."""
-    carried = placed(state, state.target_pos, radius=0.08)
-    return carried._replace(success=carried.obj_to_target < 0.08, near_object=0.0, obj_to_target=0.0)
-
-
-@reward_v1("pick-out-of-hole-v3")
-def pick_out_of_hole(state: TaskState) -> Outcome:
-    """Carried to the goal; its height counts from 2 cm below where it was."""
-    return placed(state, state.target_pos, radius=0.07, base=state.constant("objHeight") - 0.02)
+    reward, distance = carried(state, state.target_pos)
+    return outcome(reward, distance < 0.08, obj_to_target=0.0, near_object=0.0)
 
 
 @reward_v1("peg-insert-side-v3")
@@ -98,9 +101,9 @@ def bin_picking(state: TaskState) -> Outcome:
     over_bin = (abs(to_bin[:, 0]) < 0.05) & (abs(to_bin[:, 1]) < 0.05)
     in_bin = over_bin & (z < state.constant("objHeight") + 0.05)
     distance = norm(to_bin[:, :2])
-    carried = progress(state.constant("maxPlacingDist"), distance).clip(min=0.0)
-    released = carried - 200 * state.effort
-    picking = pick_and_place(state, ops.where(over_bin, released, carried), above=0.06, climb=1.0)
+    gain = progress(state.constant("maxPlacingDist"), distance).clip(min=0.0)
+    released = gain - 200 * state.effort
+    picking = pick_and_place(state, ops.where(over_bin, released, gain), above=0.06, climb=1.0)
     return outcome(ops.where(in_bin, released, picking), distance <= 0.05, distance, near_object=0.0)
 
 
