@@ -95,5 +95,5 @@ class TaskTable(nn.Module):
         self.weight = nn.Parameter(torch.full((num_tasks, *shape), initial))
         mark_per_task(self.weight)
 
-    def forward(self, task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch *shape"]:
+    def forward(self, task: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
         return self.weight[task]

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac
+from mtrl.config import config_dir
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
@@ -266,6 +268,15 @@ def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskCont
     return trunk, OneHot(num_tasks)(task), torch.randn(len(task), F)
 
 
+def test_the_documentation_names_every_network() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "components_networks.md").read_text(encoding="utf-8")
+    for kind in ("trunk", "task_encoder", "value_head", "task_sampling"):
+        for name in names(kind):
+            assert f"| `{name}` |" in text, name
+    for path in (config_dir() / "network").glob("*.yaml"):
+        assert f"`{path.stem}`" in text, path.stem
+
+
 @pytest.mark.parametrize("num_tasks", [1, 50])
 @pytest.mark.parametrize("name", names("trunk"))
 def test_trunks_of_one_task_and_of_many(name: str, num_tasks: int) -> None:
@@ -278,11 +289,9 @@ def test_trunks_of_one_task_and_of_many(name: str, num_tasks: int) -> None:
     assert all(torch.isfinite(value).all() for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", names("trunk"))
+@pytest.mark.parametrize("name", [name for name in names("trunk") if name not in COLUMNS])
 def test_trunks_of_relabelled_tasks(name: str) -> None:
     """Task k with its rows of the parameters is task j with the same rows moved to j: no task is special."""
-    if name in COLUMNS:
-        return
     trunk, _ = build_trunk(name)
     x, context = tensors((20,))
     order = torch.tensor([2, 0, 1])
@@ -360,6 +369,27 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     for key, parameter in learner.networks.named_parameters():
         assert torch.isfinite(parameter).all(), key
         assert not torch.equal(parameter, before[key]), key
+
+
+@pytest.mark.parametrize(
+    ("agent", "network"), [("sac", "policy"), ("sac", "critics"), ("impala", "policy"), ("impala", "value")]
+)
+def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
+    """To every task's: the gradient of the sum over tasks grows by K times that of sum_k ||W_k - mean W||^2."""
+    module: Any = test_sac if agent == "sac" else test_impala
+    gradients = []
+    for coef in (0.0, 1.0):
+        learner = module.make_learner(trunk=small("soft_sharing") | {"coef": 0.0})
+        trunk, *others = (part for part in learner.networks[network].modules() if isinstance(part, Trunk))
+        for part in (trunk, *others):
+            part.coef = coef
+        getattr(learner, network.removesuffix("s") + "_step").max_grad_norm = float("inf")
+        weight = trunk.layers[0].weight
+        before = weight.detach().clone()
+        torch.manual_seed(0)
+        learner.update(module.make_batch() if agent == "sac" else module.make_rollout(), 0.0)
+        gradients.append(weight.grad.clone())
+    torch.testing.assert_close(gradients[1] - gradients[0], K * 2 * (before - before.mean(0)))
 
 
 # --- scaling --------------------------------------------------------------------------------------------------------

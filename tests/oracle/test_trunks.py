@@ -189,6 +189,10 @@ def test_care() -> None:
                 hidden = relu(hidden) if layer < 4 else hidden
             encoded = encoded + weights[j] * hidden
         close(out[i], relu(affine(p, "hidden.0.0", torch.cat([encoded, z_context]))))
+    # The attention learns from the context as it is.
+    trunk.routing(x, context)[0].square().sum().backward()
+    assert p["attention.0.weight"].grad is not None
+    assert p["task_input.weight"].grad is None
 
 
 # --- one network per task -------------------------------------------------------------------------------------------

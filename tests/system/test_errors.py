@@ -40,7 +40,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
     [
         ("env=toy_reech", "Unknown env 'toy_reech'. Did you mean 'toy_reach'? Valid: counting, gym, metaworld, ml1,"),
         ("agent=ppoo", "Unknown agent 'ppoo'. Did you mean 'ppo'? Valid: impala, ppo, sac."),
-        ("network=mlpp", "Unknown network 'mlpp'. Did you mean 'mlp'? Valid: mlp, multi_head"),
+        ("network=mlpp", "Unknown network 'mlpp'. Did you mean 'mlp'? Valid: adashare, bronet, care"),
         ("task_encoder=onehot", "Unknown task_encoder 'onehot'. Did you mean 'one_hot'?"),
         ("experiment=foo", "Unknown experiment 'foo'. Valid: mt10_moore, mt10_paco, mt10_sac"),
         ("env.name=foo", "Unknown env 'foo'. Valid: counting,"),
