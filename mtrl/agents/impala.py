@@ -99,7 +99,7 @@ class Impala:
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs)
 
-        metrics = {key: torch.stack([step[key] for step in steps]).mean(0) for key in steps[0]}
+        metrics = {key: _mean([step[key] for step in steps]) for key in steps[0]}
         metrics["value_scale"] = self.value_norm.sigma.float()
         return metrics
 
@@ -143,8 +143,8 @@ class Impala:
         error = self.value(self.policy.obs_norm(obs), task) - batch["target"]
         value_loss = per_task_mean(0.5 * error.square(), task, self.num_tasks)
 
-        policy_metrics = self.policy_step(signed=policy_loss)
-        value_metrics = self.value_step(positive=value_loss)
+        policy_metrics = self.policy_step(task, signed=policy_loss)
+        value_metrics = self.value_step(task, positive=value_loss)
         with torch.no_grad():
             approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
             clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()
@@ -154,8 +154,8 @@ class Impala:
                 "entropy": per_task_mean(entropy, task, self.num_tasks),
                 "approximate_kl": approximate_kl,
                 "clip_fraction": clipped,
-                **{f"policy_{key}": value for key, value in policy_metrics.items()},
-                **{f"value_{key}": value for key, value in value_metrics.items()},
+                **{f"grad/policy_{key}": value for key, value in policy_metrics.items()},
+                **{f"grad/value_{key}": value for key, value in value_metrics.items()},
             }
 
     def state_dict(self) -> State:
@@ -166,3 +166,9 @@ class Impala:
             getattr(self, key).load_state_dict(state[key])
 
     _SAVED = ("networks", "policy_step", "value_step")
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    """Mean over steps; a task is NaN in steps from which it was absent."""
+    stacked = torch.stack(values)
+    return stacked.mean(0) if stacked.ndim == 1 else stacked.nanmean(0)

@@ -87,7 +87,7 @@ class Sac:
         normalised = self.value_norm.normalise(target, task)
         q = torch.stack([critic(torch.cat([obs, batch.action], -1), task) for critic in self.critics])
         critic_loss = per_task_mean(0.5 * (q - normalised).square().sum(0), task, self.num_tasks)
-        critic_metrics = self.critic_step(positive=critic_loss)
+        critic_metrics = self.critic_step(task, positive=critic_loss)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         action, log_prob = self.policy(batch.obs, task).sample()
@@ -96,12 +96,12 @@ class Sac:
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q_policy.dtype)
         policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
-        policy_metrics = self.policy_step(signed=policy_loss)
+        policy_metrics = self.policy_step(task, signed=policy_loss)
         self.critics.requires_grad_(True)
 
         surplus = -log_prob.detach() - self.target_entropy[task]
         temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
-        self.temperature_step(signed=temperature_loss)
+        self.temperature_step(task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs)
 
         with torch.no_grad():
@@ -114,8 +114,8 @@ class Sac:
                 "entropy": per_task_mean(-log_prob, task, self.num_tasks),
                 "alpha": self.temperature.log_alpha.exp(),
                 "value_scale": self.value_norm.sigma.float(),
-                **{f"critic_{key}": value for key, value in critic_metrics.items()},
-                **{f"policy_{key}": value for key, value in policy_metrics.items()},
+                **{f"grad/critic_{key}": value for key, value in critic_metrics.items()},
+                **{f"grad/policy_{key}": value for key, value in policy_metrics.items()},
             }
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -24,10 +24,14 @@ class Collector:
     Args:
         device: Where observations go and actions come from.
         timer: Told what is inference and what is simulation.
+
+    Attributes:
+        listeners: Called with the statistics of finished episodes; the sampler is one.
     """
 
     def __init__(self, env: VecEnv, sampler: TaskSampler, device: torch.device | str, timer: PhaseTimer) -> None:
         self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
+        self.listeners: list[Callable[[Metrics], None]] = [sampler.update]
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
         self._episode_return = torch.zeros(env.num_envs)
@@ -74,7 +78,8 @@ class Collector:
         statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
         if not self.env.spec.has_success:
             del statistics["success_rate"]
-        self.sampler.update(statistics)
+        for listener in self.listeners:
+            listener(statistics)
         return statistics
 
     def state_dict(self) -> State:

@@ -58,7 +58,7 @@ def test_metric_names(run_dir: Path) -> None:
     assert [row["step"] for row in evaluation] == [320, 640]
     names = set(training[-1])
     assert {f"train/{kind}/{task}" for kind in ("policy_loss", "value_loss", "entropy") for task in TASKS} <= names
-    assert {"train/return_mean", "train/success_rate_mean", "train/policy_grad_norm"} <= names
+    assert {"train/return_mean", "train/success_rate_mean", "grad/policy_norm"} <= names
     assert {"time/env_steps_per_s", "time/wall_s", "time/updates", "time/env_s", "time/update_s"} <= names
     assert {f"eval/{kind}/{task}" for kind in ("success_rate", "return") for task in TASKS} <= set(evaluation[0])
     assert all(name.split("/")[0] in ("step", "train", "eval", "time", "grad") for row in found for name in row)
