@@ -194,29 +194,20 @@ def random_data(agent: Agent, node: dict[str, Any], env: RandomEnv, device: str)
     return Rollout(**{key: tensor.to(device) for key, tensor in vars(rollout).items()})
 
 
-def seconds(update: Callable[[], Any], device: str) -> float:
-    """Of one update: the processor's on a CPU, else of the clock."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    update()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def peak_memory(update: Callable[[], Any], device: str) -> float:
-    """Bytes that an update adds at its peak."""
+def measure(update: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Milliseconds of one update, of the processor on a CPU and else of the clock, and the megabytes that it adds."""
     gc.collect()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before, start = torch.cuda.memory_allocated(), time.perf_counter()
         update()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - start), (torch.cuda.max_memory_allocated() - before) / 1e6
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory that the allocator keeps
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
+    before, start = resident("VmRSS"), time.process_time()
     update()
-    return resident("VmHWM") - before
+    return 1e3 * (time.process_time() - start), (resident("VmHWM") - before) / 1e6
 
 
 def resident(field: str) -> int:
@@ -234,25 +225,24 @@ def compare(agent: str, num_tasks: int, device: str, rounds: int, slow_rounds: i
     if only:
         candidates = {key: n for key, n in candidates.items() if key == ("sum", "mlp") or set(key) & set(only)}
     updates = {key: make_update(agent, num_tasks, device, *key) for key, n in candidates.items() if n}
-    memory, times = {}, {key: [] for key in updates}
-    for key, update in updates.items():
+    measured: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in updates}
+    for update in updates.values():
         update()  # the first one makes the optimiser's state
-        memory[key] = peak_memory(update, device)
     for i in range(rounds):
         for key, update in updates.items():
             if i < candidates[key]:
-                times[key].append(seconds(update, device))
+                measured[key].append(measure(update, device))
     print(f"\n{agent}, {num_tasks} tasks, {device}")
-    print(f"{'aggregation':28}{'trunk':16}{'ms':>9}{'ratio':>8}{'MB':>8}{'ratio':>8}")
-    base_time, base_memory = times["sum", "mlp"], memory["sum", "mlp"]
-    for key in sorted(updates, key=lambda key: (key[1] != "mlp", statistics.median(times[key]))):
-        ratio = statistics.median(time / base for time, base in zip(times[key], base_time, strict=False))
-        milliseconds = 1e3 * statistics.median(times[key])
-        print(
-            f"{key[0]:28}{key[1]:16}{milliseconds:9.0f}{ratio:8.2f}"
-            f"{memory[key] / 1e6:8.0f}{memory[key] / base_memory:8.2f}",
-            flush=True,
-        )
+    print(f"{'aggregation':28}{'trunk':16}{'ms':>8}{'ratio':>8}{'MB':>8}{'ratio':>8}")
+    base = measured["sum", "mlp"]
+    for key in sorted(
+        updates, key=lambda key: (key[1] != "mlp", statistics.median(next(zip(*measured[key], strict=True))))
+    ):
+        row = f"{key[0]:28}{key[1]:16}"
+        for values, base_values in zip(zip(*measured[key], strict=True), zip(*base, strict=True), strict=True):
+            ratio = statistics.median(value / other for value, other in zip(values, base_values, strict=False))
+            row += f"{statistics.median(values):8.0f}{ratio:8.2f}"
+        print(row, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 
+@torch.no_grad()
 def per_task_gradients(
     losses: Float[Tensor, " K"],
     shared: Sequence[nn.Parameter],
@@ -66,7 +67,7 @@ def _from_one_backward(
     groups: _Groups,
 ) -> tuple[list[Tensor], list[Tensor]]:
     wanted: list[Any] = [*(use.output for use in uses), *own]
-    found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    found = torch.autograd.grad(losses, wanted, torch.ones_like(losses), allow_unused=True)  # of the sum
     operands = [use.gradients(g, groups) for use, g in zip(uses, found, strict=False)]
     # From M to the parameters that it is made of: mostly a transposition.
     rows = torch.autograd.grad(

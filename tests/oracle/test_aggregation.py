@@ -115,7 +115,7 @@ def test_gradvac_is_the_naive_loop(num_tasks: int) -> None:
 
 
 def test_gradvac_reaches_its_target() -> None:
-    """Two tasks: the changed g_1 has the target cosine to g_2 (the paper's equation 3 solves for that)."""
+    """Two tasks: the changed g_1 has the target cosine to g_2 (what the paper's step is solved for)."""
     ours, jacobian = GradVac(2, beta=0.0), gradients(2, 0)
     ours.target.fill_(0.5)
     weights = torch.eye(2, dtype=torch.float64)

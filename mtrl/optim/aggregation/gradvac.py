@@ -15,7 +15,7 @@ from mtrl.registry import register
 class GradVac(GramianAggregation):
     """Turns each task's gradient towards those to which its cosine is lower than it is on average.
 
-    Wang et al., "Gradient Vaccine" (2021), algorithm 1 and equation 3, with one target per pair for the whole network.
+    Wang et al., "Gradient Vaccine" (2021), algorithm 1, with one target per pair for the whole network.
     The targets are moving averages of the cosines, with step size `beta`; with targets of zero it is PCGrad.
 
     Differences from the paper:

@@ -16,8 +16,10 @@ from mtrl.registry import register
 class AlphaSoftmax(Weighting):
     """K softmax(-log alpha): less for a task with a high temperature, one that is far from its target entropy.
 
-    Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020), section 4.4; times K as in the
-    authors' code.
+    Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020).
+
+    Differences from the paper:
+        1. There it is softmax(-alpha); the logarithm and the factor K are those of the authors' code.
 
     Args:
         log_alpha: Gives the logarithms of the temperatures (K,).

@@ -15,7 +15,7 @@ from mtrl.types import Metrics
 class DWA(Weighting):
     """Weighs more the tasks whose loss falls less: K softmax(L(t - 1) / L(t - 2) / temperature).
 
-    Liu et al., "End-to-End Multi-Task Learning with Attention" (2019), equation 7.
+    Liu et al., "End-to-End Multi-Task Learning with Attention" (2019).
 
     Differences from the paper:
         1. L(t) is the mean loss of `window` updates, the paper's of an epoch.

@@ -13,7 +13,7 @@ from mtrl.registry import not_negative, register
 class Focal(SuccessWeighting):
     """Weighs a task by -(1 - p)^gamma log p, p its success rate: most where it mostly fails.
 
-    Guo et al., "Dynamic Task Prioritization for Multitask Learning" (2018), equations 2 and 3.
+    Guo et al., "Dynamic Task Prioritization for Multitask Learning" (2018), with one level, that of tasks.
 
     Differences from the paper:
         1. p is kept in [0.01, 0.99], so that no task weighs infinitely much and none nothing.

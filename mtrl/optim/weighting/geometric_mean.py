@@ -13,7 +13,7 @@ from mtrl.registry import register
 class GeometricMean(Weighting):
     """The gradient of the losses' geometric mean, up to its length: each loss weighs 1 / loss.
 
-    Chennupati et al., "MultiNet++" (2019), section 3.1.
+    Chennupati et al., "MultiNet++" (2019).
 
     Differences from the paper:
         1. The weights are divided by their mean; the paper's are those of the geometric mean.

@@ -14,8 +14,8 @@ from mtrl.types import Metrics
 class Uncertainty(LearnedWeighting):
     """Weighs a loss by the inverse of the variance 1 / exp(s) that explains it best.
 
-    Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses" (2018), equation 7 in the form with
-    s = log sigma^2: the s minimise the sum of (exp(-s) loss + s) / 2.
+    Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses" (2018), in the form with s = log sigma^2:
+    the s minimise the sum of (exp(-s) loss + s) / 2.
 
     Differences from the paper:
         1. The weights are divided by their mean.

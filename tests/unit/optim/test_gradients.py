@@ -137,6 +137,7 @@ def losses_of(network: nn.Module, task: Tensor) -> Tensor:
 def check(network: nn.Module, task: Tensor) -> None:
     shared = [p for name, p in network.named_parameters() if name != "own"]
     jacobian, (own,) = per_task_gradients(losses_of(network, task), shared, [network.own], task)
+    assert not any(rows.requires_grad for rows in (*jacobian, own))
     losses = losses_of(network, task)
     for k in range(K):
         expected = torch.autograd.grad(losses[k], shared, retain_graph=True, materialize_grads=True, allow_unused=True)
