@@ -67,11 +67,18 @@ class Components:
             raise UserError(f"value_norm={name} rescales values, not logits: use value_norm=none with {value_head}.")
         return norm
 
-    def task_step(self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool) -> TaskStep:
-        """A step on a module's parameters. Losses of either sign get the weighting only if it can take them."""
+    def task_step(
+        self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
+    ) -> TaskStep:
+        """A step on a module's parameters. Losses of either sign get the weighting only if it can take them.
+
+        Args:
+            runtime: What a weighting can read of the learner.
+        """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks
-        weighting = build("weighting", self.weighting, num_tasks=num_tasks).to(self.device)
+        runtime |= {"num_tasks": num_tasks, "has_success": self.spec.has_success}
+        weighting = build("weighting", self.weighting, **runtime).to(self.device)
         if weighting.requires_positive and not has_positive:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
         aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
@@ -141,12 +148,15 @@ def impala(
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
     value = build_value(description, spec, "per_task", c.value_head, with_action=False).to(c.device)
+    policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False)
+    value_step = c.task_step(value, optimizer, max_grad_norm, has_positive=True)
+    collector.listeners += [policy_step.weighting.observe, value_step.weighting.observe]
     learner = Impala(
         policy,
         value,
         c.scaling_for("per_task"),
-        c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
-        c.task_step(value, optimizer, max_grad_norm, has_positive=True),
+        policy_step,
+        value_step,
         spec.num_tasks,
         gamma=gamma,
         lambda_=lambda_,
@@ -190,6 +200,10 @@ def sac(
     critics = Ensemble(build_value(description, spec, head, c.value_head, with_action=True) for _ in range(2))
     critics = critics.to(c.device)
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
+    runtime = {"log_alpha": lambda: temperature.log_alpha}
+    policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False, **runtime)
+    critic_step = c.task_step(critics, optimizer, max_grad_norm, has_positive=True, **runtime)
+    collector.listeners += [policy_step.weighting.observe, critic_step.weighting.observe]
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
     learner = Sac(
         policy,
@@ -197,8 +211,8 @@ def sac(
         copy.deepcopy(critics),
         temperature,
         value_norm,
-        c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
-        c.task_step(critics, optimizer, max_grad_norm, has_positive=True),
+        policy_step,
+        critic_step,
         # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
         Components(**{**vars(c), **uniform}).task_step(temperature, optimizer, float("inf"), has_positive=False),
         -torch.tensor(spec.action_mask, device=c.device).float().sum(1),

@@ -18,7 +18,10 @@ State = dict[str, Any]
 """What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
 
 Metrics = dict[str, Tensor]
-"""Named device tensors: a scalar `()` or one value per task `(K,)`. They are read only when a row is logged."""
+"""Named device tensors: a scalar `()`, one value per task `(K,)` or per pair of tasks `(K, K)`.
+
+They are read only when a row is logged. Names with a group ("grad/critic_norm") keep it, others get the group "train".
+"""
 
 
 class UserError(Exception):

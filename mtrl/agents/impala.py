@@ -100,7 +100,7 @@ class Impala:
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs)
 
-        metrics = {key: torch.stack([step[key] for step in steps]).mean(0) for key in steps[0]}
+        metrics = {key: _mean([step[key] for step in steps]) for key in steps[0]}
         metrics["value_scale"] = self.value_norm.sigma.float()
         return metrics
 
@@ -148,8 +148,8 @@ class Impala:
 
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         value_aux, value_diagnostics = self.value.aux(features, task)
-        policy_metrics = policy_diagnostics | self.policy_step(signed=policy_loss + policy_aux)
-        value_metrics = value_diagnostics | self.value_step(positive=value_loss, signed=value_aux.expand_as(value_loss))
+        policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
+        value_metrics = self.value_step(task, positive=value_loss, aux=value_aux)
         with torch.no_grad():
             approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
             clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()
@@ -159,8 +159,10 @@ class Impala:
                 "entropy": per_task_mean(entropy, task, self.num_tasks),
                 "approximate_kl": approximate_kl,
                 "clip_fraction": clipped,
-                **{f"policy_{key}": value for key, value in policy_metrics.items()},
-                **{f"value_{key}": value for key, value in value_metrics.items()},
+                **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
+                **{f"value_{key}": value for key, value in value_diagnostics.items()},
+                **{f"grad/policy_{key}": value for key, value in policy_metrics.items()},
+                **{f"grad/value_{key}": value for key, value in value_metrics.items()},
             }
 
     def state_dict(self) -> State:
@@ -171,3 +173,9 @@ class Impala:
             getattr(self, key).load_state_dict(state[key])
 
     _SAVED = ("networks", "policy_step", "value_step")
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    """Mean over steps; a task is NaN in steps from which it was absent."""
+    stacked = torch.stack(values)
+    return stacked.mean(0) if stacked.ndim == 1 else stacked.nanmean(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,9 @@ class Collector:
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
+
+    Attributes:
+        listeners: Called with each `statistics`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Collector:
         random_start: float = 0.0,
     ) -> None:
         self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
+        self.listeners: list[Callable[[Metrics], None]] = []
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
         self._episode_return = torch.zeros(env.num_envs)
@@ -100,6 +104,8 @@ class Collector:
         statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
         if not self.env.spec.has_success:
             del statistics["success_rate"]
+        for listener in self.listeners:
+            listener(statistics)
         statistics["task_share"] = self.sampler.probabilities()
         return statistics
 

@@ -155,7 +155,9 @@ class Loop:
         if "success_rate" in statistics:
             seen = dict(zip(names, statistics["success_rate"].tolist(), strict=True))
             self._success |= {name: rate for name, rate in seen.items() if rate == rate}  # NaN: no episode ended
-        row: dict[str, Any] = {f"train/{name}": value for name, value in self.metrics.mean().items()}
+        row: dict[str, Any] = {
+            name if "/" in name else f"train/{name}": value for name, value in self.metrics.mean().items()
+        }
         for name, value in statistics.items():
             row[f"train/{name}"] = value
             row[f"train/{name}_mean"] = value.nanmean()

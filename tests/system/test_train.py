@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mtrl.config import GROUPS, composed, config_dir, load_yaml, train_config
+from mtrl.registry import names
 from mtrl.train import environment_description
 from tests.system.commands import ON_POLICY, TINY, evaluations, only_run, rows, run, start, tiny
 
@@ -58,7 +59,7 @@ def test_metric_names(run_dir: Path) -> None:
     assert [row["step"] for row in evaluation] == [320, 640]
     names = set(training[-1])
     assert {f"train/{kind}/{task}" for kind in ("policy_loss", "value_loss", "entropy") for task in TASKS} <= names
-    assert {"train/return_mean", "train/success_rate_mean", "train/policy_grad_norm"} <= names
+    assert {"train/return_mean", "train/success_rate_mean", "grad/policy_norm"} <= names
     assert {"time/env_steps_per_s", "time/wall_s", "time/updates", "time/env_s", "time/update_s"} <= names
     assert {f"eval/{kind}/{task}" for kind in ("success_rate", "return") for task in TASKS} <= set(evaluation[0])
     assert all(name.split("/")[0] in ("step", "train", "eval", "time", "grad") for row in found for name in row)
@@ -91,13 +92,36 @@ def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
     assert not any(name.startswith("train/success_rate") for row in rows(run_dir) for name in row)
 
 
+NEEDED = {"alpha_softmax": ("sac", []), "gradnorm": ("ppo", ["aggregation=measured_mean"])}
+"""Options that need another agent or setting."""
+
+
 @pytest.mark.parametrize(
     ("group", "option"),
     [(group, option) for group in GROUPS if group not in ("env", "agent") for option in options(group)],
 )
 def test_every_option_trains(run_dir: Path, group: str, option: str) -> None:
-    command = [*tiny(total_steps=80), f"{group}={option}", f"run_dir={run_dir}", "eval.every=0"]
+    if option == "torchjd":
+        pytest.importorskip("quadprog")
+    agent, settings = NEEDED.get(option, ("ppo", []))
+    command = [*tiny(agent, total_steps=80), f"{group}={option}", *settings, f"run_dir={run_dir}", "eval.every=0"]
     assert run(*command, "eval.episodes_per_task=1") == 0
+
+
+@pytest.mark.parametrize("group", ["aggregation", "weighting"])
+def test_every_component_has_an_option(group: str) -> None:
+    assert options(group) == names(group)
+
+
+def test_diagnostics_of_the_gradients(run_dir: Path) -> None:
+    assert run(*tiny(total_steps=80), "aggregation=pcgrad", "weighting=dwa", f"run_dir={run_dir}", "eval.every=0") == 0
+    (row,) = (row for row in rows(run_dir) if "grad/policy_norm" in row)
+    for network in ("policy", "value"):
+        assert -1 <= row[f"grad/{network}_cosine_mean"] <= 1
+        assert 0 <= row[f"grad/{network}_conflict_rate"] <= 1
+        assert [row[f"grad/{network}_cosine"][i][i] for i in range(4)] == [1.0] * 4
+        assert all(row[f"grad/{network}_task_norm/{task}"] > 0 for task in TASKS)
+        assert all(row[f"grad/{network}_task_weight/{task}"] == pytest.approx(1) for task in TASKS)
 
 
 @pytest.mark.parametrize("head", ["shared", "per_task"])
