@@ -542,6 +542,18 @@ def test_jacobian_aggregation() -> None:
     assert float(metrics["conflict_rate"]) == pytest.approx(sum(float(c) < 0 for c in cosines) / 3)
 
 
+@pytest.mark.parametrize("name", PER_TASK)
+def test_aggregations_of_networks_that_share_nothing(name: str) -> None:
+    """There is nothing to combine: `mean`."""
+    trunk = small("soft_sharing")
+    network = build_value(describe("gaussian", trunk=trunk), make_spec(K, F), "per_task", SCALAR, with_action=False)
+    task = torch.arange(K)[:, None].expand(K, 6)
+    losses = network(torch.randn(K, 6, F), task).square().mean(1)
+    expected = torch.autograd.grad(losses.mean(), list(network.parameters()), retain_graph=True)
+    build_aggregation(name).backward(losses, list(network.parameters()), task)
+    torch.testing.assert_close([p.grad for p in network.parameters()], list(expected))
+
+
 def test_diagnostics_leave_absent_tasks_out() -> None:
     """g_1 = (1, 0), g_2 = 0, g_3 = (-3, 4): one pair, with cosine -3/5."""
     jacobian = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-3.0, 4.0]])
@@ -594,8 +606,7 @@ def test_one_task_keeps_its_direction(name: str) -> None:
 def test_per_task_gradients_of_every_trunk(trunk: str, head: str, with_action: bool) -> None:
     """Those of the tasks' losses one by one, for samples in any order."""
     torch.manual_seed(0)
-    description = describe("gaussian") | {"trunk": {"name": trunk}}
-    network = build_value(description, make_spec(K, F), head, with_action)
+    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, with_action)
     shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
     for task in (torch.arange(K)[:, None].expand(K, 5), torch.randint(K, (20,))):
         x = torch.randn(*task.shape, F + (make_spec(K, F).action_dim if with_action else 0))
@@ -603,7 +614,7 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str, with_action: b
         rows, own_rows = per_task_gradients(losses, shared, own, task)
         losses = per_task_mean(network(x, task).square(), task, K)
         for k in range(K):
-            expected = torch.autograd.grad(losses[k], shared, retain_graph=True, allow_unused=True)
+            expected = torch.autograd.grad(losses[k], [*shared, *own], retain_graph=True, allow_unused=True)[: len(shared)]
             for ours, theirs in zip(rows, expected, strict=True):
                 torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
         if own:

@@ -17,7 +17,7 @@ from tests.helpers import no_timer
 def make_agent(*overrides: str) -> Agent:
     config = composed(["env=toy_reach", *overrides], "train")
     env = mtrl.envs.make(**config["env"] | {"num_envs": 8}, seed=0)
-    slots = ("network", "task_encoder", "aggregation", "weighting", "value_norm", "task_sampling")
+    slots = ("network", "task_encoder", "aggregation", "weighting", "value_norm", "value_head", "task_sampling")
     components = Components(**{slot: config[slot] for slot in slots}, spec=env.spec, device="cpu")
     return build_agent(config["agent"], components, env, no_timer)
 

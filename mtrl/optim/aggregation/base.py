@@ -72,7 +72,9 @@ class JacobianAggregation(Aggregation):
         shared = [parameter for parameter in parameters if not getattr(parameter, "is_per_task", False)]
         gradients, own_gradients = per_task_gradients(losses, shared, own, task)
         blocks = [gradient.flatten(1) for gradient in gradients]
-        gramian = torch.stack([(block @ block.T).double() for block in blocks]).sum(0)
+        gramian = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=losses.device)
+        for block in blocks:  # there may be none: networks that share nothing
+            gramian += block @ block.T
         for parameter, gradient in zip(shared, self._combine_blocks(blocks, gramian), strict=True):
             parameter.grad = gradient.view_as(parameter)
         for parameter, gradient in zip(own, own_gradients, strict=True):
@@ -81,6 +83,8 @@ class JacobianAggregation(Aggregation):
 
     def _combine_blocks(self, blocks: Sequence[Tensor], gramian: Float[Tensor, "K K"]) -> Sequence[Tensor]:
         """`combine`, by parameter: (K, P_i) to (P_i,)."""
+        if not blocks:
+            return ()
         combined = self.combine(torch.cat(tuple(blocks), dim=1))
         return combined.split([block.shape[1] for block in blocks])
 
