@@ -614,8 +614,8 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str, with_action: b
         rows, own_rows = per_task_gradients(losses, shared, own, task)
         losses = per_task_mean(network(x, task).square(), task, K)
         for k in range(K):
-            expected = torch.autograd.grad(losses[k], [*shared, *own], retain_graph=True, allow_unused=True)[: len(shared)]
-            for ours, theirs in zip(rows, expected, strict=True):
+            expected = torch.autograd.grad(losses[k], [*shared, *own], retain_graph=True, allow_unused=True)
+            for ours, theirs in zip(rows, expected[: len(shared)], strict=True):
                 torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
         if own:
             torch.testing.assert_close(own_rows, list(torch.autograd.grad(losses.sum(), own)))
