@@ -18,13 +18,14 @@ import mtrl.nn
 import mtrl.optim  # noqa: F401  # these three register what nodes can name
 from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac, Temperature
-from mtrl.data.experience import Collector, OffPolicy, OnPolicy
+from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
+from mtrl.parallel.actors import Actors
 from mtrl.registry import build, positive, register
-from mtrl.types import EnvSpec, Experience, Learner, PhaseTimer, UserError, VecEnv
+from mtrl.types import EnvSpec, Experience, Learner, UserError
 
 Node = Mapping[str, Any]
 
@@ -95,25 +96,25 @@ class Agent:
     policy_description: dict[str, Any]
 
 
-def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
-    """Builds what `agent=...` names for an environment."""
-    spec = env.spec
+def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
+    """Builds what `agent=...` names, to learn from what the actors do."""
+    spec = components.spec
     sampler = build(
         "task_sampling",
         components.task_sampling,
         num_tasks=spec.num_tasks,
-        num_slots=env.num_envs,
+        num_slots=actors.num_envs,
         has_success=spec.has_success,
     )
-    collector = Collector(env, sampler, components.device, timer, node["random_start"])
     keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
-    return build("agent", keywords, c=components, collector=collector)
+    return build("agent", keywords, c=components, actors=actors, episodes=Episodes(spec, sampler))
 
 
 @register("agent", "impala")
 def impala(
     c: Components,
-    collector: Collector,
+    actors: Actors,
+    episodes: Episodes,
     rollout_length: int,
     optimizer: dict[str, Any],
     gamma: float,
@@ -132,7 +133,7 @@ def impala(
     initial_std: float,
 ) -> Agent:
     """`agent=impala` and `agent=ppo`: two presets of one learner."""
-    spec, samples = c.spec, rollout_length * collector.env.num_envs
+    spec, samples = c.spec, rollout_length * actors.num_envs
     if minibatches > samples:
         raise ValueError(f"{minibatches} minibatches cannot be made of {samples} samples (rollout_length times slots).")
     gaussian = {"name": "gaussian", "initial_std": initial_std}
@@ -160,13 +161,14 @@ def impala(
         entropy_coef=entropy_coef,
         final_factor=final_factor,
     )
-    return Agent(learner, OnPolicy(collector, rollout_length), description)
+    return Agent(learner, actors.on_policy(episodes, policy, description, rollout_length), description)
 
 
 @register("agent", "sac")
 def sac(
     c: Components,
-    collector: Collector,
+    actors: Actors,
+    episodes: Episodes,
     batch_size: int,
     replay_ratio: float,
     replay_capacity: int,
@@ -205,7 +207,7 @@ def sac(
         gamma=gamma,
         tau=tau,
     )
-    if replay_capacity < max(warmup, collector.env.num_envs):
+    if replay_capacity < max(warmup, actors.num_envs):
         raise ValueError(f"replay_capacity={replay_capacity} is less than the warmup or the number of slots.")
     replay = Replay(spec, replay_capacity, c.device)
-    return Agent(learner, OffPolicy(collector, replay, batch_size, replay_ratio, warmup), description)
+    return Agent(learner, actors.off_policy(episodes, replay, batch_size, replay_ratio, warmup), description)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,7 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.evaluate import Evaluator
+from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, save_policy
 from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
 from mtrl.run.evaluation import show
@@ -57,7 +59,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     run_dir = resume or new_run_dir(config)
     seed_everything(config.seed)
     timer = PhaseTimer()
-    env = mtrl.envs.make(**config.env, seed=config.seed, slots_per_task=config.agent["slots_per_task"])
+    progress = Progress()
+    actors = make_actors(config, timer, progress)
     evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
     try:
         components = Components(
@@ -68,16 +71,15 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             value_norm=config.value_norm,
             value_head=config.value_head,
             task_sampling=config.task_sampling,
-            spec=env.spec,
+            spec=actors.spec,
             device=config.device,
         )
-        agent = build_agent(config.agent, components, env, timer)
+        agent = build_agent(config.agent, components, actors)
         if config.init_from is not None and resume is None:
             initialise(agent, config.init_from, config.init_from_parts)
         if resume is None:
             start_run_dir(run_dir, config)
-        progress = Progress()
-        logger = Logger(run_dir, env.spec.task_names)
+        logger = Logger(run_dir, actors.spec.task_names)
         loop = Loop(
             agent.learner,
             agent.experience,
@@ -87,7 +89,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             timer=timer,
             run_dir=run_dir,
             save_policy=lambda folder: save_policy(
-                folder / "policy", agent.learner.policy, agent.policy_description, env.spec
+                folder / "policy", agent.learner.policy, agent.policy_description, actors.spec
             ),
             until=Until(config.total_steps),
             log_now=Every(config.log.every),
@@ -105,7 +107,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             if step >= config.total_steps:
                 progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
-        progress.print(f"Run folder: {run_dir}. {env.num_envs} slots, {env.spec.num_tasks} tasks.")
+        progress.print(f"Run folder: {run_dir}. {actors.num_envs} slots, {actors.spec.num_tasks} tasks.")
         timer.reset()
         stopped_by = loop.run(checkpointer)
         logger.close()
@@ -117,8 +119,23 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         print_summary(loop, loop.state.step - step)
     finally:
         evaluator.close()
-        env.close()
+        actors.close()
     return 0
+
+
+def make_actors(config: TrainConfig, timer: PhaseTimer, progress: Progress) -> Actors:
+    """The learner's process acts, or `config.actors` others, each in an environment with its share of the slots."""
+    env, slots_per_task = dict(config.env), config.agent["slots_per_task"]
+    random_start = float(config.agent["random_start"])
+    if not config.actors:
+        made = mtrl.envs.make(**env, seed=config.seed, slots_per_task=slots_per_task)
+        return Serial(made, config.device, timer, random_start)
+    if env.get("num_envs") is not None:
+        env["num_envs"] //= config.actors
+    if "num_workers" in env and env["num_workers"] is None:
+        env["num_workers"] = 0  # each actor is one
+    make_env = partial(mtrl.envs.make, **env, seed=config.seed, slots_per_task=slots_per_task // config.actors)
+    return Asynchronous(config.actors, make_env, config.device, timer, random_start, config.seed, progress.print)
 
 
 def print_summary(loop: Loop, steps: int) -> None:
@@ -128,7 +145,7 @@ def print_summary(loop: Loop, steps: int) -> None:
     print(
         f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)"
     )
-    for phase in ("env", "inference", "update", "evaluation", "checkpoint", "other"):
+    for phase in ("env", "inference", "wait", "update", "evaluation", "checkpoint", "other"):
         if phase in seconds:
             per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "update") else ""
             print(f"  {phase:<10} {duration(seconds[phase]):>7}{per_second}")

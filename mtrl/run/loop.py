@@ -158,7 +158,8 @@ class Loop:
         row: dict[str, Any] = {f"train/{name}": value for name, value in self.metrics.mean().items()}
         for name, value in statistics.items():
             row[f"train/{name}"] = value
-            row[f"train/{name}_mean"] = value.nanmean()
+            if value.ndim:
+                row[f"train/{name}_mean"] = value.nanmean()
         seconds = self.timer.seconds
         row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
         row |= {
