@@ -40,7 +40,6 @@ class Components:
     weighting: Node
     value_norm: Node
     value_head: Node
-    task_sampling: Node
     spec: EnvSpec
     device: str
 
@@ -96,25 +95,22 @@ class Agent:
     policy_description: dict[str, Any]
 
 
+def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episodes:
+    """Builds the task sampler, and what tells it of episodes."""
+    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "has_success": spec.has_success}
+    return Episodes(spec, build("task_sampling", task_sampling, **runtime))
+
+
 def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
     """Builds what `agent=...` names, to learn from what the actors do."""
-    spec = components.spec
-    sampler = build(
-        "task_sampling",
-        components.task_sampling,
-        num_tasks=spec.num_tasks,
-        num_slots=actors.num_envs,
-        has_success=spec.has_success,
-    )
     keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
-    return build("agent", keywords, c=components, actors=actors, episodes=Episodes(spec, sampler))
+    return build("agent", keywords, c=components, actors=actors)
 
 
 @register("agent", "impala")
 def impala(
     c: Components,
     actors: Actors,
-    episodes: Episodes,
     rollout_length: int,
     optimizer: dict[str, Any],
     gamma: float,
@@ -161,14 +157,13 @@ def impala(
         entropy_coef=entropy_coef,
         final_factor=final_factor,
     )
-    return Agent(learner, actors.on_policy(episodes, policy, description, rollout_length), description)
+    return Agent(learner, actors.on_policy(policy, description, rollout_length), description)
 
 
 @register("agent", "sac")
 def sac(
     c: Components,
     actors: Actors,
-    episodes: Episodes,
     batch_size: int,
     replay_ratio: float,
     replay_capacity: int,
@@ -210,4 +205,4 @@ def sac(
     if replay_capacity < max(warmup, actors.num_envs):
         raise ValueError(f"replay_capacity={replay_capacity} is less than the warmup or the number of slots.")
     replay = Replay(spec, replay_capacity, c.device)
-    return Agent(learner, actors.off_policy(episodes, replay, batch_size, replay_ratio, warmup), description)
+    return Agent(learner, actors.off_policy(replay, batch_size, replay_ratio, warmup), description)

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import mtrl.envs
-from mtrl.build import Agent, Components, build_agent
+from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import (
     TrainConfig,
     checked,
@@ -36,6 +36,7 @@ from mtrl.config import (
     to_plain,
 )
 from mtrl.config import train_config as check_config
+from mtrl.data.experience import Collector
 from mtrl.evaluate import Evaluator
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, save_policy
@@ -60,9 +61,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     seed_everything(config.seed)
     timer = PhaseTimer()
     progress = Progress()
-    actors = make_actors(config, timer, progress)
+    actors = make_actors(config, timer, progress.print)
     evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
     try:
+        spec = actors.episodes.spec
         components = Components(
             network=config.network,
             task_encoder=config.task_encoder,
@@ -70,8 +72,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             weighting=config.weighting,
             value_norm=config.value_norm,
             value_head=config.value_head,
-            task_sampling=config.task_sampling,
-            spec=actors.spec,
+            spec=spec,
             device=config.device,
         )
         agent = build_agent(config.agent, components, actors)
@@ -79,7 +80,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             initialise(agent, config.init_from, config.init_from_parts)
         if resume is None:
             start_run_dir(run_dir, config)
-        logger = Logger(run_dir, actors.spec.task_names)
+        logger = Logger(run_dir, spec.task_names)
         loop = Loop(
             agent.learner,
             agent.experience,
@@ -89,7 +90,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             timer=timer,
             run_dir=run_dir,
             save_policy=lambda folder: save_policy(
-                folder / "policy", agent.learner.policy, agent.policy_description, actors.spec
+                folder / "policy", agent.learner.policy, agent.policy_description, spec
             ),
             until=Until(config.total_steps),
             log_now=Every(config.log.every),
@@ -107,7 +108,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             if step >= config.total_steps:
                 progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
-        progress.print(f"Run folder: {run_dir}. {actors.num_envs} slots, {actors.spec.num_tasks} tasks.")
+        progress.print(f"Run folder: {run_dir}. {actors.num_envs} slots, {spec.num_tasks} tasks.")
         timer.reset()
         stopped_by = loop.run(checkpointer)
         logger.close()
@@ -123,19 +124,24 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     return 0
 
 
-def make_actors(config: TrainConfig, timer: PhaseTimer, progress: Progress) -> Actors:
+def make_actors(config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None]) -> Actors:
     """The learner's process acts, or `config.actors` others, each in an environment with its share of the slots."""
-    env, slots_per_task = dict(config.env), config.agent["slots_per_task"]
-    random_start = float(config.agent["random_start"])
+    node, shares = dict(config.env), max(config.actors, 1)
+    if node.get("num_envs") is not None:
+        node["num_envs"] //= shares
+    if config.actors and "num_workers" in node and node["num_workers"] is None:
+        node["num_workers"] = 0  # the actor itself
+    slots_per_task = config.agent["slots_per_task"] // shares
+    make_env = partial(mtrl.envs.make, **node, seed=config.seed, slots_per_task=slots_per_task)
+    env, random_start = make_env(), float(config.agent["random_start"])
+    num_envs = shares * env.num_envs
+    episodes = build_episodes(config.task_sampling, env.spec, num_envs)
     if not config.actors:
-        made = mtrl.envs.make(**env, seed=config.seed, slots_per_task=slots_per_task)
-        return Serial(made, config.device, timer, random_start)
-    if env.get("num_envs") is not None:
-        env["num_envs"] //= config.actors
-    if "num_workers" in env and env["num_workers"] is None:
-        env["num_workers"] = 0  # each actor is one
-    make_env = partial(mtrl.envs.make, **env, seed=config.seed, slots_per_task=slots_per_task // config.actors)
-    return Asynchronous(config.actors, make_env, config.device, timer, random_start, config.seed, progress.print)
+        return Serial(Collector(env, episodes, config.device, timer, random_start))
+    env.close()  # it was made to learn its spec, and to find here what is wrong with it
+    return Asynchronous(
+        config.actors, num_envs, make_env, episodes, config.device, timer, random_start, config.seed, report
+    )
 
 
 def print_summary(loop: Loop, steps: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mtrl.parallel.actor import Ended, Recipe, broadcast_tree
 from mtrl.parallel.memory import Broadcast, SharedTensors, build_tree, leaves
 from mtrl.parallel.process import ServingProcess
 from mtrl.registry import positive
-from mtrl.types import Actor, EnvSpec, Experience, Metrics, PhaseTimer, Rollout, State, UserError, VecEnv
+from mtrl.types import Actor, Experience, Metrics, PhaseTimer, Rollout, State, UserError, VecEnv
 
 MOST_DEATHS = 3
 """An actor that dies so often without a rollout in between is given up."""
@@ -29,22 +29,19 @@ class ActorError(UserError, RuntimeError):
     """An actor failed in a way that starting another would not mend."""
 
 
+@runtime_checkable
 class Actors(Protocol):
     """What makes a learner's experience. Owns the environments."""
 
-    spec: EnvSpec
+    episodes: Episodes
     num_envs: int
     """Slots of all environments together."""
 
-    def on_policy(
-        self, episodes: Episodes, policy: nn.Module, description: Mapping[str, Any], rollout_length: int
-    ) -> Experience:
+    def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> Experience:
         """Rollouts of a policy. `description` is what `build_policy` made it from."""
         ...
 
-    def off_policy(
-        self, episodes: Episodes, replay: Replay, batch_size: int, replay_ratio: float, warmup: int
-    ) -> Experience:
+    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> Experience:
         """See `OffPolicy`."""
         ...
 
@@ -54,33 +51,19 @@ class Actors(Protocol):
 
 
 class Serial:
-    """The learner's process acts, between updates: the null object.
+    """The learner's process acts, between updates: the null object."""
 
-    Args:
-        device: Of the policy.
-        timer: Told what is inference and what is simulation.
-        random_start: See `Collector`.
-    """
+    def __init__(self, collector: Collector) -> None:
+        self.collector, self.episodes, self.num_envs = collector, collector.episodes, collector.env.num_envs
 
-    def __init__(self, env: VecEnv, device: str, timer: PhaseTimer, random_start: float) -> None:
-        self.env, self.device, self.timer, self.random_start = env, device, timer, random_start
-        self.spec, self.num_envs = env.spec, env.num_envs
+    def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> OnPolicy:
+        return OnPolicy(self.collector, rollout_length)
 
-    def on_policy(
-        self, episodes: Episodes, policy: nn.Module, description: Mapping[str, Any], rollout_length: int
-    ) -> OnPolicy:
-        return OnPolicy(self._collector(episodes), rollout_length)
-
-    def off_policy(
-        self, episodes: Episodes, replay: Replay, batch_size: int, replay_ratio: float, warmup: int
-    ) -> OffPolicy:
-        return OffPolicy(self._collector(episodes), replay, batch_size, replay_ratio, warmup)
-
-    def _collector(self, episodes: Episodes) -> Collector:
-        return Collector(self.env, episodes, self.device, self.timer, self.random_start)
+    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> OffPolicy:
+        return OffPolicy(self.collector, replay, batch_size, replay_ratio, warmup)
 
     def close(self) -> None:
-        self.env.close()
+        self.collector.env.close()
 
 
 class Asynchronous:
@@ -88,18 +71,21 @@ class Asynchronous:
 
     Args:
         count: Number of processes.
-        make_env: Makes one actor's environment; a function of a module, or a partial of one.
+        num_envs: Slots of all of them together.
+        make_env: Makes the environment of one of them; a function of a module, or a partial of one.
         device: Of the learner.
         timer: Told the time that the learner waits.
         random_start: See `Collector`.
         seed: Every actor's seed comes from it.
-        report: Takes a line about what went wrong.
+        report: Takes a line about each actor that died.
     """
 
     def __init__(
         self,
         count: int,
+        num_envs: int,
         make_env: Callable[[], VecEnv],
+        episodes: Episodes,
         device: str,
         timer: PhaseTimer,
         random_start: float,
@@ -107,30 +93,22 @@ class Asynchronous:
         report: Callable[[str], None],
     ) -> None:
         positive(count=count)
-        self.count, self.make_env, self.device, self.timer = count, make_env, device, timer
-        self.random_start, self.seed, self.report = random_start, seed, report
-        env = make_env()  # also so that what is wrong with it is found here
-        self.spec, self.num_envs = env.spec, count * env.num_envs
-        env.close()
-        self._experiences: list[AsyncOnPolicy] = []
+        self.count, self.num_envs, self.make_env, self.episodes = count, num_envs, make_env, episodes
+        self.device, self.timer, self.random_start = device, timer, random_start
+        self.seed, self.report = seed, report
+        self.processes: list[ActorProcess] = []
+        self._finalizer = weakref.finalize(self, _close_all, self.processes)
 
-    def on_policy(
-        self, episodes: Episodes, policy: nn.Module, description: Mapping[str, Any], rollout_length: int
-    ) -> AsyncOnPolicy:
+    def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> AsyncOnPolicy:
         positive(rollout_length=rollout_length)
         recipe = Recipe(self.make_env, dict(description), rollout_length, self.random_start, self.seed)
-        experience = AsyncOnPolicy(self.count, recipe, episodes, policy, self.device, self.timer, self.report)
-        self._experiences.append(experience)
-        return experience
+        return AsyncOnPolicy(self, recipe, policy)
 
-    def off_policy(
-        self, episodes: Episodes, replay: Replay, batch_size: int, replay_ratio: float, warmup: int
-    ) -> Experience:
+    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> Experience:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
 
     def close(self) -> None:
-        while self._experiences:
-            self._experiences.pop().close()
+        self._finalizer()
 
 
 class AsyncOnPolicy:
@@ -143,34 +121,18 @@ class AsyncOnPolicy:
     Of an actor nothing is saved: in a resumed run all begin new episodes, with other random numbers.
 
     Args:
-        count: Number of actors.
         recipe: Of one actor, with the seed from which each gets its own.
         policy: Its weights are published.
-        device: Of the batches.
-        timer: Told the time spent waiting.
-        report: Takes a line about each actor that died.
     """
 
-    def __init__(
-        self,
-        count: int,
-        recipe: Recipe,
-        episodes: Episodes,
-        policy: nn.Module,
-        device: str,
-        timer: PhaseTimer,
-        report: Callable[[str], None],
-    ) -> None:
-        self.count, self.recipe, self.episodes, self.policy = count, recipe, episodes, policy
-        self.device, self.timer, self.report = device, timer, report
+    def __init__(self, actors: Asynchronous, recipe: Recipe, policy: nn.Module) -> None:
+        self.actors, self.episodes, self.recipe, self.policy = actors, actors.episodes, recipe, policy
         self.restarts = 0
         self._started = 0  # in all sessions of the run
         self._broadcast = Broadcast.like(self._published())
-        self._actors: list[_ActorProcess] = []
-        self._deaths = [0] * count  # in a row
+        self._deaths = [0] * actors.count  # in a row
         self._rollouts: list[Rollout] = []
         self._lags: list[int] = []
-        self._finalizer = weakref.finalize(self, _close_all, self._actors)
 
     def _published(self) -> dict[str, Any]:
         return broadcast_tree(self.policy, self.episodes.sampler.probabilities())
@@ -178,27 +140,28 @@ class AsyncOnPolicy:
     def collect(self, actor: Actor) -> int:
         """Publishes the weights and gathers the next batch. The actors act, not `actor`."""
         self._broadcast.publish(self._published())
-        if not self._actors:  # only now, as a state may have been loaded
-            self._actors += [self._start() for _ in range(self.count)]
+        processes, count = self.actors.processes, self.actors.count
+        if not processes:  # only now, as a state may have been loaded
+            processes += [self._start() for _ in range(count)]
         gathered: list[Rollout] = []
-        with self.timer("wait"):
-            while len(gathered) < self.count:
-                ready = wait([process.connection for process in self._actors])
-                for i, process in enumerate(self._actors):
-                    if process.connection in ready and len(gathered) < self.count:
+        with self.actors.timer("wait"):
+            while len(gathered) < count:
+                ready = wait([process.connection for process in processes])
+                for i, process in enumerate(processes):
+                    if process.connection in ready and len(gathered) < count:
                         gathered += self._receive(i)
         self._rollouts = [concatenate(gathered)]
         return self._rollouts[0].task.numel()
 
-    def _start(self) -> _ActorProcess:
+    def _start(self) -> ActorProcess:
         seed = int(np.random.SeedSequence([self.recipe.seed, self._started]).generate_state(1)[0])
         self._started += 1
-        return _ActorProcess(replace(self.recipe, seed=seed), self._broadcast)
+        return ActorProcess(replace(self.recipe, seed=seed), self._broadcast)
 
     def _receive(self, i: int) -> list[Rollout]:
         """The rollout that actor i has ready, or none: it has died, and another is started in its place."""
         try:
-            rollout, version, ended = self._actors[i].receive(self.device)
+            rollout, version, ended = self.actors.processes[i].receive(self.actors.device)
         except (EOFError, OSError):
             self._replace(i)
             return []
@@ -210,15 +173,16 @@ class AsyncOnPolicy:
         return [rollout]
 
     def _replace(self, i: int) -> None:
-        dead = self._actors[i]
+        dead = self.actors.processes[i]
         what = f"Actor {i} (process {dead.pid}) {dead.how_it_ended()}"
         dead.close()
         self._deaths[i] += 1
         if self._deaths[i] == MOST_DEATHS:
-            raise ActorError(f"{what}, the {MOST_DEATHS}rd time without a rollout. The last checkpoint is intact.")
-        self._actors[i] = self._start()
+            times = f"{MOST_DEATHS} times in a row without a rollout"
+            raise ActorError(f"{what}, {times}. The last checkpoint is intact.")
+        self.actors.processes[i] = self._start()
         self.restarts += 1
-        self.report(f"WARNING: {what}. It was started again (restarts so far: {self.restarts}).")
+        self.actors.report(f"WARNING: {what}. It was started again (restarts so far: {self.restarts}).")
 
     def batches(self) -> Iterator[Rollout]:
         while self._rollouts:
@@ -237,12 +201,8 @@ class AsyncOnPolicy:
         self.episodes.load_state_dict(state["episodes"])
         self._started, self.restarts = state["started"], state["restarts"]
 
-    def close(self) -> None:
-        """Ends the actors."""
-        self._finalizer()
 
-
-class _ActorProcess(ServingProcess):
+class ActorProcess(ServingProcess):
     """An actor, and its slot."""
 
     def __init__(self, recipe: Recipe, broadcast: Broadcast) -> None:
@@ -271,8 +231,8 @@ class _ActorProcess(ServingProcess):
         return Rollout(**build_tree(tensors)), version, ended
 
 
-def _close_all(actors: list[_ActorProcess]) -> None:
-    for actor in actors:
-        actor.connection.close()  # so that they end together
-    while actors:
-        actors.pop().close()
+def _close_all(processes: list[ActorProcess]) -> None:
+    for process in processes:
+        process.connection.close()  # so that they end together
+    while processes:
+        processes.pop().close()
