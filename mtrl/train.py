@@ -65,17 +65,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
     try:
         spec = actors.episodes.spec
-        components = Components(
-            network=config.network,
-            task_encoder=config.task_encoder,
-            aggregation=config.aggregation,
-            weighting=config.weighting,
-            value_norm=config.value_norm,
-            value_head=config.value_head,
-            spec=spec,
-            device=config.device,
-        )
-        agent = build_agent(config.agent, components, actors)
+        agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
             initialise(agent, config.init_from, config.init_from_parts)
         if resume is None:
@@ -142,6 +132,21 @@ def make_actors(config: TrainConfig, timer: PhaseTimer, report: Callable[[str], 
     return Asynchronous(
         config.actors, num_envs, make_env, episodes, config.device, timer, random_start, config.seed, report
     )
+
+
+def make_agent(config: TrainConfig, actors: Actors) -> Agent:
+    """The learner that `config.agent` names, with its components and its experience."""
+    components = Components(
+        network=config.network,
+        task_encoder=config.task_encoder,
+        aggregation=config.aggregation,
+        weighting=config.weighting,
+        value_norm=config.value_norm,
+        value_head=config.value_head,
+        spec=actors.episodes.spec,
+        device=config.device,
+    )
+    return build_agent(config.agent, components, actors)
 
 
 def print_summary(loop: Loop, steps: int) -> None:
