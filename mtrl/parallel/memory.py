@@ -9,11 +9,12 @@ import mmap
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from math import prod
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,18 +62,19 @@ class SharedTensors:
 
     Args:
         layout: Of the tree.
-        file: The memory, large enough; None makes it.
+        fd: Of the memory, large enough, which is taken over; None makes it.
 
     Attributes:
         tensors: The tree: views of the memory, zero at first.
     """
 
-    def __init__(self, layout: Layout, file: BinaryIO | None = None) -> None:
+    def __init__(self, layout: Layout, fd: int | None = None) -> None:
         self._layout = layout
         sizes = [prod(shape) * dtype.itemsize for _, shape, dtype in layout]
         steps = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
-        self._file = file or _anonymous_file(sum(steps))
-        memory, offset = mmap.mmap(self._file.fileno(), sum(steps)), 0
+        self._fd = _anonymous_file(sum(steps)) if fd is None else fd
+        weakref.finalize(self, os.close, self._fd)
+        memory, offset = mmap.mmap(self._fd, sum(steps)), 0
         tensors = {}
         for (path, shape, dtype), step in zip(layout, steps, strict=True):
             flat = torch.frombuffer(memory, dtype=dtype, count=prod(shape), offset=offset)
@@ -88,22 +90,23 @@ class SharedTensors:
     def send(self, connection: Connection) -> None:
         """Lets the process at the other end of a pipe `receive` the memory."""
         connection.send(self._layout)
-        send_handle(connection, self._file.fileno(), None)
+        send_handle(connection, self._fd, None)
 
     @classmethod
     def receive(cls, connection: Connection) -> SharedTensors:
         """The memory that the other end sends."""
         layout = connection.recv()
-        return cls(layout, os.fdopen(recv_handle(connection), "r+b", buffering=0))
+        return cls(layout, recv_handle(connection))
 
 
-def _anonymous_file(size: int) -> BinaryIO:
+def _anonymous_file(size: int) -> int:
     if sys.platform == "linux":  # memory, and not limited by the size of /dev/shm, which containers make small
-        file: BinaryIO = os.fdopen(os.memfd_create("mtrl"), "r+b", buffering=0)
+        fd = os.memfd_create("mtrl")
     else:
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # it stays open; its name is gone already
-    file.truncate(size)
-    return file
+        with tempfile.TemporaryFile() as file:  # its name is gone already
+            fd = os.dup(file.fileno())
+    os.truncate(fd, size)
+    return fd
 
 
 class Broadcast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import signal
 from collections import Counter
@@ -88,6 +89,7 @@ def running(make_env: Callable[[], VecEnv], count: int = 2) -> Iterator[Run]:
         run.actors.close()
         wait_for(lambda: not any(map(alive, pids)), 5)
         del run.experience, run.actors
+        gc.collect()
     assert (set(Path("/dev/shm").iterdir()), len(list(Path("/proc/self/fd").iterdir()))) == before
 
 
