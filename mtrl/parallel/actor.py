@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -74,17 +74,11 @@ def main(fd: int) -> None:
     """Serves the learner at the other end of a pipe until it closes, also when the learner is killed: no orphans."""
     torch.set_num_threads(1)
     connection = Connection(fd)
-    try:
-        recipe: Recipe = connection.recv()
-        broadcast = Broadcast(SharedTensors.receive(connection))
-        free: SimpleQueue[None] = SimpleQueue()
-        Thread(target=_listen, args=(connection, free), daemon=True).start()
+    with suppress(OSError):  # the learner is gone
         try:
-            _act(recipe, broadcast, connection, free)
+            _act(connection)
         except Exception as error:
             connection.send(_one_line(error))
-    except (EOFError, OSError):  # the learner is gone
-        pass
 
 
 def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
@@ -96,8 +90,12 @@ def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
         os._exit(0)
 
 
-def _act(recipe: Recipe, broadcast: Broadcast, connection: Connection, free: SimpleQueue[None]) -> None:
+def _act(connection: Connection) -> None:
     """Collects rollouts without end. Each begins with the newest weights, and waits for the slot to be free."""
+    recipe: Recipe = connection.recv()
+    broadcast = Broadcast(SharedTensors.receive(connection))
+    free: SimpleQueue[None] = SimpleQueue()
+    Thread(target=_listen, args=(connection, free), daemon=True).start()
     torch.manual_seed(recipe.seed)
     env = recipe.make_env()
     env.reset(recipe.seed)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
 from math import prod
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any
 
 import torch
@@ -88,15 +88,24 @@ class SharedTensors:
         return cls(tuple((path, tuple(tensor.shape), tensor.dtype) for path, tensor in leaves(example)))
 
     def send(self, connection: Connection) -> None:
-        """Lets the process at the other end of a pipe `receive` the memory."""
+        """Lets the process at the other end of a (duplex) pipe `receive` the memory."""
         connection.send(self._layout)
-        send_handle(connection, self._fd, None)
+        with _socket_of(connection) as end:
+            socket.send_fds(end, [b"fd"], [self._fd])
 
     @classmethod
     def receive(cls, connection: Connection) -> SharedTensors:
-        """The memory that the other end sends."""
+        """The memory that the other end sends. Raises `EOFError` if it has closed."""
         layout = connection.recv()
-        return cls(layout, recv_handle(connection))
+        with _socket_of(connection) as end:
+            _, fds, _, _ = socket.recv_fds(end, 2, 1)
+        if not fds:
+            raise EOFError
+        return cls(layout, fds[0])
+
+
+def _socket_of(connection: Connection) -> socket.socket:
+    return socket.socket(fileno=os.dup(connection.fileno()))
 
 
 def _anonymous_file(size: int) -> int:

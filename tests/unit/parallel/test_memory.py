@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +46,13 @@ def test_both_ends_see_the_same_memory() -> None:
     copy_into(memory.tensors, example())
     del memory
     assert not torch.equal(other.tensors["obs"], tree["obs"])  # the memory lives as long as one end of it
+
+
+def test_the_memory_is_given_back() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        assert len(list(leaves(SharedTensors.like(example()).tensors))) == 5
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_trees_of_another_form_are_refused() -> None:
