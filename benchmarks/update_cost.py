@@ -25,10 +25,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from mtrl.build import Agent, Components, build_agent
+from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import composed
+from mtrl.data.experience import Collector
 from mtrl.optim import gradients
 from mtrl.optim.aggregation import Aggregation, PCGrad
+from mtrl.parallel.actors import Serial
 from mtrl.registry import lookup, names
 from mtrl.run.logger import PhaseTimer
 from mtrl.types import Batch, EnvSpec, Metrics, Rollout, Step
@@ -148,13 +150,13 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
         aggregation=config["aggregation"],
         weighting={"name": "uniform"},
         value_norm=config["value_norm"],
-        task_sampling=config["task_sampling"],
         spec=env.spec,
         device=device,
     )
     if agent == "sac":
         config["agent"] |= {"replay_capacity": env.num_envs, "warmup": 0}
-    built = build_agent(config["agent"], components, env, PhaseTimer())
+    collector = Collector(env, build_episodes(config["task_sampling"], env.spec, env.num_envs), device, PhaseTimer())
+    built = build_agent(config["agent"], components, Serial(collector))
     if aggregation in OTHERS:
         for key in ("policy_step", "critic_step", "value_step"):
             step = getattr(built.learner, key, None)

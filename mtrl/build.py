@@ -18,13 +18,14 @@ import mtrl.nn
 import mtrl.optim  # noqa: F401  # these three register what nodes can name
 from mtrl.agents.impala import Impala
 from mtrl.agents.sac import Sac, Temperature
-from mtrl.data.experience import Collector, OffPolicy, OnPolicy
+from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
+from mtrl.parallel.actors import Actors
 from mtrl.registry import build, positive, register
-from mtrl.types import EnvSpec, Experience, Learner, PhaseTimer, UserError, VecEnv
+from mtrl.types import EnvSpec, Experience, Learner, UserError
 
 Node = Mapping[str, Any]
 
@@ -39,7 +40,6 @@ class Components:
     weighting: Node
     value_norm: Node
     value_head: Node
-    task_sampling: Node
     spec: EnvSpec
     device: str
 
@@ -102,25 +102,22 @@ class Agent:
     policy_description: dict[str, Any]
 
 
-def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
-    """Builds what `agent=...` names for an environment."""
-    spec = env.spec
-    sampler = build(
-        "task_sampling",
-        components.task_sampling,
-        num_tasks=spec.num_tasks,
-        num_slots=env.num_envs,
-        has_success=spec.has_success,
-    )
-    collector = Collector(env, sampler, components.device, timer, node["random_start"])
+def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episodes:
+    """Builds the task sampler, and what tells it of episodes."""
+    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "has_success": spec.has_success}
+    return Episodes(spec, build("task_sampling", task_sampling, **runtime))
+
+
+def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
+    """Builds what `agent=...` names, to learn from what the actors do."""
     keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
-    return build("agent", keywords, c=components, collector=collector)
+    return build("agent", keywords, c=components, actors=actors)
 
 
 @register("agent", "impala")
 def impala(
     c: Components,
-    collector: Collector,
+    actors: Actors,
     rollout_length: int,
     optimizer: dict[str, Any],
     gamma: float,
@@ -139,7 +136,7 @@ def impala(
     initial_std: float,
 ) -> Agent:
     """`agent=impala` and `agent=ppo`: two presets of one learner."""
-    spec, samples = c.spec, rollout_length * collector.env.num_envs
+    spec, samples = c.spec, rollout_length * actors.num_envs
     if minibatches > samples:
         raise ValueError(f"{minibatches} minibatches cannot be made of {samples} samples (rollout_length times slots).")
     gaussian = {"name": "gaussian", "initial_std": initial_std}
@@ -150,7 +147,7 @@ def impala(
     value = build_value(description, spec, "per_task", c.value_head, with_action=False).to(c.device)
     policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False)
     value_step = c.task_step(value, optimizer, max_grad_norm, has_positive=True)
-    collector.listeners += [policy_step.weighting.observe, value_step.weighting.observe]
+    actors.episodes.listeners += [policy_step.weighting.observe, value_step.weighting.observe]
     learner = Impala(
         policy,
         value,
@@ -170,13 +167,13 @@ def impala(
         entropy_coef=entropy_coef,
         final_factor=final_factor,
     )
-    return Agent(learner, OnPolicy(collector, rollout_length), description)
+    return Agent(learner, actors.on_policy(policy, description, rollout_length), description)
 
 
 @register("agent", "sac")
 def sac(
     c: Components,
-    collector: Collector,
+    actors: Actors,
     batch_size: int,
     replay_ratio: float,
     replay_capacity: int,
@@ -203,7 +200,7 @@ def sac(
     runtime = {"log_alpha": lambda: temperature.log_alpha}
     policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False, **runtime)
     critic_step = c.task_step(critics, optimizer, max_grad_norm, has_positive=True, **runtime)
-    collector.listeners += [policy_step.weighting.observe, critic_step.weighting.observe]
+    actors.episodes.listeners += [policy_step.weighting.observe, critic_step.weighting.observe]
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
     learner = Sac(
         policy,
@@ -219,7 +216,7 @@ def sac(
         gamma=gamma,
         tau=tau,
     )
-    if replay_capacity < max(warmup, collector.env.num_envs):
+    if replay_capacity < max(warmup, actors.num_envs):
         raise ValueError(f"replay_capacity={replay_capacity} is less than the warmup or the number of slots.")
     replay = Replay(spec, replay_capacity, c.device)
-    return Agent(learner, OffPolicy(collector, replay, batch_size, replay_ratio, warmup), description)
+    return Agent(learner, actors.off_policy(replay, batch_size, replay_ratio, warmup), description)

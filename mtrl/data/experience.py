@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +15,51 @@ from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
 
+class Episodes:
+    """Results of finished episodes: told to the task sampler as they end, and summed up for the log.
+
+    Attributes:
+        listeners: Called with each `statistics`.
+    """
+
+    def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
+        self.spec, self.sampler = spec, sampler
+        self.listeners: list[Callable[[Metrics], None]] = []
+        self._finished = self._no_results()
+
+    def _no_results(self) -> Float[Tensor, "4 K"]:
+        """Sums over episodes: number, return, success, length."""
+        return torch.zeros(4, self.spec.num_tasks, dtype=torch.float64)
+
+    def add(self, task: Int[Tensor, " E"], results: Metrics) -> None:
+        """Takes in E episodes that ended together: their tasks, and "return", "success" and "length" of each."""
+        number = torch.ones(len(task), dtype=torch.float64)
+        columns = torch.stack([number, results["return"], results["success"], results["length"]])
+        self._finished.index_add_(1, task, columns)
+        self.sampler.update(task, results)
+
+    def statistics(self) -> Metrics:
+        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
+        episodes, *sums = self._finished
+        self._finished = self._no_results()
+        statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
+        if not self.spec.has_success:
+            del statistics["success_rate"]
+        for listener in self.listeners:
+            listener(statistics)
+        statistics["task_share"] = self.sampler.probabilities()
+        return statistics
+
+    def state_dict(self) -> State:
+        return {"sampler": self.sampler.state_dict(), "finished": self._finished}
+
+    def load_state_dict(self, state: State) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self._finished = state["finished"].to("cpu", copy=True)  # it is changed in place
+
+
 class Collector:
-    """Steps an environment, keeps the results of finished episodes, and gives slots their next tasks.
+    """Steps an environment, adds up the results of its episodes, and gives slots their next tasks.
 
     Where all episodes have the same length, the first of each slot is cut short, so that the slots of a task end theirs
     at different times. Otherwise a rollout shorter than an episode would hold the same part of it in every slot.
@@ -27,36 +70,31 @@ class Collector:
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
-
-    Attributes:
-        listeners: Called with each `statistics`.
     """
 
     def __init__(
         self,
         env: VecEnv,
-        sampler: TaskSampler,
+        episodes: Episodes,
         device: torch.device | str,
         timer: PhaseTimer,
         random_start: float = 0.0,
     ) -> None:
-        self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
-        self.listeners: list[Callable[[Metrics], None]] = []
+        self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
-        self._finished = self._no_results()
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
         self._start_action, _ = self._random.act(self.obs, self.task, explore=True)
         self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
-        self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
+        self._assign()
 
-    def _no_results(self) -> Float[Tensor, "4 K"]:
-        """Sums over finished episodes: number, return, success, length."""
-        return torch.zeros(4, self.env.spec.num_tasks, dtype=torch.float64)
+    def _assign(self) -> None:
+        """Chooses the tasks of the episodes that begin next."""
+        self.env.assign(allocate(self.episodes.sampler.probabilities(), self.env.task))
 
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
@@ -76,15 +114,11 @@ class Collector:
         self._length += 1
         done = step.done.cpu()
         if done.any():
-            task = step.task.cpu()[done]
-            results = torch.stack(
-                [torch.ones(len(task)), *(x[done] for x in (self._episode_return, self._succeeded, self._length))]
-            ).double()
-            self._finished.index_add_(1, task, results)
-            self.sampler.update(task, {"return": results[1], "success": results[2]})
-            for running in (self._episode_return, self._succeeded, self._length):
-                running[done] = 0
-            self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
+            running = {"return": self._episode_return, "success": self._succeeded, "length": self._length}
+            self.episodes.add(step.task.cpu()[done], {name: values[done].double() for name, values in running.items()})
+            for values in running.values():
+                values[done] = 0
+            self._assign()
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
         if done.any():
@@ -97,28 +131,15 @@ class Collector:
         length = torch.randint(self._longest_start + 1, slots.shape)
         self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
 
-    def statistics(self) -> Metrics:
-        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
-        episodes, *sums = self._finished
-        self._finished = self._no_results()
-        statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
-        if not self.env.spec.has_success:
-            del statistics["success_rate"]
-        for listener in self.listeners:
-            listener(statistics)
-        statistics["task_share"] = self.sampler.probabilities()
-        return statistics
-
     def state_dict(self) -> State:
         return {
             "env": self.env.state_dict(),
-            "sampler": self.sampler.state_dict(),
+            **self.episodes.state_dict(),
             "obs": self.obs,
             "task": self.task,
             "episode_return": self._episode_return,
             "succeeded": self._succeeded,
             "length": self._length,
-            "finished": self._finished,
             "until_cut": self._until_cut,
             "start_action": self._start_action,
             "start_length": self._start_length,
@@ -126,10 +147,10 @@ class Collector:
 
     def load_state_dict(self, state: State) -> None:
         self.env.load_state_dict(state["env"])
-        self.sampler.load_state_dict(state["sampler"])
+        self.episodes.load_state_dict(state)
         self.obs, self.task = state["obs"].to(self.device), state["task"].to(self.device)
         # Copied, as they are changed in place.
-        names = ("episode_return", "succeeded", "length", "finished", "until_cut", "start_length")
+        names = ("episode_return", "succeeded", "length", "until_cut", "start_length")
         for name in names:
             setattr(self, f"_{name}", state[name].to("cpu", copy=True))
         self._start_action = state["start_action"].to(self.device, copy=True)
@@ -181,13 +202,18 @@ class OnPolicy:
             yield self._rollouts.pop()
 
     def statistics(self) -> Metrics:
-        return self.collector.statistics()
+        return self.collector.episodes.statistics()
 
     def state_dict(self) -> State:
         return {"collector": self.collector.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.collector.load_state_dict(state["collector"])
+
+
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of T steps side by side, as one of all their slots."""
+    return Rollout(**{key: torch.cat([vars(rollout)[key] for rollout in rollouts], dim=1) for key in vars(rollouts[0])})
 
 
 class OffPolicy:
@@ -228,7 +254,7 @@ class OffPolicy:
             yield self.replay.sample(self.batch_size)
 
     def statistics(self) -> Metrics:
-        return self.collector.statistics()
+        return self.collector.episodes.statistics()
 
     def state_dict(self) -> State:
         return {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "owed": self._owed}

@@ -160,7 +160,8 @@ class Loop:
         }
         for name, value in statistics.items():
             row[f"train/{name}"] = value
-            row[f"train/{name}_mean"] = value.nanmean()
+            if value.ndim:
+                row[f"train/{name}_mean"] = value.nanmean()
         seconds = self.timer.seconds
         row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
         row |= {

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import mtrl.envs
-from mtrl.build import Agent, Components, build_agent
+from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import composed
+from mtrl.data.experience import Collector
+from mtrl.parallel.actors import Serial
 from mtrl.types import UserError
 from tests.helpers import no_timer
 
@@ -17,9 +19,10 @@ from tests.helpers import no_timer
 def make_agent(*overrides: str) -> Agent:
     config = composed(["env=toy_reach", *overrides], "train")
     env = mtrl.envs.make(**config["env"] | {"num_envs": 8}, seed=0)
-    slots = ("network", "task_encoder", "aggregation", "weighting", "value_norm", "value_head", "task_sampling")
+    slots = ("network", "task_encoder", "aggregation", "weighting", "value_norm", "value_head")
     components = Components(**{slot: config[slot] for slot in slots}, spec=env.spec, device="cpu")
-    return build_agent(config["agent"], components, env, no_timer)
+    episodes = build_episodes(config["task_sampling"], env.spec, env.num_envs)
+    return build_agent(config["agent"], components, Serial(Collector(env, episodes, "cpu", no_timer)))
 
 
 def steps(agent: Agent) -> tuple[Any, Any]:
@@ -32,8 +35,7 @@ def steps(agent: Agent) -> tuple[Any, Any]:
 def test_weightings_hear_of_success(name: str) -> None:
     agent = make_agent(f"agent={name}", "weighting=focal", "weighting.step_size=1")
     experience: Any = agent.experience
-    collector = experience.collector
-    collector._finished[:3, 1] = torch.tensor([4.0, 10.0, 3.0])  # four episodes of task 1, three with success
+    experience.collector.episodes._finished[:3, 1] = torch.tensor([4.0, 10.0, 3.0])  # four episodes of task 1, three with success
     experience.statistics()
     for step in steps(agent):
         assert step.weighting.success.tolist() == [0, 0.75, 0, 0]
