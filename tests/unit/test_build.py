@@ -35,7 +35,7 @@ def steps(agent: Agent) -> tuple[Any, Any]:
 def test_weightings_hear_of_success(name: str) -> None:
     agent = make_agent(f"agent={name}", "weighting=focal", "weighting.step_size=1")
     experience: Any = agent.experience
-    experience.collector.episodes._finished[:3, 1] = torch.tensor([4.0, 10.0, 3.0])  # four episodes of task 1, three with success
+    experience.collector.episodes._finished[:3, 1] = torch.tensor([4.0, 10.0, 3.0])  # task 1: three of four succeeded
     experience.statistics()
     for step in steps(agent):
         assert step.weighting.success.tolist() == [0, 0.75, 0, 0]
