@@ -3,6 +3,7 @@
 python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+python -m mtrl.train --help                                     # every choice and every setting
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.evaluate import Evaluator
+from mtrl.help import help_text
 from mtrl.policy import check_device, find_policy, save_policy
 from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
 from mtrl.run.evaluation import show
@@ -238,6 +240,9 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(__doc__), end="")
+        return 0
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments)
     overrides = parse(arguments)
@@ -249,7 +254,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _hydra_main(arguments: list[str]) -> int:
-    """Sweeps (`-m`), `--help`, `--cfg job` and Hydra's other flags."""
+    """Sweeps (`-m`), `--cfg job` and Hydra's other flags."""
     import hydra
 
     flags: list[str] = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtrl.data.replay import Replay
+from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
@@ -27,9 +28,12 @@ class Collector:
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
+        gamma: Discount of the returns that `episode_listeners` are told of.
 
     Attributes:
         listeners: Called with each `statistics`.
+        episode_listeners: Called with the tasks of the E episodes that ended together, and for each of them its
+            "return", "success" (0 or 1), "length", and "largest_return" (`ReturnTracker`).
     """
 
     def __init__(
@@ -39,14 +43,17 @@ class Collector:
         device: torch.device | str,
         timer: PhaseTimer,
         random_start: float = 0.0,
+        gamma: float = 0.99,
     ) -> None:
         self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
         self.listeners: list[Callable[[Metrics], None]] = []
+        self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
+        self._returns = ReturnTracker(env.num_envs, gamma)
         self._finished = self._no_results()
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
@@ -74,14 +81,19 @@ class Collector:
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
         self._length += 1
+        self._returns.add(step.reward.cpu())
         done = step.done.cpu()
         if done.any():
             task = step.task.cpu()[done]
-            results = torch.stack(
-                [torch.ones(len(task)), *(x[done] for x in (self._episode_return, self._succeeded, self._length))]
-            ).double()
-            self._finished.index_add_(1, task, results)
-            self.sampler.update(task, {"return": results[1], "success": results[2]})
+            results = {
+                "return": self._episode_return[done].double(),
+                "success": self._succeeded[done].double(),
+                "length": self._length[done].double(),
+            }
+            self._finished.index_add_(1, task, torch.stack([torch.ones_like(results["return"]), *results.values()]))
+            results["largest_return"] = self._returns.end(done, step.terminated.cpu())
+            for listener in self.episode_listeners:
+                listener(task, results)
             for running in (self._episode_return, self._succeeded, self._length):
                 running[done] = 0
             self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
@@ -118,6 +130,7 @@ class Collector:
             "episode_return": self._episode_return,
             "succeeded": self._succeeded,
             "length": self._length,
+            "returns": self._returns.state_dict(),
             "finished": self._finished,
             "until_cut": self._until_cut,
             "start_action": self._start_action,
@@ -133,6 +146,7 @@ class Collector:
         for name in names:
             setattr(self, f"_{name}", state[name].to("cpu", copy=True))
         self._start_action = state["start_action"].to(self.device, copy=True)
+        self._returns.load_state_dict(state["returns"])
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
