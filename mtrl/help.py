@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 import mtrl.build
-import mtrl.envs  # noqa: F401  # the two register what is listed
+import mtrl.envs.metaworld.suite  # noqa: F401  # the two register what is listed
 from mtrl.config import GROUPS, config_dir, load_yaml
 from mtrl.registry import lookup, names
 
@@ -26,8 +26,8 @@ def help_text(usage: str) -> str:
     settings, _, _ = (config_dir() / "train.yaml").read_text(encoding="utf-8").partition("\nhydra:")
     lines = [usage.strip(), "", "Choices, `group=option`, with the default of each group:"]
     chosen = _default_choices()
-    lines += [f"  {group}={chosen[group]:<14} or {', '.join(options(group))}" for group in GROUPS]
-    lines += [f"  +experiment=...  {', '.join(options('experiment'))}"]
+    lines += [f"  {f'{group}={chosen[group]}':<22} or {', '.join(options(group))}" for group in GROUPS]
+    lines += [f"  {'+experiment=...':<25} {', '.join(options('experiment'))}"]
     lines += ["", "Components that a setting names:"]
     lines += [f"  {key}={'|'.join(names(kind))}" for key, kind in WITHIN.items()]
     lines += ["", "Settings of a run, `key=value`, and their defaults:"]

@@ -109,8 +109,10 @@ def _draw_curves(path: Path, shown: Mapping[str, Mapping[str, Series]]) -> Path:
 
     figure, rows = plt.subplots(len(shown), 1, figsize=(9, 3 * len(shown)), sharex=True, squeeze=False)
     for (axes,), (name, by_task) in zip(rows, shown.items(), strict=True):
-        for number, (task, (steps, values)) in enumerate(by_task.items()):
-            axes.plot(steps, values, label=task or "mean", color=f"C{number}" if task else "black", lw=1 if task else 2)
+        colors = {task: f"C{number}" for number, task in enumerate(filter(None, by_task))}
+        for task, (steps, values) in by_task.items():
+            width = 1 if task else 2
+            axes.plot(steps, values, ".-", label=task or "mean", color=colors.get(task, "black"), lw=width, ms=4)
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
         if 1 < len(by_task) <= 12:

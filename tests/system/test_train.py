@@ -261,7 +261,17 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
         for option in options(group):
             assert f"\n{group}={option}\n" in text
     assert " or impala, ppo, sac\n" in text
-    for kind in ("trunk", "aggregation", "weighting", "value_norm", "task_sampling", "head", "optimizer", "obs_norm"):
+    for kind in (
+        "trunk",
+        "aggregation",
+        "weighting",
+        "value_norm",
+        "task_sampling",
+        "head",
+        "optimizer",
+        "obs_norm",
+        "physics",
+    ):
         assert all(name in text for name in names(kind))
     assert "agent=sac\n  # Multi-task SAC" in text
     assert "    batch_size: 128 # per task\n" in text
