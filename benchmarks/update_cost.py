@@ -150,6 +150,7 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
         aggregation=config["aggregation"],
         weighting={"name": "uniform"},
         value_norm=config["value_norm"],
+        value_head=config["value_head"],
         spec=env.spec,
         device=device,
     )

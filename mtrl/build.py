@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mtrl.data
 import mtrl.nn
 import mtrl.optim  # noqa: F401  # these three register what nodes can name
 from mtrl.agents.impala import Impala
+from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac, Temperature
 from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
@@ -57,9 +58,22 @@ class Components:
             "action_head": dict(action_head),
         }
 
-    def scaling_for(self, head: str) -> ValueNorm:
-        """The value scaling. Raises `UserError` if it would rescale a value network that has no such rows."""
-        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks).to(self.device)
+    def value_description(self, policy_description: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for critics and value networks: with the options of the trunk that are theirs alone."""
+        trunk = policy_description["trunk"] | self.network.get("value", {})
+        return {**policy_description, "trunk": trunk}
+
+    def scaling_for(self, head: str, episodes: Episodes, **runtime: Any) -> ValueNorm:
+        """The value scaling, which is told of every episode.
+
+        Args:
+            runtime: What it can read of the learner.
+
+        Raises:
+            UserError: It would rescale a value network that has no such rows.
+        """
+        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks, **runtime).to(self.device)
+        episodes.episode_listeners.append(norm.observe)
         name, value_head = self.value_norm["name"], self.value_head["name"]
         if norm.requires_per_task_head and head != "per_task":
             raise UserError(f"value_norm={name} needs network.head=per_task, not {head}.")
@@ -110,8 +124,10 @@ def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episod
 
 def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
     """Builds what `agent=...` names, to learn from what the actors do."""
-    keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
-    return build("agent", keywords, c=components, actors=actors)
+    others = ("slots_per_task", "random_start", "resets")
+    keywords = {key: value for key, value in node.items() if key not in others}
+    agent = build("agent", keywords, c=components, actors=actors)
+    return replace(agent, learner=Resets(agent.learner, node["resets"])) if node["resets"] else agent
 
 
 @register("agent", "impala")
@@ -144,14 +160,15 @@ def impala(
     description = c.policy_description(obs_norm, head)
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
-    value = build_value(description, spec, "per_task", c.value_head, with_action=False).to(c.device)
+    value = build_value(c.value_description(description), spec, "per_task", c.value_head, with_action=False)
+    value = value.to(c.device)
     policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False)
     value_step = c.task_step(value, optimizer, max_grad_norm, has_positive=True)
     actors.episodes.listeners += [policy_step.weighting.observe, value_step.weighting.observe]
     learner = Impala(
         policy,
         value,
-        c.scaling_for("per_task"),
+        c.scaling_for("per_task", actors.episodes, gamma=gamma),
         policy_step,
         value_step,
         spec.num_tasks,
@@ -182,6 +199,7 @@ def sac(
     gamma: float,
     tau: float,
     initial_alpha: float,
+    target_entropy: float,
     max_grad_norm: float,
     obs_norm: str,
 ) -> Agent:
@@ -193,10 +211,17 @@ def sac(
         )
     description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
     policy = build_policy(description, spec).to(c.device)
-    value_norm, head = c.scaling_for(description["head"]), description["head"]
-    critics = Ensemble(build_value(description, spec, head, c.value_head, with_action=True) for _ in range(2))
+    head = description["head"]
+    of_values = c.value_description(description)
+    critics = Ensemble(build_value(of_values, spec, head, c.value_head, with_action=True) for _ in range(2))
     critics = critics.to(c.device)
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
+    goal_entropy = target_entropy * torch.tensor(spec.action_mask, device=c.device).float().sum(1)
+
+    def entropy() -> Tensor:
+        return temperature.log_alpha.detach().exp() * goal_entropy.abs()
+
+    value_norm = c.scaling_for(head, actors.episodes, gamma=gamma, entropy=entropy)
     runtime = {"log_alpha": lambda: temperature.log_alpha}
     policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False, **runtime)
     critic_step = c.task_step(critics, optimizer, max_grad_norm, has_positive=True, **runtime)
@@ -212,7 +237,7 @@ def sac(
         critic_step,
         # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
         Components(**{**vars(c), **uniform}).task_step(temperature, optimizer, float("inf"), has_positive=False),
-        -torch.tensor(spec.action_mask, device=c.device).float().sum(1),
+        goal_entropy,
         gamma=gamma,
         tau=tau,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class NetworkConfig:
 
     trunk: dict[str, Any]
     head: str
+    value: dict[str, Any] = field(default_factory=dict)
+    """Options of the trunk that are others in critics and value networks than in the policy."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ class TrainConfig:
         random_start = self.agent.get("random_start")
         if not isinstance(random_start, int | float) or isinstance(random_start, bool) or not 0 <= random_start <= 1:
             raise ValueError(f"agent.random_start must be a share of an episode, from 0 to 1, not {random_start!r}.")
+
+        resets = self.agent.get("resets")
+        if not isinstance(resets, int) or isinstance(resets, bool) or resets < 0:
+            raise ValueError(f"agent.resets must be the number of resets, 0 for none, not {resets!r}.")
 
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts, as they are stored with a run."""

@@ -3,6 +3,7 @@
 python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+python -m mtrl.train --help                                     # every choice and every setting
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from mtrl.config import (
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
 from mtrl.evaluate import Evaluator
+from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, save_policy
 from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
@@ -123,15 +125,14 @@ def make_actors(config: TrainConfig, timer: PhaseTimer, report: Callable[[str], 
         node["num_workers"] = 0  # the actor itself
     slots_per_task = config.agent["slots_per_task"] // shares
     make_env = partial(mtrl.envs.make, **node, seed=config.seed, slots_per_task=slots_per_task)
-    env, random_start = make_env(), float(config.agent["random_start"])
+    env = make_env()
+    options = {"random_start": float(config.agent["random_start"]), "gamma": config.agent.get("gamma", 0.99)}
     num_envs = shares * env.num_envs
     episodes = build_episodes(config.task_sampling, env.spec, num_envs)
     if not config.actors:
-        return Serial(Collector(env, episodes, config.device, timer, random_start))
+        return Serial(Collector(env, episodes, config.device, timer, **options))
     env.close()  # it was made to learn its spec, and to find here what is wrong with it
-    return Asynchronous(
-        config.actors, num_envs, make_env, episodes, config.device, timer, random_start, config.seed, report
-    )
+    return Asynchronous(config.actors, num_envs, make_env, episodes, config.device, timer, options, config.seed, report)
 
 
 def make_agent(config: TrainConfig, actors: Actors) -> Agent:
@@ -266,6 +267,9 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(__doc__), end="")
+        return 0
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments)
     overrides = parse(arguments)
@@ -277,7 +281,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _hydra_main(arguments: list[str]) -> int:
-    """Sweeps (`-m`), `--help`, `--cfg job` and Hydra's other flags."""
+    """Sweeps (`-m`), `--cfg job` and Hydra's other flags."""
     import hydra
 
     flags: list[str] = []

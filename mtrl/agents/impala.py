@@ -104,6 +104,15 @@ class Impala:
         metrics["value_scale"] = self.value_norm.sigma.float()
         return metrics
 
+    def diagnostics(self, rollout: Rollout) -> Metrics:
+        """How much of the policy and of the value network is in use."""
+        policy = self.policy.usage(rollout.obs, rollout.task)
+        value = self.value.usage(self.policy.obs_norm(rollout.obs), rollout.task)
+        return {
+            **{f"policy_{key}": number for key, number in policy.items()},
+            **{f"value_{key}": number for key, number in value.items()},
+        }
+
     @torch.no_grad()
     def _targets(
         self, rollout: Rollout

@@ -122,6 +122,15 @@ class Sac:
                 **{f"grad/policy_{key}": value for key, value in policy_metrics.items()},
             }
 
+    def diagnostics(self, batch: Batch) -> Metrics:
+        """How much of the policy and of the first critic is in use."""
+        features = torch.cat([self.policy.obs_norm(batch.obs), batch.action], -1)
+        policy, critic = self.policy.usage(batch.obs, batch.task), self.critics.usage(features, batch.task)
+        return {
+            **{f"policy_{key}": value for key, value in policy.items()},
+            **{f"critic_{key}": value for key, value in critic.items()},
+        }
+
     @torch.no_grad()
     def _target(self, batch: Batch, next_obs: Tensor) -> Tensor:
         """Soft Bellman target in the units of the reward, (K, n)."""

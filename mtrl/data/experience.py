@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtrl.data.replay import Replay
+from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
@@ -20,11 +21,13 @@ class Episodes:
 
     Attributes:
         listeners: Called with each `statistics`.
+        episode_listeners: Called with the arguments of each `add`.
     """
 
     def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
         self.spec, self.sampler = spec, sampler
         self.listeners: list[Callable[[Metrics], None]] = []
+        self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
         self._finished = self._no_results()
 
     def _no_results(self) -> Float[Tensor, "4 K"]:
@@ -32,11 +35,17 @@ class Episodes:
         return torch.zeros(4, self.spec.num_tasks, dtype=torch.float64)
 
     def add(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Takes in E episodes that ended together: their tasks, and "return", "success" and "length" of each."""
+        """Takes in E episodes that ended together.
+
+        Args:
+            task: Of each.
+            results: Of each "return", "success" (0 or 1), "length", and "largest_return" (`ReturnTracker`).
+        """
         number = torch.ones(len(task), dtype=torch.float64)
         columns = torch.stack([number, results["return"], results["success"], results["length"]])
         self._finished.index_add_(1, task, columns)
-        self.sampler.update(task, results)
+        for listener in self.episode_listeners:
+            listener(task, results)
 
     def statistics(self) -> Metrics:
         """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
@@ -70,6 +79,7 @@ class Collector:
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
+        gamma: Discount of the returns that `Episodes` is told of.
     """
 
     def __init__(
@@ -79,6 +89,7 @@ class Collector:
         device: torch.device | str,
         timer: PhaseTimer,
         random_start: float = 0.0,
+        gamma: float = 0.99,
     ) -> None:
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
@@ -86,6 +97,7 @@ class Collector:
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
+        self._returns = ReturnTracker(env.num_envs, gamma)
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
         self._start_action, _ = self._random.act(self.obs, self.task, explore=True)
@@ -112,10 +124,13 @@ class Collector:
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
         self._length += 1
+        self._returns.add(step.reward.cpu())
         done = step.done.cpu()
         if done.any():
             running = {"return": self._episode_return, "success": self._succeeded, "length": self._length}
-            self.episodes.add(step.task.cpu()[done], {name: values[done].double() for name, values in running.items()})
+            results = {name: values[done].double() for name, values in running.items()}
+            results["largest_return"] = self._returns.end(done, step.terminated.cpu())
+            self.episodes.add(step.task.cpu()[done], results)
             for values in running.values():
                 values[done] = 0
             self._assign()
@@ -140,6 +155,7 @@ class Collector:
             "episode_return": self._episode_return,
             "succeeded": self._succeeded,
             "length": self._length,
+            "returns": self._returns.state_dict(),
             "until_cut": self._until_cut,
             "start_action": self._start_action,
             "start_length": self._start_length,
@@ -154,6 +170,7 @@ class Collector:
         for name in names:
             setattr(self, f"_{name}", state[name].to("cpu", copy=True))
         self._start_action = state["start_action"].to(self.device, copy=True)
+        self._returns.load_state_dict(state["returns"])
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:

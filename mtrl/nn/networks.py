@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl.nn.diagnostics import some, usage
 from mtrl.nn.distributions import Distribution
 from mtrl.nn.scaling import ObsNorm
 from mtrl.nn.trunks.base import Trunk
@@ -40,6 +41,11 @@ class PolicyNetwork(nn.Module):
     def aux(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> tuple[Float[Tensor, ""], Metrics]:
         """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
         return self.trunk.aux(self.obs_norm(obs[..., ::AUX_STRIDE, :]), self.task_encoder(task[..., ::AUX_STRIDE]))
+
+    @torch.no_grad()
+    def usage(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
+        return usage(self.trunk(self.obs_norm(some(obs, 1)), self.task_encoder(some(task, 0))))
 
     @torch.no_grad()
     def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
@@ -79,6 +85,11 @@ class ValueNetwork(nn.Module):
         """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
         return self.trunk.aux(features[..., ::AUX_STRIDE, :], self.task_encoder(task[..., ::AUX_STRIDE]))
 
+    @torch.no_grad()
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
+        return usage(self.trunk(some(features, 1), self.task_encoder(some(task, 0))))
+
 
 class Ensemble(nn.ModuleList):
     """N value networks that all see the same."""
@@ -103,18 +114,21 @@ class Ensemble(nn.ModuleList):
         losses, diagnostics = zip(*(network.aux(features, task) for network in self), strict=True)
         return torch.stack(losses).sum(), diagnostics[0]
 
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the first network's last hidden layer is in use."""
+        return next(iter(self)).usage(features, task)
 
-def _encoder_and_trunk(
-    task_encoder: Mapping[str, Any], trunk: Mapping[str, Any], features: int, num_tasks: int
-) -> tuple[Any, Any]:
-    encoder = build("task_encoder", task_encoder, num_tasks=num_tasks)
-    return encoder, build("trunk", trunk, features=features, context=encoder.dim, num_tasks=num_tasks)
+
+def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvSpec) -> tuple[Any, Any]:
+    encoder = build("task_encoder", description["task_encoder"], num_tasks=spec.num_tasks, task_names=spec.task_names)
+    sizes = {"features": features, "context": encoder.dim, "num_tasks": spec.num_tasks}
+    return encoder, build("trunk", description["trunk"], **sizes)
 
 
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
     """Builds a policy from nodes: obs_norm, task_encoder, trunk, head (a name) and action_head."""
     (obs_dim,) = spec.obs_shape
-    encoder, trunk = _encoder_and_trunk(description["task_encoder"], description["trunk"], obs_dim, spec.num_tasks)
+    encoder, trunk = _encoder_and_trunk(description, obs_dim, spec)
     head = build(
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )
@@ -126,7 +140,7 @@ def build_value(
 ) -> ValueNetwork:
     """Builds a state value or, `with_action`, a Q-function from the same nodes as a policy."""
     features = spec.obs_shape[0] + (spec.action_dim if with_action else 0)
-    encoder, trunk = _encoder_and_trunk(description["task_encoder"], description["trunk"], features, spec.num_tasks)
+    encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
     sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks}
     return ValueNetwork(encoder, trunk, build("head", {"name": head}, **sizes), value)

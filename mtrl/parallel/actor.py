@@ -35,13 +35,14 @@ class Recipe:
     Attributes:
         make_env: A function of a module, or a partial of one.
         policy: What `build_policy` takes.
+        options: Of the `Collector`.
         seed: Of the episodes and of the actions.
     """
 
     make_env: Callable[[], VecEnv]
     policy: dict[str, Any]
     rollout_length: int
-    random_start: float
+    options: dict[str, float]
     seed: int
 
 
@@ -102,7 +103,7 @@ def _act(connection: Connection) -> None:
     policy, sampler = build_policy(recipe.policy, env.spec), Relay(env.spec.num_tasks)
     state = broadcast_tree(policy, sampler.shares)
     broadcast.read(state)
-    collector = Collector(env, Episodes(env.spec, sampler), "cpu", lambda phase: nullcontext(), recipe.random_start)
+    collector = Collector(env, Episodes(env.spec, sampler), "cpu", lambda phase: nullcontext(), **recipe.options)
     experience = OnPolicy(collector, recipe.rollout_length)
     slot: SharedTensors | None = None
     while True:

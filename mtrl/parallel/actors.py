@@ -75,7 +75,7 @@ class Asynchronous:
         make_env: Makes the environment of one of them; a function of a module, or a partial of one.
         device: Of the learner.
         timer: Told the time that the learner waits.
-        random_start: See `Collector`.
+        options: Of each actor's `Collector`.
         seed: Every actor's seed comes from it.
         report: Takes a line about each actor that died.
     """
@@ -88,20 +88,20 @@ class Asynchronous:
         episodes: Episodes,
         device: str,
         timer: PhaseTimer,
-        random_start: float,
+        options: dict[str, float],
         seed: int,
         report: Callable[[str], None],
     ) -> None:
         positive(count=count)
         self.count, self.num_envs, self.make_env, self.episodes = count, num_envs, make_env, episodes
-        self.device, self.timer, self.random_start = device, timer, random_start
+        self.device, self.timer, self.options = device, timer, options
         self.seed, self.report = seed, report
         self.processes: list[ActorProcess] = []
         self._finalizer = weakref.finalize(self, _close_all, self.processes)
 
     def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> AsyncOnPolicy:
         positive(rollout_length=rollout_length)
-        recipe = Recipe(self.make_env, dict(description), rollout_length, self.random_start, self.seed)
+        recipe = Recipe(self.make_env, dict(description), rollout_length, self.options, self.seed)
         return AsyncOnPolicy(self, recipe, policy)
 
     def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> Experience:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import itertools
 import json
@@ -37,6 +38,8 @@ from tests.oracle import test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
 SHAPES: list[tuple[int, ...]] = [(), (7,), (K, 4)]
+TASKS = ("reach-v3", "door-lock-v3", "door-unlock-v3")
+"""Names that `language` knows."""
 
 Forward = Callable[[nn.Module, Tensor, TaskContext], Tensor]
 
@@ -69,7 +72,7 @@ def build_encoder(name: str) -> tuple[nn.Module, Forward]:
         assert out.embedding.shape[-1] == module.dim
         return out.embedding
 
-    return build("task_encoder", {"name": name}, num_tasks=K), forward
+    return build("task_encoder", {"name": name}, num_tasks=K, task_names=TASKS), forward
 
 
 def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
@@ -201,7 +204,7 @@ import mtrl.nn
 from mtrl.registry import build
 from mtrl.types import TaskContext
 
-runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0)
+runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0, task_names=tuple(sys.argv[2:]))
 task = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 x, embedding = torch.randn(7, 4), torch.randn(7, 5)
 for kind, node in json.loads(sys.argv[1]):
@@ -223,7 +226,7 @@ def test_trunks_heads_and_encoders_compile_whole() -> None:
     """Without a graph break. In a process of its own: the checks of shapes that tests add do not compile."""
     nodes = [("trunk", small(name)) for name in names("trunk")]
     nodes += [(kind, {"name": name}) for kind in ("head", "task_encoder") for name in names(kind)]
-    command = [sys.executable, "-c", COMPILE, json.dumps(nodes)]
+    command = [sys.executable, "-c", COMPILE, json.dumps(nodes), *TASKS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = {tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("compiled")}
@@ -238,7 +241,7 @@ def test_trunks_heads_and_encoders_compile_whole() -> None:
 @pytest.mark.parametrize("task_encoder", names("task_encoder"))
 def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     """A policy and a Q-function of every combination: finite, and all of their parameters are learned."""
-    spec = make_spec(K, F, 2)
+    spec = dataclasses.replace(make_spec(K, F, 2), task_names=TASKS)
     description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
     policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, with_action=True)
@@ -273,11 +276,20 @@ def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskCont
     return trunk, OneHot(num_tasks)(task), torch.randn(len(task), F)
 
 
+def test_the_documentation_names_every_component() -> None:
+    pages = {
+        "components_networks.md": ("trunk", "task_encoder", "value_head", "task_sampling"),
+        "components.md": ("value_norm", "weighting", "aggregation"),
+    }
+    for page, kinds in pages.items():
+        text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        for kind in kinds:
+            for name in names(kind):
+                assert f"| `{name}` " in text, name
+
+
 def test_the_documentation_names_every_network() -> None:
     text = (Path(__file__).parents[2] / "docs" / "components_networks.md").read_text(encoding="utf-8")
-    for kind in ("trunk", "task_encoder", "value_head", "task_sampling"):
-        for name in names(kind):
-            assert f"| `{name}` |" in text, name
     for path in (config_dir() / "network").glob("*.yaml"):
         assert f"`{path.stem}`" in text, path.stem
 
@@ -370,6 +382,10 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     metrics = learner.update(data, 0.0)
     assert all(value.shape in ((), (K,), (K, K)) for value in metrics.values())
     assert all(torch.isfinite(value).all() for key, value in metrics.items() if key.endswith("_loss"))
+    diagnostics = learner.diagnostics(data)
+    assert set(diagnostics).isdisjoint(metrics)
+    assert len(diagnostics) == 4
+    assert all(value.shape == () and torch.isfinite(value) for value in diagnostics.values())
     for key, parameter in learner.networks.named_parameters():
         assert torch.isfinite(parameter).all(), key
         assert not torch.equal(parameter, before[key]), key
@@ -379,7 +395,7 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     ("agent", "network"), [("sac", "policy"), ("sac", "critics"), ("impala", "policy"), ("impala", "value")]
 )
 def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
-    """To every task's: the gradient of the sum over tasks grows by K times that of sum_k ||W_k - mean W||^2."""
+    """Once, not for every task: the gradient grows by that of sum_k ||W_k - mean W||^2."""
     module: Any = test_sac if agent == "sac" else test_impala
     gradients = []
     for coef in (0.0, 1.0):
@@ -393,7 +409,7 @@ def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
         torch.manual_seed(0)
         learner.update(module.make_batch() if agent == "sac" else module.make_rollout(), 0.0)
         gradients.append(weight.grad.clone())
-    torch.testing.assert_close(gradients[1] - gradients[0], K * 2 * (before - before.mean(0)))
+    torch.testing.assert_close(gradients[1] - gradients[0], 2 * (before - before.mean(0)))
 
 
 # --- scaling --------------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("agent.slots_per_task=abc", "agent.slots_per_task must be a positive integer, not 'abc'"),
         ("agent.slots_per_task=-1", "agent.slots_per_task must be a positive integer, not -1"),
         ("agent.random_start=2", "agent.random_start must be a share of an episode, from 0 to 1, not 2"),
+        ("agent.resets=-1", "agent.resets must be the number of resets, 0 for none, not -1"),
         ("agent.random_start=abc", "agent.random_start must be a share of an episode, from 0 to 1, not 'abc'"),
         ("env.num_envs=abc", "env.num_envs must be an integer or null, not 'abc'"),
         ("env.num_envs=-16", "num_envs must be a positive multiple of the number of tasks (4), not -16"),

@@ -54,7 +54,7 @@ class Run:
         self.policy: PolicyNetwork = build_policy(DESCRIPTION, SPEC)
         self.sampler = Fixed()
         episodes = Episodes(SPEC, self.sampler)
-        self.actors = Asynchronous(count, count * B, make_env, episodes, "cpu", no_timer, 0.0, 1, self.said.append)
+        self.actors = Asynchronous(count, count * B, make_env, episodes, "cpu", no_timer, {}, 1, self.said.append)
         self.experience = self.actors.on_policy(self.policy, DESCRIPTION, T)
         self.policies: list[PolicyNetwork] = []
 
