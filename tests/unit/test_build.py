@@ -47,8 +47,8 @@ def test_every_experiment_builds(name: str) -> None:
     agent = make_agent_in(env, config)
     learner: Any = agent.learner
     values = learner.networks["critics"][0] if config["agent"]["name"] == "sac" else learner.networks["value"]
-    assert learner.policy.trunk.out_features == 8
-    assert values.trunk.out_features == (16 if "value" in config["network"] else 8)
+    ratio = 2 if "value" in config["network"] else 1
+    assert values.trunk.out_features == ratio * learner.policy.trunk.out_features
     assert isinstance(learner, Resets) == (config["agent"]["resets"] > 0)
 
 
