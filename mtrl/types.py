@@ -78,6 +78,14 @@ class Step:
     """Task in which the transition was made."""
     final_obs: Shaped[Tensor, "B *obs"]
     """Observation the transition led to, in every slot: the old episode's last after a done, else the same as `obs`."""
+    life_lost: Bool[Tensor, " B"] | None = None
+    """A life was lost, after which the value counts as zero though the episode goes on. None: there are no lives."""
+
+    @property
+    def discount(self) -> Float[Tensor, " B"]:
+        """0 where the value of what follows counts as zero, that is after `terminated` and `life_lost`; else 1."""
+        ends = self.terminated if self.life_lost is None else self.terminated | self.life_lost
+        return (~ends).float()
 
     @property
     def done(self) -> Bool[Tensor, " B"]:
@@ -98,7 +106,8 @@ class VecEnv(Protocol):
     task: Int[Tensor, " B"]
     """Task that each slot is running."""
     goal: Int[Tensor, " B"]
-    """Variation of the task that each slot is running: one of Meta-World's 50 goals; the episode's seed elsewhere."""
+    """Variation of the task that each slot is running: one of Meta-World's 50 goals; elsewhere the episode's seed, or -1
+    where it goes on with the random numbers of the one before it (Atari)."""
 
     def reset(self, seed: int | None = None) -> Shaped[Tensor, "B *obs"]:
         """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
