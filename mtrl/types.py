@@ -106,8 +106,8 @@ class VecEnv(Protocol):
     task: Int[Tensor, " B"]
     """Task that each slot is running."""
     goal: Int[Tensor, " B"]
-    """Variation of the task that each slot is running: one of Meta-World's 50 goals; elsewhere the episode's seed, or -1
-    where it goes on with the random numbers of the one before it (Atari)."""
+    """Variation of the task that each slot is running: one of Meta-World's 50 goals; elsewhere the episode's seed, or
+    -1 where it goes on with the random numbers of the one before it (Atari)."""
 
     def reset(self, seed: int | None = None) -> Shaped[Tensor, "B *obs"]:
         """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
