@@ -3,9 +3,9 @@
     python benchmarks/atari_speed.py                                       # pong and atari6, one thread and all
     python benchmarks/atari_speed.py --games pong atari57 --slots-per-game 8 32 --threads 16 --output speed.json
 
-What is compared: this project's `env=atari`, ale-py's own `AtariVectorEnv` with the same settings (same-step autoreset,
-one per game, all at work at once, as many threads), and EnvPool where it is installed. Nobody computes actions: they are
-drawn beforehand, uniformly from each game's own. A step is four frames.
+What is compared: this project's `env=atari`, ale-py's own `AtariVectorEnv` with the same settings (same-step
+autoreset, one per game, all at work at once, as many threads), and EnvPool where it is installed. Actions are drawn
+beforehand, uniformly from each game's own. A step is four frames.
 
 The candidates take turns in short rounds, and each is compared with ale-py on as many threads in the same round, so
 that whatever else runs on the machine slows all of them; the numbers are medians over rounds. Episodes go on from round

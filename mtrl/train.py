@@ -219,7 +219,7 @@ def environment_description() -> str:
         except PackageNotFoundError:
             return "not installed"
 
-    packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
+    packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "ale-py")
     lines = [
         f"command: python -m mtrl.train {' '.join(sys.argv[1:])}",
         f"git commit: {git('rev-parse', 'HEAD')}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -185,6 +185,8 @@ class EvalResult:
 
     protocol: Mapping[str, Any]
     episodes: tuple[EpisodeResult, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What the benchmark makes of the episodes, for example human-normalised scores."""
 
 
 @runtime_checkable

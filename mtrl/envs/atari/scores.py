@@ -91,7 +91,7 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float(trim_mean(values, 0.25))
 
 
-def summary(scores: Mapping[str, float]) -> dict[str, float]:
+def human_normalised_scores(scores: Mapping[str, float]) -> dict[str, float]:
     """Human-normalised scores: of each game, and over the games their interquartile mean, median and capped mean.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtrl.envs.atari.scores import REFERENCES, human_normalised, interquartile_mean, summary
+from mtrl.envs.atari.scores import REFERENCES, human_normalised, human_normalised_scores, interquartile_mean
 
 
 def test_random_is_0_and_human_is_1() -> None:
@@ -24,9 +24,11 @@ def test_interquartile_mean() -> None:
     assert interquartile_mean(np.array([0.0, 1, 5])) == 2
 
 
-def test_summary() -> None:
+def test_scores_of_several_games() -> None:
     # Boxing: (6.1 - 0.1) / 12 = 0.5. Freeway: 29.6 / 29.6 = 1. Breakout: (59.3 - 1.7) / 28.8 = 2. Venture: 0.
-    found = summary({"boxing": 6.1, "freeway": 29.6, "breakout": 59.3, "venture": 0.0, "carnival": 5335.0})
+    found = human_normalised_scores(
+        {"boxing": 6.1, "freeway": 29.6, "breakout": 59.3, "venture": 0.0, "carnival": 5335.0}
+    )
     assert found == {
         "human_normalised_iqm": pytest.approx(0.75),  # (0.5 + 1) / 2
         "human_normalised_median": pytest.approx(0.75),
@@ -36,4 +38,4 @@ def test_summary() -> None:
         "human_normalised/breakout": pytest.approx(2.0),
         "human_normalised/venture": 0.0,
     }
-    assert summary({"carnival": 5335.0, "air_raid": 5146.5}) == {}
+    assert human_normalised_scores({"carnival": 5335.0, "air_raid": 5146.5}) == {}

@@ -42,7 +42,8 @@ class ScriptedEnv:
         self.episodes_begun = 0
 
     def assign(self, task, goal=None):
-        self.next_task, self.next_goal = task.clone(), goal.clone()
+        # Without a goal it draws one that nobody may look at.
+        self.next_task, self.next_goal = task.clone(), torch.full_like(task, 1000) if goal is None else goal.clone()
 
     def reset(self, seed=None):
         self.task, self.goal = self.next_task.clone(), self.next_goal.clone()
