@@ -185,7 +185,7 @@ _AVERAGED = ("success_rate", "mean_return")
 
 
 def metrics(result: EvalResult) -> dict[str, float]:
-    """The summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, the same of `eval/return`, and scores."""
+    """Scores and summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, and the same of `eval/return`."""
     found = summary(result)
     named = {f"eval/{name}": value for name, value in result.scores.items()}
     for key, name in zip(_AVERAGED, ("eval/success_rate", "eval/return"), strict=True):

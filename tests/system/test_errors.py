@@ -38,12 +38,12 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("env=toy_reech", "Unknown env 'toy_reech'. Did you mean 'toy_reach'? Valid: counting, gym, metaworld, ml1,"),
+        ("env=toy_reech", "Unknown env 'toy_reech'. Did you mean 'toy_reach'? Valid: atari, atari5, atari57,"),
         ("agent=ppoo", "Unknown agent 'ppoo'. Did you mean 'ppo'? Valid: impala, ppo, sac."),
         ("network=mlpp", "Unknown network 'mlpp'. Did you mean 'mlp'? Valid: adashare, bronet, care"),
         ("task_encoder=onehot", "Unknown task_encoder 'onehot'. Did you mean 'one_hot'?"),
         ("experiment=foo", "Unknown experiment 'foo'. Valid: mt10_moore, mt10_paco, mt10_sac"),
-        ("env.name=foo", "Unknown env 'foo'. Valid: counting,"),
+        ("env.name=foo", "Unknown env 'foo'. Valid: atari, counting,"),
         ("agent.name=foo", "Unknown agent 'foo'. Valid: impala, sac"),
         ("sed=3", "Unknown key 'sed'. Did you mean 'seed'? Valid: env, agent,"),
         ("+foo=3", "Unknown key 'foo'"),
@@ -119,6 +119,11 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
             ["env=gym", "env.ids=[Pendulum-v9]"],
             "Unknown gymnasium environment 'Pendulum-v9'. Did you mean 'Pendulum-v1'?",
         ),
+        (
+            ["env=atari", "env.games=[brekout]"],
+            "Unknown Atari game or set of games 'brekout'. Did you mean 'breakout'?",
+        ),
+        (["env=atari5", "env.action_set=all"], "action_set must be one of minimal, full, full_masked, not 'all'"),
         (["env=toy_grid", "agent=sac"], "agent=sac needs continuous actions"),
         (["agent=sac", "network.head=shared", "value_norm=popart"], "value_norm=popart needs network.head=per_task"),
         (["value_head=two_hot", "value_norm=popart"], "use value_norm=none with two_hot"),

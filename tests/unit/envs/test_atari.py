@@ -16,8 +16,10 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from torch import Tensor
 
 import mtrl.envs
+from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.envs.atari.suite import GAME_SETS, named_games
 from mtrl.envs.atari.vector import AtariVecEnv
+from mtrl.evaluate import Evaluator
 from mtrl.types import UserError
 
 
@@ -232,6 +234,29 @@ def test_any_share_of_slots_can_be_in_a_game() -> None:
         env.assign(layout)
         env.reset()
         assert torch.equal(env.task, layout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Idle:
+    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(task), torch.zeros(len(task))
+
+
+def test_evaluation_reports_human_normalised_scores() -> None:
+    """Nobody scores in three steps. Carnival has no references, Pong's are -20.7 and 14.6."""
+    evaluator = Evaluator({"name": "atari", "games": ["pong", "carnival"], "horizon": 3}, seed=0, episodes_per_task=2)
+    result = evaluator(Idle())
+    evaluator.close()
+    assert [(e.task, e.goal, e.length) for e in result.episodes] == [
+        (game, seed, 3) for game in ("pong", "carnival") for seed in (0, 1)
+    ]
+    assert result.scores == human_normalised_scores({"pong": 0.0})
+    assert result.scores["human_normalised_median"] == pytest.approx(20.7 / 35.3)
+    assert result.protocol["sticky actions"] == 0.25
 
 
 # ---------------------------------------------------------------------------------------------------------------------

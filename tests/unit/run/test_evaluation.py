@@ -2,6 +2,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,6 +207,13 @@ def test_metric_names():
     assert set(found) == {
         f"eval/{kind}{task}" for kind in ("success_rate", "return") for task in ("", "/task/0", "/task/1", "/task/2")
     }
+
+
+def test_scores_of_the_benchmark():
+    scored = replace(result(), scores={"iqm": 0.5, "normalised/task/0": 0.25})
+    assert metrics(scored) == {"eval/iqm": 0.5, "eval/normalised/task/0": 0.25} | metrics(result())
+    assert plain_table(scored).splitlines()[5:] == ["iqm: 0.500", "env: scripted; goals: 4"]
+    assert from_json(json.loads(json.dumps(to_json(scored)))) == scored
 
 
 # --- files and tables -----------------------------------------------------------------------------------------------
