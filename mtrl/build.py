@@ -22,7 +22,7 @@ from mtrl.data.experience import Collector, OffPolicy, OnPolicy
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import TaskStep
+from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.registry import build, positive, register
 from mtrl.types import EnvSpec, Experience, Learner, PhaseTimer, UserError, VecEnv
 
@@ -34,6 +34,8 @@ class Components:
     """The config nodes of the slots, which are the same for every agent."""
 
     network: Node
+    torso: Node
+    core: Node
     task_encoder: Node
     aggregation: Node
     weighting: Node
@@ -45,12 +47,11 @@ class Components:
 
     def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
-        if len(self.spec.obs_shape) != 1:
-            raise UserError(
-                f"Networks for observations of shape {self.spec.obs_shape} do not exist yet: use flat ones."
-            )
+        flat = len(self.spec.obs_shape) == 1
         return {
-            "obs_norm": {"name": obs_norm},
+            "obs_norm": {"name": obs_norm if flat else "none"},  # a torso scales pictures by itself
+            "torso": dict(self.torso),
+            "core": dict(self.core),
             "task_encoder": dict(self.task_encoder),
             "trunk": dict(self.network["trunk"]),
             "head": self.network["head"],
@@ -122,9 +123,11 @@ def impala(
     clip_c: float,
     clip_pg_rho: float,
     clip_range: float,
+    reward_clip: float,
     epochs: int,
     minibatches: int,
     normalise_advantage: bool,
+    value_coef: float,
     entropy_coef: float,
     final_factor: float,
     max_grad_norm: float,
@@ -132,21 +135,31 @@ def impala(
     initial_std: float,
 ) -> Agent:
     """`agent=impala` and `agent=ppo`: two presets of one learner."""
-    spec, samples = c.spec, rollout_length * collector.env.num_envs
-    if minibatches > samples:
-        raise ValueError(f"{minibatches} minibatches cannot be made of {samples} samples (rollout_length times slots).")
+    spec, num_envs = c.spec, collector.env.num_envs
     gaussian = {"name": "gaussian", "initial_std": initial_std}
     head = gaussian if spec.action_kind == "continuous" else {"name": "categorical"}
     description = c.policy_description(obs_norm, head)
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
-    value = build_value(description, spec, "per_task", c.value_head, with_action=False).to(c.device)
+    value = build_value(description, spec.num_tasks, "per_task", c.value_head, policy.core.out_features).to(c.device)
+    _, samples = policy.core.sequences(torch.empty(rollout_length, num_envs)).shape
+    if minibatches > samples:
+        kind = "sequences (one per slot)" if policy.core.state_size else "samples (rollout_length times slots)"
+        raise ValueError(f"{minibatches} minibatches cannot be made of {samples} {kind}.")
+    steps: JointStep | SeparateSteps
+    if list(policy.torso.parameters()) + list(policy.core.parameters()):
+        both = nn.ModuleList([policy, value])
+        steps = JointStep(c.task_step(both, optimizer, max_grad_norm, has_positive=True))
+    else:
+        steps = SeparateSteps(
+            c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
+            c.task_step(value, optimizer, max_grad_norm, has_positive=True),
+        )
     learner = Impala(
         policy,
         value,
         c.scaling_for("per_task"),
-        c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
-        c.task_step(value, optimizer, max_grad_norm, has_positive=True),
+        steps,
         spec.num_tasks,
         gamma=gamma,
         lambda_=lambda_,
@@ -154,12 +167,15 @@ def impala(
         clip_c=clip_c,
         clip_pg_rho=clip_pg_rho,
         clip_range=clip_range,
+        reward_clip=reward_clip,
         epochs=epochs,
         minibatches=minibatches,
         normalise_advantage=normalise_advantage,
+        value_coef=value_coef,
         entropy_coef=entropy_coef,
         final_factor=final_factor,
     )
+    collector.state = policy.initial_state(num_envs)
     return Agent(learner, OnPolicy(collector, rollout_length), description)
 
 
@@ -184,10 +200,13 @@ def sac(
         raise UserError(
             "agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo."
         )
+    if {c.torso["name"], c.core["name"]} != {"none"}:
+        raise UserError("agent=sac learns from flat observations and without memory: use torso=none and core=none.")
     description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
     policy = build_policy(description, spec).to(c.device)
     value_norm, head = c.scaling_for(description["head"]), description["head"]
-    critics = Ensemble(build_value(description, spec, head, c.value_head, with_action=True) for _ in range(2))
+    inputs = policy.core.out_features + spec.action_dim
+    critics = Ensemble(build_value(description, spec.num_tasks, head, c.value_head, inputs) for _ in range(2))
     critics = critics.to(c.device)
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}

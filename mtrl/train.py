@@ -62,6 +62,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     try:
         components = Components(
             network=config.network,
+            torso=config.torso,
+            core=config.core,
             task_encoder=config.task_encoder,
             aggregation=config.aggregation,
             weighting=config.weighting,

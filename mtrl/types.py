@@ -153,10 +153,24 @@ class Rollout:
     reward: Float[Tensor, "T B"]
     terminated: Bool[Tensor, "T B"]
     truncated: Bool[Tensor, "T B"]
+    discount: Float[Tensor, "T B"]
+    """0 where the value of what follows counts as zero (`Step.discount`), else 1."""
     next_obs: Shaped[Tensor, "T B *obs"]
     """What the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
     task: Int[Tensor, "T B"]
     """Constant within an episode; may change where one ended."""
+    state: Float[Tensor, "B S"]
+    """Recurrent state with which the first action was chosen; S is 0 for policies without memory."""
+
+    @property
+    def done(self) -> Bool[Tensor, "T B"]:
+        """Whether the episode ended, either way."""
+        return self.terminated | self.truncated
+
+    @property
+    def first(self) -> Bool[Tensor, "T B"]:
+        """Whether an episode begins with `obs`. Not in the first row, where `state` knows."""
+        return torch.cat([torch.zeros_like(self.done[:1]), self.done[:-1]])
 
 
 @dataclass(frozen=True)
@@ -200,8 +214,15 @@ class PhaseTimer(Protocol):
 class Actor(Protocol):
     """Chooses actions; what evaluation needs."""
 
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        """Returns actions and their log-probabilities (B,); deterministic actions when `explore` is false."""
+    def initial_state(self, num: int) -> Tensor:
+        """Recurrent state (num, S) at the beginning of an episode: zeros; S is 0 for an actor without memory."""
+        ...
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns actions, their log-probabilities (B,) and the state for the next call, unless an episode ends.
+
+        Actions are deterministic when `explore` is false.
+        """
         ...
 
 

@@ -74,7 +74,7 @@ class Sac:
             }
         )
         self.num_tasks = len(target_entropy)
-        self.act = policy.act
+        self.act, self.initial_state = policy.act, policy.initial_state
 
     def update(self, batch: Batch, progress: float) -> Metrics:
         """One gradient step of critics, policy and temperatures on a stratified batch."""
@@ -99,7 +99,7 @@ class Sac:
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q_policy.dtype)
         policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
-        policy_aux, policy_diagnostics = self.policy.aux(batch.obs, task)
+        policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         policy_metrics = policy_diagnostics | self.policy_step(signed=policy_loss + policy_aux)
         self.critics.requires_grad_(True)
 

@@ -94,7 +94,7 @@ def _run_round(
 ) -> list[tuple[bool, float, int]]:
     """One episode per job, on the first slots; returns any-step success, undiscounted return and length of each."""
     B, n = env.num_envs, len(jobs)
-    obs = _begin(env, jobs, seed)
+    obs, state = _begin(env, jobs, seed), actor.initial_state(B)
     device = env.task.device
     running = torch.arange(B, device=device) < n
     success = torch.zeros_like(running)
@@ -102,13 +102,13 @@ def _run_round(
     length = torch.zeros(B, dtype=torch.int64, device=device)
     left = n
     while left:
-        action, _ = actor.act(obs, env.task, explore=False)
+        action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         success |= step.success & running
         returns += torch.where(running, step.reward, 0.0)
         length += running
         running = running & ~step.done
-        obs = step.obs
+        obs, state = step.obs, state.masked_fill(step.done[:, None], 0)
         if (now := int(running.sum())) < left:
             left = now
             finished(n - left)
@@ -359,12 +359,12 @@ def _film(
     writers: Mapping[int, Any],
 ) -> None:
     filming = set(writers)
-    obs = _begin(env, jobs, seed)
+    obs, state = _begin(env, jobs, seed), actor.initial_state(env.num_envs)
     while filming:
         # Before the step: after a done, the slot already shows its next episode.
         for slot in filming:
             writers[slot].append_data(render(slot))
-        action, _ = actor.act(obs, env.task, explore=False)
+        action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         filming = {slot for slot in filming if not step.done[slot]}
         obs = step.obs

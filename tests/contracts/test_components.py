@@ -236,7 +236,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     spec = make_spec(K, F, 2)
     description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
-    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, with_action=True)
+    policy, q = build_policy(description, spec), build_value(description, K, head, SCALAR, F + 2)
     obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
     action, log_prob = policy(obs, task).sample()
     value = q(torch.cat([obs, action], -1), task)
@@ -249,9 +249,10 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
             if sees_embedding or not name.startswith("task_encoder."):
                 assert parameter.grad is not None, name
                 assert parameter.grad.any(), name
-    explored, modes = (policy.act(obs, task, explore) for explore in (True, False))
+    obs, task, state = obs[:, 0], task[:, 0], policy.initial_state(K)
+    explored, modes = (policy.act(obs, task, state, explore) for explore in (True, False))
     assert not torch.equal(explored[0], modes[0])
-    assert torch.equal(modes[0], policy.act(obs, task, False)[0])
+    assert torch.equal(modes[0], policy.act(obs, task, state, False)[0])
 
 
 # --- trunks ---------------------------------------------------------------------------------------------------------
@@ -383,7 +384,8 @@ def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
         trunk, *others = (part for part in learner.networks[network].modules() if isinstance(part, Trunk))
         for part in (trunk, *others):
             part.coef = coef
-        getattr(learner, network.removesuffix("s") + "_step").max_grad_norm = float("inf")
+        owner, name = step_of(learner, network.removesuffix("s"))
+        getattr(owner, name).max_grad_norm = float("inf")
         weight = trunk.layers[0].weight
         before = weight.detach().clone()
         torch.manual_seed(0)
@@ -481,7 +483,7 @@ class MeanOfRows(JacobianAggregation):
 def network_and_losses() -> tuple[nn.Module, Tensor]:
     """A value network with per-task heads, and one loss for each task (of either sign, of different size)."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", SCALAR, with_action=False).double()
+    network = build_value(describe("gaussian"), K, "per_task", SCALAR, F).double()
     obs, task = torch.randn(K, 6, F, dtype=torch.float64), torch.arange(K)[:, None].expand(K, 6)
     return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1])
 
@@ -593,17 +595,21 @@ def test_task_samplers(name: str, has_success: bool) -> None:
     assert torch.equal(check(other), check(sampler))
 
 
+def step_of(learner: Sac | Impala, network: str) -> tuple[Any, str]:
+    """Whose attribute of which name the step on a network is."""
+    return (learner.steps, network) if isinstance(learner, Impala) else (learner, f"{network}_step")
+
+
 def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
     """Puts other components into the learner's steps, as `Components.task_step` does."""
-    for key in ("policy_step", "critic_step", "value_step"):
-        step = getattr(learner, key, None)
-        if step is not None:
-            chosen = build("weighting", {"name": weighting}, num_tasks=K)
-            has_positive = key != "policy_step"
-            if chosen.requires_positive and not has_positive:
-                chosen = build("weighting", {"name": "uniform"}, num_tasks=K)
-            rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
-            setattr(learner, key, rebuilt)
+    for network in ("policy", "value" if isinstance(learner, Impala) else "critic"):
+        owner, name = step_of(learner, network)
+        step, has_positive = getattr(owner, name), network != "policy"
+        chosen = build("weighting", {"name": weighting}, num_tasks=K)
+        if chosen.requires_positive and not has_positive:
+            chosen = build("weighting", {"name": "uniform"}, num_tasks=K)
+        rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
+        setattr(owner, name, rebuilt)
 
 
 @pytest.mark.parametrize("agent", ["sac", "impala"])

@@ -31,6 +31,8 @@ HEADS = {
 def description(action_head: str, head: str = "per_task", encoder: str = "one_hot") -> dict[str, Any]:
     return {
         "obs_norm": {"name": "running"},
+        "torso": {"name": "none"},
+        "core": {"name": "none"},
         "task_encoder": {"name": "embedding", "dim": 3} if encoder == "embedding" else {"name": "one_hot"},
         "trunk": TRUNK,
         "head": head,
@@ -69,7 +71,7 @@ def test_round_trip(tmp_path: Path, how: dict[str, str]) -> None:
     policy = load_policy(tmp_path / "policy")
     assert policy.spec == spec
     obs, task = torch.randn(20, *spec.obs_shape), torch.arange(20) % 4
-    expected, _ = network.act(obs, task, explore=False)
+    expected, *_ = network.act(obs, task, network.initial_state(20), explore=False)
     assert torch.equal(torch.as_tensor(policy.act(obs, task)), expected)
     assert not any(parameter.requires_grad for parameter in policy.network.parameters())
 
@@ -207,7 +209,8 @@ class FakeLearner:
     def __init__(self, network: PolicyNetwork) -> None:
         self.policy, self.networks = network, torch.nn.ModuleDict({"policy": network})
 
-    def act(self, obs: Any, task: Any, explore: bool) -> Any: ...
+    def initial_state(self, num: int) -> Any: ...
+    def act(self, obs: Any, task: Any, state: Any, explore: bool) -> Any: ...
     def update(self, batch: Any, progress: float) -> Any: ...
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state: Any) -> None: ...

@@ -242,8 +242,11 @@ def test_any_share_of_slots_can_be_in_a_game() -> None:
 
 
 class Idle:
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(task), torch.zeros(len(task))
+    def initial_state(self, num: int) -> Tensor:
+        return torch.zeros(num, 0)
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.zeros_like(task), torch.zeros(len(task)), state
 
 
 def test_evaluation_reports_human_normalised_scores() -> None:

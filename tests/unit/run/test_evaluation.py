@@ -84,10 +84,13 @@ class ScriptedEnv:
 class EchoActor:
     """Acts with the sum of the observation; refuses to explore."""
 
-    def act(self, obs, task, explore):
+    def initial_state(self, num):
+        return torch.zeros(num, 1)
+
+    def act(self, obs, task, state, explore):
         assert not explore
         assert torch.equal(task, obs[:, 0].long())
-        return obs.sum(1, keepdim=True), torch.zeros(len(obs))
+        return obs.sum(1, keepdim=True), torch.zeros(len(obs)), state
 
 
 def expected(task, goal):
@@ -126,10 +129,10 @@ def test_an_env_that_runs_another_goal_is_noticed():
 
 def test_no_gradients_are_kept():
     class Learning(EchoActor):
-        def act(self, obs, task, explore):
-            action, log_prob = super().act(obs, task, explore)
+        def act(self, obs, task, state, explore):
+            action, log_prob, state = super().act(obs, task, state, explore)
             assert not (action * torch.ones(1, requires_grad=True)).requires_grad
-            return action, log_prob
+            return action, log_prob, state
 
     evaluate(Learning(), ScriptedEnv(3), 1, 4, PROTOCOL)
 
