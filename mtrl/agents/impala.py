@@ -9,8 +9,8 @@ Differences from the papers:
        importance weights are those of that moment (with one epoch of one minibatch: the paper's).
     2. Policy and value share the torso (and core), if there is one, and one optimiser then; what comes after is
        separate. On flat observations they are separate networks, each with an optimiser of its own.
-    3. Losses are means over the samples of each task, the paper's sums over a batch: see `configs/experiment/atari57_
-       impala.yaml` for what this makes of its settings.
+    3. Losses are means over the samples of each task, the paper's sums over a batch: see
+       `configs/experiment/atari57_impala.yaml` for what this makes of its settings.
     4. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
        are the same unless actors lag (decoupled PPO, Hilton et al. 2021).
 """

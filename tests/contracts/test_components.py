@@ -108,6 +108,8 @@ def made(request: pytest.FixtureRequest) -> tuple[nn.Module, Forward]:
 def test_every_kind_has_a_component() -> None:
     """Or the parametrised tests below would pass for want of cases."""
     for kind in (
+        "torso",
+        "core",
         "trunk",
         "task_encoder",
         "head",
