@@ -161,7 +161,8 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
         if config["format"] != FORMAT:
             raise UserError(f"The policy in {folder} has format {config['format']}; this version reads {FORMAT}.")
         spec = _spec(config["spec"])
-        network = build_policy(config["network"], spec)
+        none = {"name": "none"}  # in policies that were stored before there were torsos and cores
+        network = build_policy({"torso": none, "core": none, **config["network"]}, spec)
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error

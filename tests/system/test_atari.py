@@ -47,7 +47,7 @@ def test_trains_evaluates_and_loads(run_dir: Path, more: list[str]) -> None:
 @pytest.mark.parametrize(
     ("experiment", "games", "samples"),
     [
-        ("atari_pong", 1, 128 * 16 / 8),
+        ("atari_pong", 1, 64 * 16 / 4),
         ("atari3_popart", 3, 128 * 24 / 12),
         ("atari57_impala", 57, 20 * 114 / 4),
     ],
