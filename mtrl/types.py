@@ -219,9 +219,9 @@ class Actor(Protocol):
         ...
 
     def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns actions, their log-probabilities (B,) and the state for the next call, unless an episode ends.
+        """Returns actions, their log-probabilities (B,), and the state for the next call.
 
-        Actions are deterministic when `explore` is false.
+        Actions are deterministic when `explore` is false. Where an episode ends, the caller sets the state to zero.
         """
         ...
 

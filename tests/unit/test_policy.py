@@ -76,6 +76,19 @@ def test_round_trip(tmp_path: Path, how: dict[str, str]) -> None:
     assert not any(parameter.requires_grad for parameter in policy.network.parameters())
 
 
+def test_memory_lasts_until_it_is_reset() -> None:
+    spec = make("toy_reach").spec
+    policy = Policy(build_policy(description("gaussian") | {"core": {"name": "lstm", "width": 5}}, spec), spec)
+    obs = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    first, second = policy.act(obs, 0), policy.act(obs, 0)
+    assert (first != second).any(1).all()
+    policy.reset()
+    assert np.array_equal(policy.act(obs, 0), first)
+    policy.reset(np.array([True, False, False]))
+    assert np.array_equal(policy.act(obs, 0), np.concatenate([first[:1], second[1:]]))
+    assert np.allclose(policy.act(obs[:2], 0), first[:2]), "another number of observations begins anew"
+
+
 def test_files_need_no_code_to_be_read(tmp_path: Path) -> None:
     network, spec = saved(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
