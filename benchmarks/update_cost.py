@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from mtrl.agents.sac import Sac
 from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import composed
 from mtrl.data.experience import Collector
@@ -146,6 +147,8 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
     env = RandomEnv(num_tasks, config["agent"]["slots_per_task"])
     components = Components(
         network={**config["network"], "trunk": trunk_node},
+        torso=config["torso"],
+        core=config["core"],
         task_encoder=config["task_encoder"],
         aggregation=config["aggregation"],
         weighting={"name": "uniform"},
@@ -159,10 +162,10 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
     collector = Collector(env, build_episodes(config["task_sampling"], env.spec, env.num_envs), device, PhaseTimer())
     built = build_agent(config["agent"], components, Serial(collector))
     if aggregation in OTHERS:
-        for key in ("policy_step", "critic_step", "value_step"):
-            step = getattr(built.learner, key, None)
-            if step is not None:
-                step.aggregation = OTHERS[aggregation](num_tasks)
+        learner: Any = built.learner
+        is_sac = isinstance(learner, Sac)
+        for step in (learner.policy_step, learner.critic_step) if is_sac else (learner.steps.policy, learner.steps.value):
+            step.aggregation = OTHERS[aggregation](num_tasks)
     data = random_data(built, config["agent"], env, device)
     return functools.partial(built.learner.update, data, 0.0)
 
@@ -183,7 +186,8 @@ def random_data(agent: Agent, node: dict[str, Any], env: RandomEnv, device: str)
         return Batch(**{key: tensor.to(device) for key, tensor in vars(batch).items()})
     shape = (node["rollout_length"], env.num_envs)
     obs, task = torch.randn(*shape, OBS), env.task.expand(shape)
-    action, log_prob = agent.learner.act(obs.to(device), task.to(device), explore=True)
+    with torch.no_grad():
+        action, log_prob = agent.learner.policy(obs.to(device), task.to(device)).sample()
     rollout = Rollout(
         obs=obs,
         action=action,
@@ -191,8 +195,10 @@ def random_data(agent: Agent, node: dict[str, Any], env: RandomEnv, device: str)
         reward=torch.rand(shape),
         terminated=torch.zeros(shape, dtype=torch.bool),
         truncated=torch.zeros(shape, dtype=torch.bool),
+        discount=torch.ones(shape),
         next_obs=torch.randn(*shape, OBS),
         task=task,
+        state=torch.zeros(env.num_envs, 0),
     )
     return Rollout(**{key: tensor.to(device) for key, tensor in vars(rollout).items()})
 

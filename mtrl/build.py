@@ -23,7 +23,7 @@ from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import TaskStep
+from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.parallel.actors import Actors
 from mtrl.registry import build, positive, register
 from mtrl.types import EnvSpec, Experience, Learner, UserError
@@ -36,6 +36,8 @@ class Components:
     """The config nodes of the slots, which are the same for every agent."""
 
     network: Node
+    torso: Node
+    core: Node
     task_encoder: Node
     aggregation: Node
     weighting: Node
@@ -46,12 +48,11 @@ class Components:
 
     def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
-        if len(self.spec.obs_shape) != 1:
-            raise UserError(
-                f"Networks for observations of shape {self.spec.obs_shape} do not exist yet: use flat ones."
-            )
+        flat = len(self.spec.obs_shape) == 1
         return {
-            "obs_norm": {"name": obs_norm},
+            "obs_norm": {"name": obs_norm if flat else "none"},  # a torso scales pictures by itself
+            "torso": dict(self.torso),
+            "core": dict(self.core),
             "task_encoder": dict(self.task_encoder),
             "trunk": dict(self.network["trunk"]),
             "head": self.network["head"],
@@ -82,9 +83,17 @@ class Components:
         return norm
 
     def task_step(
-        self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
+        self,
+        module: nn.Module,
+        optimizer: Node,
+        max_grad_norm: float,
+        episodes: Episodes,
+        has_positive: bool,
+        **runtime: Any,
     ) -> TaskStep:
-        """A step on a module's parameters. Losses of either sign get the weighting only if it can take them.
+        """A step on a module's parameters, whose weighting is told the statistics of episodes.
+
+        Losses of either sign get the weighting only if it can take them.
 
         Args:
             runtime: What a weighting can read of the learner.
@@ -95,6 +104,7 @@ class Components:
         weighting = build("weighting", self.weighting, **runtime).to(self.device)
         if weighting.requires_positive and not has_positive:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
+        episodes.listeners.append(weighting.observe)
         aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
         parameters = list(module.parameters())
         return TaskStep(
@@ -142,9 +152,11 @@ def impala(
     clip_c: float,
     clip_pg_rho: float,
     clip_range: float,
+    reward_clip: float,
     epochs: int,
     minibatches: int,
     normalise_advantage: bool,
+    value_coef: float,
     entropy_coef: float,
     final_factor: float,
     max_grad_norm: float,
@@ -152,25 +164,32 @@ def impala(
     initial_std: float,
 ) -> Agent:
     """`agent=impala` and `agent=ppo`: two presets of one learner."""
-    spec, samples = c.spec, rollout_length * actors.num_envs
-    if minibatches > samples:
-        raise ValueError(f"{minibatches} minibatches cannot be made of {samples} samples (rollout_length times slots).")
+    spec = c.spec
     gaussian = {"name": "gaussian", "initial_std": initial_std}
     head = gaussian if spec.action_kind == "continuous" else {"name": "categorical"}
     description = c.policy_description(obs_norm, head)
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
-    value = build_value(c.value_description(description), spec, "per_task", c.value_head, with_action=False)
-    value = value.to(c.device)
-    policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False)
-    value_step = c.task_step(value, optimizer, max_grad_norm, has_positive=True)
-    actors.episodes.listeners += [policy_step.weighting.observe, value_step.weighting.observe]
+    of_values, features = c.value_description(description), policy.core.out_features
+    value = build_value(of_values, spec, "per_task", c.value_head, features).to(c.device)
+    _, samples = policy.core.sequences(torch.empty(rollout_length, actors.num_envs)).shape
+    if minibatches > samples:
+        kind = "sequences (one per slot)" if policy.core.state_size else "samples (rollout_length times slots)"
+        raise ValueError(f"{minibatches} minibatches cannot be made of {samples} {kind}.")
+    steps: JointStep | SeparateSteps
+    if list(policy.torso.parameters()) + list(policy.core.parameters()):
+        both = nn.ModuleList([policy, value])
+        steps = JointStep(c.task_step(both, optimizer, max_grad_norm, actors.episodes, has_positive=True))
+    else:
+        steps = SeparateSteps(
+            c.task_step(policy, optimizer, max_grad_norm, actors.episodes, has_positive=False),
+            c.task_step(value, optimizer, max_grad_norm, actors.episodes, has_positive=True),
+        )
     learner = Impala(
         policy,
         value,
         c.scaling_for("per_task", actors.episodes, gamma=gamma),
-        policy_step,
-        value_step,
+        steps,
         spec.num_tasks,
         gamma=gamma,
         lambda_=lambda_,
@@ -178,9 +197,11 @@ def impala(
         clip_c=clip_c,
         clip_pg_rho=clip_pg_rho,
         clip_range=clip_range,
+        reward_clip=reward_clip,
         epochs=epochs,
         minibatches=minibatches,
         normalise_advantage=normalise_advantage,
+        value_coef=value_coef,
         entropy_coef=entropy_coef,
         final_factor=final_factor,
     )
@@ -209,11 +230,13 @@ def sac(
         raise UserError(
             "agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo."
         )
+    if {c.torso["name"], c.core["name"]} != {"none"}:
+        raise UserError("agent=sac learns from flat observations and without memory: use torso=none and core=none.")
     description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
     policy = build_policy(description, spec).to(c.device)
     head = description["head"]
-    of_values = c.value_description(description)
-    critics = Ensemble(build_value(of_values, spec, head, c.value_head, with_action=True) for _ in range(2))
+    of_values, features = c.value_description(description), policy.core.out_features + spec.action_dim
+    critics = Ensemble(build_value(of_values, spec, head, c.value_head, features) for _ in range(2))
     critics = critics.to(c.device)
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
     goal_entropy = target_entropy * torch.tensor(spec.action_mask, device=c.device).float().sum(1)
@@ -223,9 +246,8 @@ def sac(
 
     value_norm = c.scaling_for(head, actors.episodes, gamma=gamma, entropy=entropy)
     runtime = {"log_alpha": lambda: temperature.log_alpha}
-    policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False, **runtime)
-    critic_step = c.task_step(critics, optimizer, max_grad_norm, has_positive=True, **runtime)
-    actors.episodes.listeners += [policy_step.weighting.observe, critic_step.weighting.observe]
+    policy_step = c.task_step(policy, optimizer, max_grad_norm, actors.episodes, has_positive=False, **runtime)
+    critic_step = c.task_step(critics, optimizer, max_grad_norm, actors.episodes, has_positive=True, **runtime)
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
     learner = Sac(
         policy,
@@ -236,7 +258,7 @@ def sac(
         policy_step,
         critic_step,
         # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
-        Components(**{**vars(c), **uniform}).task_step(temperature, optimizer, float("inf"), has_positive=False),
+        replace(c, **uniform).task_step(temperature, optimizer, float("inf"), actors.episodes, has_positive=False),
         goal_entropy,
         gamma=gamma,
         tau=tau,

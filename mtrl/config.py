@@ -24,6 +24,8 @@ GROUPS = (
     "env",
     "agent",
     "network",
+    "torso",
+    "core",
     "task_encoder",
     "aggregation",
     "weighting",
@@ -95,6 +97,8 @@ class TrainConfig:
     env: dict[str, Any]
     agent: dict[str, Any]
     network: dict[str, Any]
+    torso: dict[str, Any]
+    core: dict[str, Any]
     task_encoder: dict[str, Any]
     aggregation: dict[str, Any]
     weighting: dict[str, Any]

@@ -10,15 +10,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mtrl.envs
 from mtrl.config import load_yaml, parse, run_or_exit
+from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
-from mtrl.run.evaluation import evaluate, record_videos, show, write_eval
+from mtrl.run.evaluation import evaluate, record_videos, show, summary, write_eval
 from mtrl.run.logger import Progress
 from mtrl.types import Actor, EnvSpec, EvalResult, UserError, VecEnv
 
@@ -46,9 +48,13 @@ class Evaluator:
     def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
         """Runs every episode of the protocol with deterministic actions."""
         env = self.env
-        return evaluate(
+        result = evaluate(
             actor, env, self.episodes_per_task, env.spec.num_goals, self.protocol(env.spec), progress, self.seed
         )
+        if self.node["name"] == "atari":
+            raw = {game: found["mean_return"] for game, found in summary(result)["tasks"].items()}
+            result = replace(result, scores=human_normalised_scores(raw))
+        return result
 
     @property
     def env(self) -> VecEnv:
@@ -66,6 +72,15 @@ class Evaluator:
                 "reward": self.node.get("reward_version", "v2"),
                 "goals": f"the fixed goals of seed {self._goal_seed}, goal i in episode i",
                 "goal in the observation": "no" if self.node["name"].startswith("ml") else "yes",
+            }
+        if self.node["name"] == "atari":
+            protocol |= {
+                "emulator": f"ale-py {version('ale-py')}",
+                "sticky actions": self.node.get("repeat_action_probability", 0.25),
+                "no-op starts": f"fewer than {self.node.get('noop_max', 30)}",
+                "action set": self.node.get("action_set", "minimal"),
+                "seeds": "seed i in episode i of a game",
+                "return": "raw score",
             }
         return protocol | {
             "horizon": spec.horizon,

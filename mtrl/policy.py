@@ -28,7 +28,7 @@ Tasks = str | int | np.integer | Sequence[str | int] | np.ndarray | Tensor
 
 
 class Policy:
-    """A trained policy, ready to act.
+    """A trained policy, ready to act. One with memory remembers: tell it with `reset` where episodes end.
 
     Attributes:
         spec: Of the environment it was trained for; `spec.task_names` are its tasks.
@@ -37,9 +37,19 @@ class Policy:
 
     def __init__(self, network: PolicyNetwork, spec: EnvSpec) -> None:
         self.network, self.spec = network, spec
+        self._state = network.initial_state(0)
+
+    def reset(self, ended: np.ndarray | Tensor | None = None) -> None:
+        """Forgets what was observed: everything, or that of the observations in the mask `ended` (N,)."""
+        if ended is None:
+            self._state = self._state[:0]
+        else:
+            self._state = self._state.masked_fill(torch.as_tensor(ended, device=self._state.device)[:, None], 0)
 
     def act(self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False) -> np.ndarray | Tensor:
         """Actions for raw observations: deterministic, or sampled with `explore`.
+
+        Memory is of the N observations of the call before, and begins anew if there were more or fewer.
 
         Args:
             obs: (N, *obs_shape), or one observation (*obs_shape).
@@ -57,7 +67,10 @@ class Policy:
         batch = (batch[None] if single else batch).to(self.spec.obs_dtype)
         if tuple(batch.shape[1:]) != self.spec.obs_shape:
             raise UserError(f"Expected observations (N, {_shape(self.spec.obs_shape)}), found {tuple(batch.shape)}.")
-        action, _ = self.network.act(batch, self._task_ids(task, len(batch)).to(device), explore)
+        if len(self._state) != len(batch):
+            self._state = self.network.initial_state(len(batch))
+        ids = self._task_ids(task, len(batch)).to(device)
+        action, _, self._state = self.network.act(batch, ids, self._state, explore)
         if single:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
@@ -148,7 +161,8 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
         if config["format"] != FORMAT:
             raise UserError(f"The policy in {folder} has format {config['format']}; this version reads {FORMAT}.")
         spec = _spec(config["spec"])
-        network = build_policy(config["network"], spec)
+        none = {"name": "none"}  # in policies that were stored before there were torsos and cores
+        network = build_policy({"torso": none, "core": none, **config["network"]}, spec)
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error

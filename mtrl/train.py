@@ -139,6 +139,8 @@ def make_agent(config: TrainConfig, actors: Actors) -> Agent:
     """The learner that `config.agent` names, with its components and its experience."""
     components = Components(
         network=config.network,
+        torso=config.torso,
+        core=config.core,
         task_encoder=config.task_encoder,
         aggregation=config.aggregation,
         weighting=config.weighting,
@@ -248,7 +250,7 @@ def environment_description() -> str:
         except PackageNotFoundError:
             return "not installed"
 
-    packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
+    packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "ale-py")
     lines = [
         f"command: python -m mtrl.train {' '.join(sys.argv[1:])}",
         f"git commit: {git('rev-parse', 'HEAD')}",

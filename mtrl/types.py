@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -81,6 +81,14 @@ class Step:
     """Task in which the transition was made."""
     final_obs: Shaped[Tensor, "B *obs"]
     """Observation the transition led to, in every slot: the old episode's last after a done, else the same as `obs`."""
+    life_lost: Bool[Tensor, " B"] | None = None
+    """A life was lost, after which the value counts as zero though the episode goes on. None: there are no lives."""
+
+    @property
+    def discount(self) -> Float[Tensor, " B"]:
+        """0 where the value of what follows counts as zero, that is after `terminated` and `life_lost`; else 1."""
+        ends = self.terminated if self.life_lost is None else self.terminated | self.life_lost
+        return (~ends).float()
 
     @property
     def done(self) -> Bool[Tensor, " B"]:
@@ -101,7 +109,8 @@ class VecEnv(Protocol):
     task: Int[Tensor, " B"]
     """Task that each slot is running."""
     goal: Int[Tensor, " B"]
-    """Variation of the task that each slot is running: one of Meta-World's 50 goals; the episode's seed elsewhere."""
+    """Variation of the task that each slot is running: one of Meta-World's 50 goals; elsewhere the episode's seed, or
+    -1 where it goes on with the random numbers of the one before it (Atari)."""
 
     def reset(self, seed: int | None = None) -> Shaped[Tensor, "B *obs"]:
         """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
@@ -147,10 +156,24 @@ class Rollout:
     reward: Float[Tensor, "T B"]
     terminated: Bool[Tensor, "T B"]
     truncated: Bool[Tensor, "T B"]
+    discount: Float[Tensor, "T B"]
+    """0 where the value of what follows counts as zero (`Step.discount`), else 1."""
     next_obs: Shaped[Tensor, "T B *obs"]
     """What the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
     task: Int[Tensor, "T B"]
     """Constant within an episode; may change where one ended."""
+    state: Float[Tensor, "B S"]
+    """Recurrent state with which the first action was chosen; S is 0 for policies without memory."""
+
+    @property
+    def done(self) -> Bool[Tensor, "T B"]:
+        """Whether the episode ended, either way."""
+        return self.terminated | self.truncated
+
+    @property
+    def first(self) -> Bool[Tensor, "T B"]:
+        """Whether an episode begins with `obs`. Not in the first row, where `state` knows."""
+        return torch.cat([torch.zeros_like(self.done[:1]), self.done[:-1]])
 
 
 @dataclass(frozen=True)
@@ -179,6 +202,8 @@ class EvalResult:
 
     protocol: Mapping[str, Any]
     episodes: tuple[EpisodeResult, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What the benchmark makes of the episodes, for example human-normalised scores."""
 
 
 @runtime_checkable
@@ -192,8 +217,15 @@ class PhaseTimer(Protocol):
 class Actor(Protocol):
     """Chooses actions; what evaluation needs."""
 
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        """Returns actions and their log-probabilities (B,); deterministic actions when `explore` is false."""
+    def initial_state(self, num: int) -> Tensor:
+        """Recurrent state (num, S) at the beginning of an episode: zeros; S is 0 for an actor without memory."""
+        ...
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns actions, their log-probabilities (B,), and the state for the next call.
+
+        Actions are deterministic when `explore` is false. Where an episode ends, the caller sets the state to zero.
+        """
         ...
 
 

@@ -26,6 +26,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def small(trunk: str) -> dict[str, Any]:
     """A trunk of two hidden layers of 8 units."""
+    if trunk == "none":
+        return {"name": trunk}
     return {"name": trunk, "width": 8, "depth": 2, **SMALL.get(trunk, {})}
 
 
@@ -58,6 +60,8 @@ def describe(
     """What `build_policy` and `build_value` take: by default one hidden layer of 8 tanh units."""
     return {
         "obs_norm": {"name": obs_norm},
+        "torso": {"name": "none"},
+        "core": {"name": "none"},
         "task_encoder": {"name": "one_hot"},
         "trunk": trunk,
         "head": head,
@@ -150,6 +154,8 @@ def random_rollout(
         reward=torch.randn(T, B, generator=g, dtype=torch.float64),
         terminated=terminated,
         truncated=ended & ~terminated,
+        discount=(~terminated).double(),
         next_obs=torch.where(ended[..., None], final, obs[1:]),
         task=task,
+        state=torch.zeros(B, 0),
     )

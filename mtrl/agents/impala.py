@@ -7,8 +7,11 @@ GAE(lambda), so that nothing else differs.
 Differences from the papers:
     1. Targets and advantages are computed once per update, from the networks as they are when it begins; the
        importance weights are those of that moment (with one epoch of one minibatch: the paper's).
-    2. Policy and value are separate networks, each with an optimiser of its own.
-    3. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
+    2. Policy and value share the torso (and core), if there is one, and one optimiser then; what comes after is
+       separate. On flat observations they are separate networks, each with an optimiser of its own.
+    3. Losses are means over the samples of each task, the paper's sums over a batch: see
+       `configs/experiment/atari57_impala.yaml` for what this makes of its settings.
+    4. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
        are the same unless actors lag (decoupled PPO, Hilton et al. 2021).
 """
 
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
 from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import TaskStep
+from mtrl.optim.step import JointStep, SeparateSteps
 from mtrl.registry import not_negative, positive
 from mtrl.types import Metrics, Rollout, State
 
@@ -30,9 +33,12 @@ class Impala:
     """V-trace actor-critic for K tasks.
 
     Args:
-        policy_step: Step on the policy's parameters, `value_step` on the value network's.
+        value: On the features of the policy.
+        steps: On the parameters of both.
+        reward_clip: Rewards count as this at most, either way; infinity for as they are.
         clip_range: Of the ratio to the policy at the start of the update; infinity for none.
         normalise_advantage: Standardise the advantages of each task over the rollout.
+        value_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus at the start.
         final_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
     """
@@ -42,8 +48,7 @@ class Impala:
         policy: PolicyNetwork,
         value: ValueNetwork,
         value_norm: ValueNorm,
-        policy_step: TaskStep,
-        value_step: TaskStep,
+        steps: SeparateSteps | JointStep,
         num_tasks: int,
         gamma: float = 0.99,
         lambda_: float = 1.0,
@@ -51,28 +56,30 @@ class Impala:
         clip_c: float = 1.0,
         clip_pg_rho: float = 1.0,
         clip_range: float = float("inf"),
+        reward_clip: float = float("inf"),
         epochs: int = 1,
         minibatches: int = 1,
         normalise_advantage: bool = False,
+        value_coef: float = 1.0,
         entropy_coef: float = 0.01,
         final_factor: float = 1.0,
     ) -> None:
         positive(epochs=epochs, minibatches=minibatches, clip_range=clip_range, clip_rho=clip_rho, clip_c=clip_c)
+        positive(reward_clip=reward_clip, value_coef=value_coef)
         not_negative(entropy_coef=entropy_coef, final_factor=final_factor, lambda_=lambda_, gamma=gamma)
         self.policy, self.value, self.value_norm = policy, value, value_norm
         self.networks = nn.ModuleDict({"policy": policy, "value": value, "value_norm": value_norm})
-        self.policy_step, self.value_step, self.num_tasks = policy_step, value_step, num_tasks
-        self.gamma, self.lambda_ = gamma, lambda_
+        self.steps, self.num_tasks = steps, num_tasks
+        self.gamma, self.lambda_, self.reward_clip = gamma, lambda_, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
         self.epochs, self.minibatches, self.normalise_advantage = epochs, minibatches, normalise_advantage
-        self.entropy_coef, self.final_factor = entropy_coef, final_factor
-        self.act = policy.act
+        self.value_coef, self.entropy_coef, self.final_factor = value_coef, entropy_coef, final_factor
+        self.act, self.initial_state = policy.act, policy.initial_state
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the share of training done."""
         factor = 1 + (self.final_factor - 1) * progress
-        self.policy_step.set_lr_factor(factor)
-        self.value_step.set_lr_factor(factor)
+        self.steps.set_lr_factor(factor)
 
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
@@ -90,13 +97,15 @@ class Impala:
             "log_prob": log_prob,
             "target": self.value_norm.normalise(target, task),
             "advantage": advantage,
+            "first": rollout.first,
+            "state": rollout.state.expand(len(task), *rollout.state.shape),
         }
-        samples = {key: tensor.flatten(0, 1) for key, tensor in samples.items()}
+        samples = {key: self.policy.core.sequences(tensor) for key, tensor in samples.items()}
         steps: list[Metrics] = []
         for _ in range(self.epochs):
-            order = torch.randperm(task.numel(), device=task.device)
+            order = torch.randperm(samples["task"].shape[1], device=task.device)
             for chosen in order.tensor_split(self.minibatches):
-                steps.append(self._step({key: tensor[chosen] for key, tensor in samples.items()}, factor))
+                steps.append(self._step({key: tensor[:, chosen] for key, tensor in samples.items()}, factor))
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs)
 
@@ -104,10 +113,11 @@ class Impala:
         metrics["value_scale"] = self.value_norm.sigma.float()
         return metrics
 
+    @torch.no_grad()
     def diagnostics(self, rollout: Rollout) -> Metrics:
         """How much of the policy and of the value network is in use."""
-        policy = self.policy.usage(rollout.obs, rollout.task)
-        value = self.value.usage(self.policy.obs_norm(rollout.obs), rollout.task)
+        features, _ = self.policy.unroll(rollout.obs, rollout.first, rollout.state)
+        policy, value = self.policy.usage(features, rollout.task), self.value.usage(features, rollout.task)
         return {
             **{f"policy_{key}": number for key, number in policy.items()},
             **{f"value_{key}": number for key, number in value.items()},
@@ -118,20 +128,22 @@ class Impala:
         self, rollout: Rollout
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
         """Log-probabilities under the current policy; V-trace targets, advantages (in units of the reward), weights."""
-        obs, task = rollout.obs, rollout.task
-        log_prob = self.policy(obs, task).log_prob(rollout.action)
-        value = self._value(obs, task)
-        done = rollout.terminated | rollout.truncated
+        task = rollout.task
+        features, states = self.policy.unroll(rollout.obs, rollout.first, rollout.state)
+        log_prob = self.policy.distribution(features, task).log_prob(rollout.action)
+        value = self._value(features, task)
         # V(s_{t+1}) is the next row's value, except where an episode or the rollout ends.
         next_value = value.roll(-1, dims=0)
-        ends = done.clone()
+        ends = rollout.done.clone()
         ends[-1] = True
-        next_value[ends] = self._value(rollout.next_obs[ends], task[ends])
+        last_obs = rollout.next_obs[ends][None]
+        last, _ = self.policy.unroll(last_obs, torch.zeros_like(task[ends], dtype=torch.bool)[None], states[ends])
+        next_value[ends] = self._value(last[0], task[ends])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
-            rollout.reward,
-            self.gamma * (~rollout.terminated).float(),
-            done.float(),
+            rollout.reward.clamp(-self.reward_clip, self.reward_clip),
+            self.gamma * rollout.discount,
+            rollout.done.float(),
             value,
             next_value,
             self.lambda_,
@@ -141,24 +153,24 @@ class Impala:
         )
         return log_prob, target, advantage, weight
 
-    def _value(self, obs: Tensor, task: Tensor) -> Tensor:
-        return self.value_norm.denormalise(self.value(self.policy.obs_norm(obs), task), task)
+    def _value(self, features: Tensor, task: Tensor) -> Tensor:
+        return self.value_norm.denormalise(self.value(features, task), task)
 
     def _step(self, batch: dict[str, Tensor], factor: float) -> Metrics:
-        obs, task = batch["obs"], batch["task"]
-        distribution = self.policy(obs, task)
+        task = batch["task"]
+        features, _ = self.policy.unroll(batch["obs"], batch["first"], batch["state"][0])
+        distribution = self.policy.distribution(features, task)
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
         entropy = distribution.entropy()
         surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
         policy_loss = per_task_mean(-surrogate - factor * self.entropy_coef * entropy, task, self.num_tasks)
 
-        features = self.policy.obs_norm(obs)
         value_loss = per_task_mean(self.value.loss(features, task, batch["target"]), task, self.num_tasks)
 
-        policy_aux, policy_diagnostics = self.policy.aux(obs, task)
-        value_aux, value_diagnostics = self.value.aux(features, task)
-        policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
-        value_metrics = self.value_step(task, positive=value_loss, aux=value_aux)
+        own = features.detach()  # a trunk's loss is of its own parameters, not of the torso's
+        policy_aux, policy_diagnostics = self.policy.aux(own, task)
+        value_aux, value_diagnostics = self.value.aux(own, task)
+        metrics = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
         with torch.no_grad():
             approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
             clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()
@@ -170,8 +182,7 @@ class Impala:
                 "clip_fraction": clipped,
                 **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
                 **{f"value_{key}": value for key, value in value_diagnostics.items()},
-                **{f"grad/policy_{key}": value for key, value in policy_metrics.items()},
-                **{f"grad/value_{key}": value for key, value in value_metrics.items()},
+                **{f"grad/{key}": value for key, value in metrics.items()},
             }
 
     def state_dict(self) -> State:
@@ -181,7 +192,7 @@ class Impala:
         for key in self._SAVED:
             getattr(self, key).load_state_dict(state[key])
 
-    _SAVED = ("networks", "policy_step", "value_step")
+    _SAVED = ("networks", "steps")
 
 
 def _mean(values: list[Tensor]) -> Tensor:

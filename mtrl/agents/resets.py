@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import TaskStep
+from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.registry import not_negative
 from mtrl.types import Metrics, State
 
@@ -27,7 +27,7 @@ class Resets:
         not_negative(count=count)
         self.learner, self.count = learner, count
         self.policy, self.networks = learner.policy, learner.networks
-        self.act, self.diagnostics = learner.act, learner.diagnostics
+        self.act, self.initial_state, self.diagnostics = learner.act, learner.initial_state, learner.diagnostics
         self._initial = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
         self._done = 0
 
@@ -43,9 +43,7 @@ class Resets:
             for name, parameter in self.networks.named_parameters():
                 parameter.copy_(self._initial[name])
         for part in vars(self.learner).values():
-            if isinstance(part, TaskStep):
-                part.optimizer.state.clear()
-            elif isinstance(part, ValueNorm):
+            if isinstance(part, TaskStep | SeparateSteps | JointStep | ValueNorm):
                 part.restart()
 
     def state_dict(self) -> State:

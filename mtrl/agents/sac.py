@@ -74,7 +74,7 @@ class Sac:
             }
         )
         self.num_tasks = len(target_entropy)
-        self.act = policy.act
+        self.act, self.initial_state = policy.act, policy.initial_state
 
     def update(self, batch: Batch, progress: float) -> Metrics:
         """One gradient step of critics, policy and temperatures on a stratified batch."""
@@ -97,7 +97,7 @@ class Sac:
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q_policy.dtype)
         policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
-        policy_aux, policy_diagnostics = self.policy.aux(batch.obs, task)
+        policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
 
@@ -124,8 +124,8 @@ class Sac:
 
     def diagnostics(self, batch: Batch) -> Metrics:
         """How much of the policy and of the first critic is in use."""
-        features = torch.cat([self.policy.obs_norm(batch.obs), batch.action], -1)
-        policy, critic = self.policy.usage(batch.obs, batch.task), self.critics.usage(features, batch.task)
+        obs, task = self.policy.obs_norm(batch.obs), batch.task
+        policy, critic = self.policy.usage(obs, task), self.critics.usage(torch.cat([obs, batch.action], -1), task)
         return {
             **{f"policy_{key}": value for key, value in policy.items()},
             **{f"critic_{key}": value for key, value in critic.items()},

@@ -94,13 +94,15 @@ class Collector:
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
+        self.state = torch.zeros(env.num_envs, 0, device=self.device)
+        """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
         self._returns = ReturnTracker(env.num_envs, gamma)
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
-        self._start_action, _ = self._random.act(self.obs, self.task, explore=True)
+        self._start_action, *_ = self._random.act(self.obs, self.task, self.state, explore=True)
         self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
         self._assign()
 
@@ -111,13 +113,13 @@ class Collector:
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
         with self.timer("inference"):
-            action, log_prob = actor.act(self.obs, self.task, explore=True)
+            action, log_prob, self.state = actor.act(self.obs, self.task, self.state, explore=True)
             starting = (self._length < self._start_length).to(self.device)
             rows = starting.reshape(-1, *[1] * (action.ndim - 1))
             return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
 
     def step(self, action: Tensor) -> Step:
-        """Steps every slot. Afterwards `obs` and `task` are what to act on next."""
+        """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
             step = self.env.step(action, cut=self._until_cut == 1)
         self._until_cut -= 1
@@ -137,12 +139,13 @@ class Collector:
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
         if done.any():
+            self.state = self.state.masked_fill(done.to(self.device)[:, None], 0)
             self._begin(done)
         return step
 
     def _begin(self, slots: Bool[Tensor, " B"]) -> None:
         """Draws how the episodes that have just begun in some slots begin."""
-        action, _ = self._random.act(self.obs, self.task, explore=True)
+        action, *_ = self._random.act(self.obs, self.task, self.state, explore=True)
         length = torch.randint(self._longest_start + 1, slots.shape)
         self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
 
@@ -152,6 +155,7 @@ class Collector:
             **self.episodes.state_dict(),
             "obs": self.obs,
             "task": self.task,
+            "state": self.state,
             "episode_return": self._episode_return,
             "succeeded": self._succeeded,
             "length": self._length,
@@ -164,7 +168,7 @@ class Collector:
     def load_state_dict(self, state: State) -> None:
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state)
-        self.obs, self.task = state["obs"].to(self.device), state["task"].to(self.device)
+        self.obs, self.task, self.state = (state[name].to(self.device) for name in ("obs", "task", "state"))
         # Copied, as they are changed in place.
         names = ("episode_return", "succeeded", "length", "until_cut", "start_length")
         for name in names:
@@ -195,6 +199,7 @@ class OnPolicy:
     def collect(self, actor: Actor) -> int:
         columns: dict[str, list[Tensor]] = {}
         collector = self.collector
+        state = collector.state
         for _ in range(self.rollout_length):
             obs, task = collector.obs, collector.task
             action, log_prob = collector.act(actor)
@@ -206,12 +211,13 @@ class OnPolicy:
                 "reward": step.reward,
                 "terminated": step.terminated,
                 "truncated": step.truncated,
+                "discount": step.discount,
                 "next_obs": step.final_obs,
                 "task": task,
             }
             for key, tensor in row.items():
                 columns.setdefault(key, []).append(tensor.to(collector.device))
-        self._rollouts = [Rollout(**{key: torch.stack(tensors) for key, tensors in columns.items()})]
+        self._rollouts = [Rollout(**{key: torch.stack(tensors) for key, tensors in columns.items()}, state=state)]
         return self.rollout_length * collector.env.num_envs
 
     def batches(self) -> Iterator[Rollout]:
@@ -230,7 +236,12 @@ class OnPolicy:
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     """Rollouts of T steps side by side, as one of all their slots."""
-    return Rollout(**{key: torch.cat([vars(rollout)[key] for rollout in rollouts], dim=1) for key in vars(rollouts[0])})
+
+    def join(name: str) -> Tensor:
+        slots = 0 if name == "state" else 1
+        return torch.cat([getattr(rollout, name) for rollout in rollouts], dim=slots)
+
+    return Rollout(**{name: join(name) for name in vars(rollouts[0])})
 
 
 class OffPolicy:
@@ -289,11 +300,14 @@ class RandomActor:
         self.spec = spec
         self.mask = torch.tensor(spec.action_mask)
 
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+    def initial_state(self, num: int) -> Tensor:
+        return torch.zeros(num, 0)
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Random actions whatever `explore` says; log-probabilities are not defined and given as NaN."""
         mask = self.mask.to(task.device)[task].float()
         if self.spec.action_kind == "continuous":
             action = (2 * torch.rand_like(mask) - 1) * mask
         else:
             action = torch.multinomial(mask, 1).squeeze(-1)
-        return action, torch.full(task.shape, torch.nan, device=task.device)
+        return action, torch.full(task.shape, torch.nan, device=task.device), state

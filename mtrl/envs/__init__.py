@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def register_all() -> None:
     """Registers the environments of this package under the kind "env" (and Meta-World's physics under "physics")."""
+    import mtrl.envs.atari.suite
+    import mtrl.envs.metaworld.suite  # noqa: F401
     from mtrl.envs import counting, gym_suite, toy  # noqa: F401
-    from mtrl.envs.metaworld import suite  # noqa: F401
 
 
 def register_with_gymnasium() -> None:
@@ -41,7 +42,7 @@ def make(
     """Makes an environment.
 
     Args:
-        name: Registered name: "mt10", "gym", "toy_reach", ...
+        name: Registered name: "mt10", "atari", "gym", "toy_reach", ...
         num_envs: Slots of all tasks together, a multiple of the tasks; by default `slots_per_task` times them.
         seed: Start of the random numbers (and, for Meta-World, of the 50 official goals).
         device: Where the tensors of a step lie.

@@ -77,7 +77,8 @@ class Assignments:
     def __init__(self, num_envs: int, num_tasks: int, num_goals: int, seed: int, device: torch.device) -> None:
         self.num_tasks, self.num_goals, self.device = num_tasks, num_goals, device
         self.task = torch.arange(num_tasks, device=device).repeat_interleave(num_envs // num_tasks)
-        self._assigned = torch.full((num_envs,), -1, device=device)
+        self.assigned = torch.full((num_envs,), -1, device=device)
+        """Goal that each slot was assigned, or -1."""
         self._drawn = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.generator = torch.Generator(device)
         self.reseed(seed)
@@ -85,7 +86,7 @@ class Assignments:
     @property
     def goal(self) -> Int[Tensor, " B"]:
         """Goal of each slot's next episode."""
-        return torch.where(self._assigned >= 0, self._assigned, self._drawn)
+        return torch.where(self.assigned >= 0, self.assigned, self._drawn)
 
     def reseed(self, seed: int) -> None:
         """Restarts the random numbers."""
@@ -103,7 +104,7 @@ class Assignments:
         """See `VecEnv.assign`. Raises `ValueError` for a wrong shape or a task or goal that does not exist."""
         task = self._checked("task", task, 0, self.num_tasks)
         goal = torch.full_like(task, -1) if goal is None else self._checked("goal", goal, -1, self.num_goals)
-        self.task, self._assigned = task, goal
+        self.task, self.assigned = task, goal
 
     def _checked(self, what: str, value: Tensor, low: int, high: int) -> Tensor:
         if tuple(value.shape) != tuple(self._drawn.shape) or value.is_floating_point():
@@ -117,14 +118,14 @@ class Assignments:
     def state_dict(self) -> State:
         return {
             "task": self.task.clone(),
-            "assigned": self._assigned.clone(),
+            "assigned": self.assigned.clone(),
             "drawn": self._drawn.clone(),
             "rng": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: State) -> None:
         self.task = state["task"].to(self.device, copy=True)
-        self._assigned = state["assigned"].to(self.device, copy=True)
+        self.assigned = state["assigned"].to(self.device, copy=True)
         self._drawn = state["drawn"].to(self.device, copy=True)
         self.generator.set_state(state["rng"].cpu())
 

@@ -1,8 +1,10 @@
-"""Networks: trunks, heads, task encoders, scaling. Importing this package registers them."""
+"""Networks: torsos, cores, trunks, heads, task encoders, scaling. Importing this package registers them."""
 
+from mtrl.nn import cores as cores
 from mtrl.nn import heads as heads
 from mtrl.nn import scaling as scaling
 from mtrl.nn import task_encoders as task_encoders
+from mtrl.nn import torsos as torsos
 from mtrl.nn import value_heads as value_heads
 from mtrl.nn.trunks import adashare as adashare
 from mtrl.nn.trunks import bronet as bronet
@@ -16,6 +18,7 @@ from mtrl.nn.trunks import modular as modular
 from mtrl.nn.trunks import moore as moore
 from mtrl.nn.trunks import mtan as mtan
 from mtrl.nn.trunks import nddr as nddr
+from mtrl.nn.trunks import none as none
 from mtrl.nn.trunks import paco as paco
 from mtrl.nn.trunks import piggyback as piggyback
 from mtrl.nn.trunks import simba_v2 as simba_v2

@@ -1,4 +1,4 @@
-"""Whole networks: task encoder, trunk and head put together, for a policy and for values."""
+"""Whole networks: torso, core, task encoder, trunk and head put together, for a policy and for values."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl.nn.cores import Core
 from mtrl.nn.diagnostics import some, usage
 from mtrl.nn.distributions import Distribution
 from mtrl.nn.scaling import ObsNorm
+from mtrl.nn.torsos import Torso
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.value_heads import ValueHead
 from mtrl.registry import build
@@ -24,41 +26,69 @@ AUX_STRIDE = 8
 class PolicyNetwork(nn.Module):
     """The deployable module: raw observations and task ids to a distribution over actions.
 
-    Args:
-        obs_norm: Observation normaliser; learners pass its output to their critics too.
+    What comes before the trunk (normaliser, torso, core) knows nothing of the task. Learners give its features to their
+    value networks too.
     """
 
-    def __init__(self, obs_norm: ObsNorm, task_encoder: nn.Module, trunk: Trunk, head: nn.Module) -> None:
+    def __init__(
+        self, obs_norm: ObsNorm, torso: Torso, core: Core, task_encoder: nn.Module, trunk: Trunk, head: nn.Module
+    ) -> None:
         super().__init__()
         self.obs_norm: ObsNorm = obs_norm
+        self.torso: Torso = torso
+        self.core: Core = core
         self.task_encoder, self.head = task_encoder, head
         self.trunk: Trunk = trunk
 
-    def forward(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
+    def unroll(
+        self, obs: Shaped[Tensor, "L N *obs"], first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "L N F"], Float[Tensor, "L N S"]]:
+        """Features of N sequences of raw observations, and the core's state after each step: see `Core.forward`."""
+        return self.core(self.torso(self.obs_norm(obs)), first, state)
+
+    def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
+        """What `forward` gives, from the features of `unroll`."""
         context = self.task_encoder(task)
-        return self.head(self.trunk(self.obs_norm(obs), context), context)
+        return self.head(self.trunk(features, context), context)
 
-    def aux(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> tuple[Float[Tensor, ""], Metrics]:
+    def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Distribution:
+        """Of every observation (*batch, *obs) by itself, as if an episode began with it."""
+        N = task.numel()
+        alone = obs.reshape(1, N, *obs.shape[task.ndim :])
+        features, _ = self.unroll(alone, task.new_ones(1, N, dtype=torch.bool), self.initial_state(N))
+        return self.distribution(features.reshape(*task.shape, -1), task)
+
+    def aux(
+        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, ""], Metrics]:
         """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
-        return self.trunk.aux(self.obs_norm(obs[..., ::AUX_STRIDE, :]), self.task_encoder(task[..., ::AUX_STRIDE]))
+        return self.trunk.aux(features[..., ::AUX_STRIDE, :], self.task_encoder(task[..., ::AUX_STRIDE]))
+
+    def initial_state(self, num: int) -> Float[Tensor, "{num} S"]:
+        """Of episodes that begin: zeros; S is 0 without memory."""
+        parameter = next(self.head.parameters())
+        return parameter.new_zeros(num, self.core.state_size)
 
     @torch.no_grad()
-    def usage(self, obs: Shaped[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
         """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
-        return usage(self.trunk(self.obs_norm(some(obs, 1)), self.task_encoder(some(task, 0))))
+        return usage(self.trunk(some(features, 1), self.task_encoder(some(task, 0))))
 
     @torch.no_grad()
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        """Actions and their log-probabilities: sampled when exploring, else the mode."""
-        distribution = self(obs, task)
+    def act(
+        self, obs: Shaped[Tensor, "B *obs"], task: Int[Tensor, " B"], state: Float[Tensor, "B S"], explore: bool
+    ) -> tuple[Tensor, Float[Tensor, " B"], Float[Tensor, "B S"]]:
+        """Actions, their log-probabilities, and the state for the next call: sampled when exploring, else the mode."""
+        features, states = self.unroll(obs[None], torch.zeros_like(task, dtype=torch.bool)[None], state)
+        distribution = self.distribution(features[0], task)
         if explore:
-            return distribution.sample()
+            return *distribution.sample(), states[0]
         action = distribution.mode()
-        return action, distribution.log_prob(action)
+        return action, distribution.log_prob(action), states[0]
 
 
 class ValueNetwork(nn.Module):
-    """Normalised observations (with the action beside them for a Q-function) and task ids to one value each."""
+    """A policy's features (with the action beside them for a Q-function) and task ids to one value each."""
 
     def __init__(self, task_encoder: nn.Module, trunk: Trunk, head: nn.Module, value_head: ValueHead) -> None:
         super().__init__()
@@ -126,20 +156,21 @@ def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvS
 
 
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
-    """Builds a policy from nodes: obs_norm, task_encoder, trunk, head (a name) and action_head."""
-    (obs_dim,) = spec.obs_shape
-    encoder, trunk = _encoder_and_trunk(description, obs_dim, spec)
+    """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name) and action_head."""
+    torso = build("torso", description["torso"], obs_shape=spec.obs_shape)
+    core = build("core", description["core"], features=torso.out_features)
+    encoder, trunk = _encoder_and_trunk(description, core.out_features, spec)
     head = build(
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )
-    return PolicyNetwork(build("obs_norm", description["obs_norm"], obs_dim=obs_dim), encoder, trunk, head)
+    obs_norm = build("obs_norm", description["obs_norm"], obs_dim=spec.obs_shape[-1])
+    return PolicyNetwork(obs_norm, torso, core, encoder, trunk, head)
 
 
 def build_value(
-    description: Mapping[str, Any], spec: EnvSpec, head: str, value_head: Mapping[str, Any], with_action: bool
+    description: Mapping[str, Any], spec: EnvSpec, head: str, value_head: Mapping[str, Any], features: int
 ) -> ValueNetwork:
-    """Builds a state value or, `with_action`, a Q-function from the same nodes as a policy."""
-    features = spec.obs_shape[0] + (spec.action_dim if with_action else 0)
+    """Builds a value network from the same nodes as a policy, for inputs of `features` numbers."""
     encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
     sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks}

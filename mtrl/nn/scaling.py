@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mtrl.nn.heads import PerTaskHead
@@ -27,12 +27,12 @@ class ObsNorm(nn.Module):
 
 @register("obs_norm", "none")
 class NoObsNorm(ObsNorm):
-    """Leaves observations as they are."""
+    """Leaves observations as they are, pictures too."""
 
-    def forward(self, obs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
+    def forward(self, obs: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         return obs
 
-    def update(self, obs: Float[Tensor, "*batch F"]) -> None:
+    def update(self, obs: Shaped[Tensor, "..."]) -> None:
         pass
 
 

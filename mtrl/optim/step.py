@@ -92,6 +92,10 @@ class TaskStep:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
+    def restart(self) -> None:
+        """Forgets what the optimiser has seen: called when the networks begin anew (`Resets`)."""
+        self.optimizer.state.clear()
+
     def state_dict(self) -> State:
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -103,3 +107,75 @@ class TaskStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self.weighting.load_state_dict(state["weighting"])
         self.aggregation.load_state_dict(state["aggregation"])
+
+
+class SeparateSteps:
+    """Of a policy and a value network that share nothing: a step and an optimiser each."""
+
+    def __init__(self, policy: TaskStep, value: TaskStep) -> None:
+        self.policy, self.value = policy, value
+
+    def __call__(
+        self,
+        task: Int[Tensor, "*samples"],
+        policy: Float[Tensor, " K"],
+        value: Float[Tensor, " K"],
+        policy_aux: Float[Tensor, ""],
+        value_aux: Float[Tensor, ""],
+    ) -> Metrics:
+        """One step on each of the losses: see `TaskStep`. Raises `NonFiniteLossError`."""
+        policy_metrics = self.policy(task, signed=policy, aux=policy_aux)
+        value_metrics = self.value(task, positive=value, aux=value_aux)
+        return {
+            **{f"policy_{key}": metric for key, metric in policy_metrics.items()},
+            **{f"value_{key}": metric for key, metric in value_metrics.items()},
+        }
+
+    def set_lr_factor(self, factor: float) -> None:
+        """See `TaskStep.set_lr_factor`."""
+        self.policy.set_lr_factor(factor)
+        self.value.set_lr_factor(factor)
+
+    def restart(self) -> None:
+        """See `TaskStep.restart`."""
+        self.policy.restart()
+        self.value.restart()
+
+    def state_dict(self) -> State:
+        return {"policy": self.policy.state_dict(), "value": self.value.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.value.load_state_dict(state["value"])
+
+
+class JointStep:
+    """Of a policy and a value network on a torso that both losses form: one step on their sum."""
+
+    def __init__(self, step: TaskStep) -> None:
+        self.step = step
+
+    def __call__(
+        self,
+        task: Int[Tensor, "*samples"],
+        policy: Float[Tensor, " K"],
+        value: Float[Tensor, " K"],
+        policy_aux: Float[Tensor, ""],
+        value_aux: Float[Tensor, ""],
+    ) -> Metrics:
+        """One step on the sum of the losses: see `TaskStep`. Raises `NonFiniteLossError`."""
+        return self.step(task, signed=policy, positive=value, aux=policy_aux + value_aux)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """See `TaskStep.set_lr_factor`."""
+        self.step.set_lr_factor(factor)
+
+    def restart(self) -> None:
+        """See `TaskStep.restart`."""
+        self.step.restart()
+
+    def state_dict(self) -> State:
+        return self.step.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.step.load_state_dict(state)

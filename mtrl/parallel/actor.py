@@ -104,6 +104,7 @@ def _act(connection: Connection) -> None:
     state = broadcast_tree(policy, sampler.shares)
     broadcast.read(state)
     collector = Collector(env, Episodes(env.spec, sampler), "cpu", lambda phase: nullcontext(), **recipe.options)
+    collector.state = policy.initial_state(env.num_envs)
     experience = OnPolicy(collector, recipe.rollout_length)
     slot: SharedTensors | None = None
     while True:

@@ -15,6 +15,7 @@ from torch import nn
 
 from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, concatenate
 from mtrl.data.replay import Replay
+from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actor import Ended, Recipe, broadcast_tree
 from mtrl.parallel.memory import Broadcast, SharedTensors, build_tree, leaves
 from mtrl.parallel.process import ServingProcess
@@ -37,7 +38,7 @@ class Actors(Protocol):
     num_envs: int
     """Slots of all environments together."""
 
-    def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> Experience:
+    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> Experience:
         """Rollouts of a policy. `description` is what `build_policy` made it from."""
         ...
 
@@ -56,7 +57,8 @@ class Serial:
     def __init__(self, collector: Collector) -> None:
         self.collector, self.episodes, self.num_envs = collector, collector.episodes, collector.env.num_envs
 
-    def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> OnPolicy:
+    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> OnPolicy:
+        self.collector.state = policy.initial_state(self.num_envs)
         return OnPolicy(self.collector, rollout_length)
 
     def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> OffPolicy:
@@ -99,7 +101,7 @@ class Asynchronous:
         self.processes: list[ActorProcess] = []
         self._finalizer = weakref.finalize(self, _close_all, self.processes)
 
-    def on_policy(self, policy: nn.Module, description: Mapping[str, Any], rollout_length: int) -> AsyncOnPolicy:
+    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> AsyncOnPolicy:
         positive(rollout_length=rollout_length)
         recipe = Recipe(self.make_env, dict(description), rollout_length, self.options, self.seed)
         return AsyncOnPolicy(self, recipe, policy)

@@ -74,12 +74,10 @@ class SharedTensors:
         steps = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
         self._fd = _anonymous_file(sum(steps)) if fd is None else fd
         weakref.finalize(self, os.close, self._fd)
-        memory, offset = mmap.mmap(self._fd, sum(steps)), 0
+        memory = torch.frombuffer(mmap.mmap(self._fd, sum(steps)), dtype=torch.uint8)
         tensors = {}
-        for (path, shape, dtype), step in zip(layout, steps, strict=True):
-            flat = torch.frombuffer(memory, dtype=dtype, count=prod(shape), offset=offset)
-            tensors[path] = flat.view(shape)
-            offset += step
+        for (path, shape, dtype), size, part in zip(layout, sizes, memory.split(steps), strict=True):
+            tensors[path] = part[:size].view(dtype).view(shape)
         self.tensors = build_tree(tensors)
 
     @classmethod

@@ -85,6 +85,7 @@ def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
             f"The env was assigned tasks {task.tolist()} with goals {goal.tolist()}, "
             f"but runs {env.task.tolist()} with {env.goal.tolist()}."
         )
+    env.assign(task)  # whatever follows while a slot waits for the others: Atari takes long to begin a given goal
     return obs
 
 
@@ -93,7 +94,7 @@ def _run_round(
 ) -> list[tuple[bool, float, int]]:
     """One episode per job, on the first slots; returns any-step success, undiscounted return and length of each."""
     B, n = env.num_envs, len(jobs)
-    obs = _begin(env, jobs, seed)
+    obs, state = _begin(env, jobs, seed), actor.initial_state(B)
     device = env.task.device
     running = torch.arange(B, device=device) < n
     success = torch.zeros_like(running)
@@ -101,13 +102,13 @@ def _run_round(
     length = torch.zeros(B, dtype=torch.int64, device=device)
     left = n
     while left:
-        action, _ = actor.act(obs, env.task, explore=False)
+        action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         success |= step.success & running
         returns += torch.where(running, step.reward, 0.0)
         length += running
         running = running & ~step.done
-        obs = step.obs
+        obs, state = step.obs, state.masked_fill(step.done[:, None], 0)
         if (now := int(running.sum())) < left:
             left = now
             finished(n - left)
@@ -184,9 +185,9 @@ _AVERAGED = ("success_rate", "mean_return")
 
 
 def metrics(result: EvalResult) -> dict[str, float]:
-    """The summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, and the same of `eval/return`."""
+    """Scores and summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, and the same of `eval/return`."""
     found = summary(result)
-    named = {}
+    named = {f"eval/{name}": value for name, value in result.scores.items()}
     for key, name in zip(_AVERAGED, ("eval/success_rate", "eval/return"), strict=True):
         named[name] = found[key]
         named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items()}
@@ -199,7 +200,7 @@ def metrics(result: EvalResult) -> dict[str, float]:
 
 
 def to_json(result: EvalResult) -> dict[str, Any]:
-    """Protocol, summary and every episode (by task, one list per field) as plain values."""
+    """Protocol, scores, summary and every episode (by task, one list per field) as plain values."""
     episodes: dict[str, dict[str, list[Any]]] = {}
     for episode in result.episodes:
         columns = episodes.setdefault(episode.task, {"goal": [], "success": [], "return": [], "length": []})
@@ -207,7 +208,12 @@ def to_json(result: EvalResult) -> dict[str, Any]:
         columns["success"].append(episode.success)
         columns["return"].append(episode.episode_return)
         columns["length"].append(episode.length)
-    return {"protocol": dict(result.protocol), "summary": summary(result), "episodes": episodes}
+    return {
+        "protocol": dict(result.protocol),
+        "scores": dict(result.scores),
+        "summary": summary(result),
+        "episodes": episodes,
+    }
 
 
 def from_json(data: Mapping[str, Any]) -> EvalResult:
@@ -217,7 +223,7 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
         for task, columns in data["episodes"].items()
         for row in zip(columns["goal"], columns["success"], columns["return"], columns["length"], strict=True)
     ]
-    return EvalResult(data["protocol"], tuple(episodes))
+    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}))
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -246,14 +252,17 @@ def _rows(result: EvalResult) -> list[tuple[str, ...]]:
     return [*rows, ("mean", f"{found['success_rate']:.3f}", "", f"{found['mean_return']:.1f}", "", "")]
 
 
-def _protocol(result: EvalResult) -> str:
-    return "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
+def _caption(result: EvalResult) -> str:
+    """Scores over all tasks, if the benchmark has any, and the protocol."""
+    scores = "; ".join(f"{name}: {value:.3f}" for name, value in result.scores.items() if "/" not in name)
+    protocol = "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
+    return "\n".join(filter(None, (scores, protocol)))
 
 
 def table(result: EvalResult) -> Table:
-    """Per-task results and their mean for a terminal, with the protocol beneath."""
+    """Per-task results and their mean for a terminal, with scores and the protocol beneath."""
     *tasks, mean = _rows(result)
-    drawn = Table(caption=_protocol(result), caption_justify="left")
+    drawn = Table(caption=_caption(result), caption_justify="left")
     for column in _COLUMNS:
         drawn.add_column(column, justify="left" if column == "task" else "right")
     for row in tasks:
@@ -271,7 +280,7 @@ def plain_table(result: EvalResult) -> str:
     for name, *cells in rows:
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
-    return "\n".join([*lines, _protocol(result)])
+    return "\n".join([*lines, _caption(result)])
 
 
 def show(result: EvalResult, console: Console | None = None) -> None:
@@ -350,12 +359,12 @@ def _film(
     writers: Mapping[int, Any],
 ) -> None:
     filming = set(writers)
-    obs = _begin(env, jobs, seed)
+    obs, state = _begin(env, jobs, seed), actor.initial_state(env.num_envs)
     while filming:
         # Before the step: after a done, the slot already shows its next episode.
         for slot in filming:
             writers[slot].append_data(render(slot))
-        action, _ = actor.act(obs, env.task, explore=False)
+        action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         filming = {slot for slot in filming if not step.done[slot]}
         obs = step.obs

@@ -116,6 +116,8 @@ def made(request: pytest.FixtureRequest) -> tuple[nn.Module, Forward]:
 def test_every_kind_has_a_component() -> None:
     """Or the parametrised tests below would pass for want of cases."""
     for kind in (
+        "torso",
+        "core",
         "trunk",
         "task_encoder",
         "head",
@@ -244,7 +246,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     spec = dataclasses.replace(make_spec(K, F, 2), task_names=TASKS)
     description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
-    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, with_action=True)
+    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, F + 2)
     obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
     action, log_prob = policy(obs, task).sample()
     value = q(torch.cat([obs, action], -1), task)
@@ -257,9 +259,10 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
             if sees_embedding or not name.startswith("task_encoder."):
                 assert parameter.grad is not None, name
                 assert parameter.grad.any(), name
-    explored, modes = (policy.act(obs, task, explore) for explore in (True, False))
+    obs, task, state = obs[:, 0], task[:, 0], policy.initial_state(K)
+    explored, modes = (policy.act(obs, task, state, explore) for explore in (True, False))
     assert not torch.equal(explored[0], modes[0])
-    assert torch.equal(modes[0], policy.act(obs, task, False)[0])
+    assert torch.equal(modes[0], policy.act(obs, task, state, False)[0])
 
 
 # --- trunks ---------------------------------------------------------------------------------------------------------
@@ -403,7 +406,8 @@ def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
         trunk, *others = (part for part in learner.networks[network].modules() if isinstance(part, Trunk))
         for part in (trunk, *others):
             part.coef = coef
-        getattr(learner, network.removesuffix("s") + "_step").max_grad_norm = float("inf")
+        owner, name = step_of(learner, network.removesuffix("s"))
+        getattr(owner, name).max_grad_norm = float("inf")
         weight = trunk.layers[0].weight
         before = weight.detach().clone()
         torch.manual_seed(0)
@@ -517,7 +521,7 @@ def build_weighting(name: str, num_tasks: int = K) -> Any:
 def network_and_losses() -> tuple[nn.Module, Tensor, Tensor]:
     """A value network with per-task heads, and one loss for each task (of either sign, of different size)."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", SCALAR, with_action=False).double()
+    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", SCALAR, F).double()
     obs, task = torch.randn(K, 6, F, dtype=torch.float64), torch.arange(K)[:, None].expand(K, 6)
     return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1]), task
 
@@ -561,7 +565,7 @@ def test_jacobian_aggregation() -> None:
 def test_aggregations_of_networks_that_share_nothing(name: str) -> None:
     """There is nothing to combine: `mean`."""
     trunk = small("soft_sharing")
-    network = build_value(describe("gaussian", trunk=trunk), make_spec(K, F), "per_task", SCALAR, with_action=False)
+    network = build_value(describe("gaussian", trunk=trunk), make_spec(K, F), "per_task", SCALAR, F)
     task = torch.arange(K)[:, None].expand(K, 6)
     losses = network(torch.randn(K, 6, F), task).square().mean(1)
     expected = torch.autograd.grad(losses.mean(), list(network.parameters()), retain_graph=True)
@@ -617,14 +621,13 @@ def test_one_task_keeps_its_direction(name: str) -> None:
 
 @pytest.mark.parametrize("head", names("head"))
 @pytest.mark.parametrize("trunk", names("trunk"))
-@pytest.mark.parametrize("with_action", [False, True])
-def test_per_task_gradients_of_every_trunk(trunk: str, head: str, with_action: bool) -> None:
+def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
     """Those of the tasks' losses one by one, for samples in any order."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, with_action)
+    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, F)
     shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
     for task in (torch.arange(K)[:, None].expand(K, 5), torch.randint(K, (20,))):
-        x = torch.randn(*task.shape, F + (make_spec(K, F).action_dim if with_action else 0))
+        x = torch.randn(*task.shape, F)
         losses = per_task_mean(network(x, task).square(), task, K)
         rows, own_rows = per_task_gradients(losses, shared, own, task)
         losses = per_task_mean(network(x, task).square(), task, K)
@@ -634,6 +637,35 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str, with_action: b
                 torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
         if own:
             torch.testing.assert_close(own_rows, list(torch.autograd.grad(losses.sum(), own)))
+
+
+@pytest.mark.parametrize("core", names("core"))
+@pytest.mark.parametrize("torso", names("torso"))
+def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str) -> None:
+    """Those of the tasks' losses one by one, of both networks together."""
+    torch.manual_seed(0)
+    pixels = torso != "none"
+    spec = dataclasses.replace(make_spec(K, F), obs_shape=(2, 44, 44) if pixels else (F,))
+    sizes = {"torso": {"width": 8} if pixels else {}, "core": {} if core == "none" else {"width": 5}}
+    description = describe("gaussian") | {kind: {"name": name, **sizes[kind]} for kind, name in (("torso", torso), ("core", core))}
+    policy = build_policy(description, spec)
+    value = build_value(description, spec, "per_task", SCALAR, policy.core.out_features)
+    parameters = [*policy.parameters(), *value.parameters()]
+    shared, own = ([p for p in parameters if hasattr(p, "is_per_task") is mine] for mine in (False, True))
+    task, obs = torch.randint(K, (3, 4)), 255 * torch.rand(3, 4, *spec.obs_shape)
+    first, state = torch.rand(3, 4) < 0.3, torch.randn(4, policy.core.state_size)
+
+    def losses() -> Tensor:
+        features, _ = policy.unroll(obs, first, state)
+        action = policy.distribution(features, task).mode()
+        return per_task_mean(action.square().sum(-1) + value(features, task).square(), task, K)
+
+    rows, own_rows = per_task_gradients(losses(), shared, own, task)
+    for k in range(K):
+        expected = torch.autograd.grad(losses()[k], shared, allow_unused=True)
+        for ours, theirs in zip(rows, expected, strict=True):
+            torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
+    torch.testing.assert_close(own_rows, list(torch.autograd.grad(losses().sum(), own)))
 
 
 @pytest.mark.parametrize("agent", ["sac", "impala"])
@@ -752,17 +784,21 @@ def test_task_samplers(name: str, has_success: bool) -> None:
     assert torch.equal(check(other), check(sampler))
 
 
+def step_of(learner: Sac | Impala, network: str) -> tuple[Any, str]:
+    """Whose attribute of which name the step on a network is."""
+    return (learner.steps, network) if isinstance(learner, Impala) else (learner, f"{network}_step")
+
+
 def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
     """Puts other components into the learner's steps, as `Components.task_step` does."""
-    for key in ("policy_step", "critic_step", "value_step"):
-        step = getattr(learner, key, None)
-        if step is not None:
-            chosen = build_weighting(weighting)
-            has_positive = key != "policy_step"
-            if chosen.requires_positive and not has_positive:
-                chosen = build_weighting("uniform")
-            rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
-            setattr(learner, key, rebuilt)
+    for network in ("policy", "value" if isinstance(learner, Impala) else "critic"):
+        owner, name = step_of(learner, network)
+        step, has_positive = getattr(owner, name), network != "policy"
+        chosen = build_weighting(weighting)
+        if chosen.requires_positive and not has_positive:
+            chosen = build_weighting("uniform")
+        rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
+        setattr(owner, name, rebuilt)
 
 
 def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtrl.agents.impala import Impala
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.optim.aggregation import Sum
-from mtrl.optim.step import TaskStep
+from mtrl.optim.step import SeparateSteps, TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Rollout
@@ -46,7 +46,7 @@ def make_learner(
     spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
     description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm, trunk=trunk)
     policy = build_policy(description, spec)
-    value = build_value(description, spec, "per_task", value_head, with_action=False)
+    value = build_value(description, spec, "per_task", value_head, policy.core.out_features)
     with torch.no_grad():
         for head in (policy.head, value.head):
             for parameter in head.parameters():
@@ -61,7 +61,7 @@ def make_learner(
 
     norm = build("value_norm", {"name": value_norm}, num_tasks=K)
     keywords = {"gamma": GAMMA, "entropy_coef": ENTROPY} | options
-    return Impala(policy, value, norm, step(policy, False), step(value, True), K, **keywords)
+    return Impala(policy, value, norm, SeparateSteps(step(policy, False), step(value, True)), K, **keywords)
 
 
 def make_rollout(seed: int = 0) -> Rollout:
@@ -218,7 +218,7 @@ def test_observation_statistics_move_only_after_learning() -> None:
 
     norm.forward = spy
     learner.update(second, 0.0)
-    assert len(seen) >= 3 + 2 * 4  # targets, and policy and value in four minibatches
+    assert len(seen) == 2 + 4  # targets, of observations and last ones, and four minibatches
     assert all(torch.equal(mean, first.obs.flatten(0, 1).mean(0)) for mean in seen)
     both = torch.cat([first.obs, second.obs]).flatten(0, 1)
     torch.testing.assert_close(norm.mean, both.mean(0))
@@ -249,6 +249,7 @@ def test_the_next_episode_is_not_bootstrapped_from() -> None:
         rollout,
         terminated=torch.zeros(T, B, dtype=torch.bool),
         truncated=torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True),
+        discount=torch.ones(T, B),
     )
     _, target, advantage, _ = learner._targets(quiet)
     obs, reward = quiet.obs.clone(), quiet.reward.clone()
@@ -277,7 +278,7 @@ def test_minibatches_cover_the_rollout() -> None:
     step = learner._step
 
     def spy(batch: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-        seen.append(batch["obs"])
+        seen.append(batch["obs"][0])
         return step(batch, factor)
 
     learner._step = spy
@@ -295,7 +296,7 @@ def test_discrete_actions_learn_by_the_policy_gradient() -> None:
     learner = make_learner(discrete=True, entropy_coef=0.0)
     rollout = random_rollout(1, 2, 1, OBS, torch.tensor([[0, 2]]), 0)
     reward, ended = torch.tensor([[50.0, -50.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
-    rollout = dataclasses.replace(rollout, reward=reward, terminated=ended, truncated=~ended)
+    rollout = dataclasses.replace(rollout, reward=reward, terminated=ended, truncated=~ended, discount=(~ended).float())
     before = learner.policy(rollout.obs, rollout.task).log_prob(rollout.action).detach()
     learner.update(dataclasses.replace(rollout, log_prob=before), 0.0)
     after = learner.policy(rollout.obs, rollout.task).log_prob(rollout.action)
@@ -307,7 +308,7 @@ def test_rates_and_entropy_weight_fall_linearly() -> None:
     # 1 + (0.2 - 1) * 0.5 = 0.6
     learner = make_learner(final_factor=0.2)
     learner.update(make_rollout(), 0.5)
-    for step in (learner.policy_step, learner.value_step):
+    for step in (learner.steps.policy, learner.steps.value):
         assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.6 * LR)
 
 
@@ -342,7 +343,7 @@ def test_popart_makes_the_scale_of_rewards_irrelevant() -> None:
 def test_popart_keeps_the_values_through_an_update() -> None:
     """With no learning to speak of, an update changes the statistics and no denormalised value."""
     learner, rollout = make_learner(value_norm="popart"), make_rollout()
-    for step in (learner.policy_step, learner.value_step):
+    for step in (learner.steps.policy, learner.steps.value):
         step.optimizer.param_groups[0]["initial_lr"] = 1e-30
     rollout = dataclasses.replace(rollout, reward=30 * rollout.reward)
 

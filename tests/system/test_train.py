@@ -99,19 +99,22 @@ NEEDED = {"alpha_softmax": ("sac", []), "gradnorm": ("ppo", ["aggregation=measur
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [(group, option) for group in GROUPS if group not in ("env", "agent") for option in options(group)],
+    [(group, option) for group in GROUPS if group not in ("env", "agent", "torso") for option in options(group)],
 )
 def test_every_option_trains(run_dir: Path, group: str, option: str) -> None:
     if option == "torchjd":
         pytest.importorskip("quadprog")
     agent, settings = NEEDED.get(option, ("ppo", []))
     command = [*tiny(agent, total_steps=80), f"{group}={option}", *settings, f"run_dir={run_dir}", "eval.every=0"]
+    if option == "linear":  # has no hidden layers whose size could be set
+        command = [argument for argument in command if not argument.startswith("network.trunk")]
     has_no_vectors = option == "language"  # of toys; see test_metaworld
     assert run(*command, "eval.episodes_per_task=1") == (2 if has_no_vectors else 0)
 
 
 @pytest.mark.parametrize(
-    "group", ["aggregation", "weighting", "value_norm", "value_head", "task_encoder", "task_sampling"]
+    "group",
+    ["torso", "core", "aggregation", "weighting", "value_norm", "value_head", "task_encoder", "task_sampling"],
 )
 def test_every_component_has_an_option(group: str) -> None:
     assert options(group) == names(group)

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import mtrl.envs
+from mtrl.agents.impala import Impala
 from mtrl.agents.resets import Resets
 from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import GROUPS, composed, config_dir
 from mtrl.data.experience import Collector
 from mtrl.envs.metaworld.catalog import MT10, MT50
+from mtrl.optim.step import JointStep
 from mtrl.parallel.actors import Serial
 from mtrl.types import UserError
 from tests.helpers import no_timer
@@ -34,8 +36,13 @@ def make_agent_in(env: Any, config: dict[str, Any]) -> Agent:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_builds(name: str) -> None:
-    """With narrow networks, on a toy that calls its tasks by Meta-World's names."""
+    """With narrow networks, on a toy that calls its tasks by Meta-World's names, or on one game."""
     config = composed([f"experiment={name}"], "train")
+    if config["env"]["name"] == "atari":
+        env = mtrl.envs.make(**config["env"] | {"games": "pong", "num_envs": 1, "num_workers": 1}, seed=0)
+        learner: Any = make_agent_in(env, config).learner
+        assert isinstance(learner.steps, JointStep)
+        return
     config["network"]["trunk"]["width"] = 8
     if "value" in config["network"]:
         config["network"]["value"]["width"] = 16
@@ -44,8 +51,7 @@ def test_every_experiment_builds(name: str) -> None:
     tasks = MT10 if config["env"]["name"] == "mt10" else MT50
     env = mtrl.envs.make("toy_reach", num_tasks=len(tasks), num_envs=len(tasks), seed=0)
     env.spec = dataclasses.replace(env.spec, task_names=tasks)
-    agent = make_agent_in(env, config)
-    learner: Any = agent.learner
+    learner = make_agent_in(env, config).learner
     values = learner.networks["critics"][0] if config["agent"]["name"] == "sac" else learner.networks["value"]
     ratio = 2 if "value" in config["network"] else 1
     assert values.trunk.out_features == ratio * learner.policy.trunk.out_features
@@ -67,7 +73,9 @@ def test_value_norms_hear_of_episodes() -> None:
 def steps(agent: Agent) -> tuple[Any, Any]:
     """Of the policy, and of the critics or the value network."""
     learner: Any = agent.learner
-    return learner.policy_step, getattr(learner, "critic_step", None) or learner.value_step
+    if isinstance(learner, Impala):
+        return learner.steps.policy, learner.steps.value
+    return learner.policy_step, learner.critic_step
 
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])

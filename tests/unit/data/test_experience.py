@@ -35,11 +35,14 @@ class Recorder:
     def __init__(self) -> None:
         self.calls = 0
 
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+    def initial_state(self, num: int) -> Tensor:
+        return torch.zeros(num, 0)
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
         assert explore
         assert torch.equal(obs[:, TASK].long(), task)
         self.calls += 1
-        return self.action(obs), self.log_prob(obs)
+        return self.action(obs), self.log_prob(obs), state
 
     @staticmethod
     def action(obs: Tensor) -> Tensor:
@@ -90,8 +93,8 @@ def test_rollouts_do_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSampler
         (rollout,) = experience.batches()
         assert not list(experience.batches())  # each is used once
         rollouts.append(rollout)
-    everything = {key: torch.cat([getattr(r, key) for r in rollouts]) for key in vars(rollouts[0])}
-    rollout = Rollout(**everything)  # rollouts follow one another without a gap
+    everything = {key: torch.cat([getattr(r, key) for r in rollouts]) for key in vars(rollouts[0]) if key != "state"}
+    rollout = Rollout(**everything, state=rollouts[0].state)  # rollouts follow one another without a gap
 
     check_transitions(rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.next_obs, rollout.task)
     assert torch.equal(rollout.log_prob, Recorder.log_prob(rollout.obs))
@@ -143,8 +146,8 @@ def test_the_batch_is_what_was_stored(action_kind: str) -> None:
     assert batch.action.dtype == (torch.float32 if action_kind == "continuous" else torch.int64)
 
 
-class Forbidden:
-    def act(self, obs: Tensor, task: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+class Forbidden(Recorder):
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
         raise AssertionError("the policy acts during the warm-up")
 
 
@@ -349,13 +352,14 @@ def test_random_actions_are_those_the_task_has() -> None:
     mask = ((True, True, False), (True, False, False), (False, True, True))
     task = torch.tensor([0, 1, 2]).repeat_interleave(200)
     torch.manual_seed(0)
-    action, log_prob = RandomActor(make_spec(3, 1, 3, "continuous", mask)).act(torch.zeros(600, 1), task, True)
+    no_obs = (torch.zeros(600, 1), task, torch.zeros(600, 0))
+    action, log_prob, _ = RandomActor(make_spec(3, 1, 3, "continuous", mask)).act(*no_obs, True)
     existing = torch.tensor(mask)[task]
     assert (action[~existing] == 0).all()
     assert action[existing].min() < -0.95
     assert action[existing].max() > 0.95
     assert action[existing].mean().abs() < 0.1
     assert log_prob.isnan().all()
-    action, _ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(torch.zeros(600, 1), task, True)
+    action, *_ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(*no_obs, True)
     assert existing.gather(1, action[:, None]).all()
     assert (torch.bincount(action[task == 2], minlength=3)[1:] > 60).all()

@@ -30,7 +30,7 @@ from tests.unit.parallel.actor_envs import make_counting, make_dead, make_failin
 
 K, T, B = 3, 7, 6  # B slots of each actor
 TASK, GOAL, EPISODE, STEP, SLOT = range(5)
-DESCRIPTION = describe("gaussian", obs_norm="running")
+DESCRIPTION = describe("gaussian", obs_norm="running") | {"core": {"name": "lstm", "width": 5}}
 SPEC = CountingEnv(B, episode_length=4, stagger=2).spec
 
 
@@ -43,6 +43,11 @@ class Fixed(TaskSampler):
 
     def probabilities(self) -> Tensor:
         return self.shares
+
+
+def slots(rollout: Rollout, begin: int, end: int) -> Rollout:
+    others = {key: value[:, begin:end] for key, value in vars(rollout).items() if key != "state"}
+    return Rollout(**others, state=rollout.state[begin:end])
 
 
 class Run:
@@ -69,8 +74,7 @@ class Run:
             for parameter in self.policy.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         self.policy.obs_norm.update(batch.obs)
-        columns = [{key: value[:, i : i + B] for key, value in vars(batch).items()} for i in range(0, 2 * B, B)]
-        return [Rollout(**values) for values in columns], self.experience._lags[known:]
+        return [slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.experience._lags[known:]
 
     @property
     def pids(self) -> list[int]:
@@ -98,7 +102,7 @@ def run() -> Iterator[Run]:
 
 
 def test_actors_act_as_the_learner_did(run: Run) -> None:
-    """Whole episodes without gaps; log-probabilities of the policy that acted, its normaliser included; results."""
+    """Whole episodes without gaps; log-probabilities of the policy that acted, its normaliser and memory included."""
     ends = [(torch.ones(B), torch.zeros(B))] * 2  # episode (reset twice before the first) and step that must come next
     seen, all_lags = [], []
     for _ in range(6):
@@ -106,7 +110,10 @@ def test_actors_act_as_the_learner_did(run: Run) -> None:
         assert not torch.equal(rollouts[0].action, rollouts[1].action)  # random numbers of their own
         for rollout, lag in zip(rollouts, lags, strict=True):
             behaviour = run.policies[-1 - lag]
-            torch.testing.assert_close(rollout.log_prob, behaviour(rollout.obs, rollout.task).log_prob(rollout.action))
+            features, _ = behaviour.unroll(rollout.obs, rollout.first, rollout.state)
+            log_prob = behaviour.distribution(features, rollout.task).log_prob(rollout.action)
+            torch.testing.assert_close(rollout.log_prob, log_prob)
+            assert torch.equal(rollout.state.any(1), rollout.obs[0, :, STEP] > 0)
             for column in (TASK, GOAL, EPISODE, SLOT):
                 assert torch.equal(rollout.obs[..., column], rollout.next_obs[..., column])
             assert torch.equal(rollout.next_obs[..., STEP], rollout.obs[..., STEP] + 1)

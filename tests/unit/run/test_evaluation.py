@@ -2,6 +2,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ class ScriptedEnv:
         self.episodes_begun = 0
 
     def assign(self, task, goal=None):
-        self.next_task, self.next_goal = task.clone(), goal.clone()
+        # Without a goal it draws one that nobody may look at.
+        self.next_task, self.next_goal = task.clone(), torch.full_like(task, 1000) if goal is None else goal.clone()
 
     def reset(self, seed=None):
         self.task, self.goal = self.next_task.clone(), self.next_goal.clone()
@@ -82,10 +84,13 @@ class ScriptedEnv:
 class EchoActor:
     """Acts with the sum of the observation; refuses to explore."""
 
-    def act(self, obs, task, explore):
+    def initial_state(self, num):
+        return torch.zeros(num, 1)
+
+    def act(self, obs, task, state, explore):
         assert not explore
         assert torch.equal(task, obs[:, 0].long())
-        return obs.sum(1, keepdim=True), torch.zeros(len(obs))
+        return obs.sum(1, keepdim=True), torch.zeros(len(obs)), state
 
 
 def expected(task, goal):
@@ -124,10 +129,10 @@ def test_an_env_that_runs_another_goal_is_noticed():
 
 def test_no_gradients_are_kept():
     class Learning(EchoActor):
-        def act(self, obs, task, explore):
-            action, log_prob = super().act(obs, task, explore)
+        def act(self, obs, task, state, explore):
+            action, log_prob, state = super().act(obs, task, state, explore)
             assert not (action * torch.ones(1, requires_grad=True)).requires_grad
-            return action, log_prob
+            return action, log_prob, state
 
     evaluate(Learning(), ScriptedEnv(3), 1, 4, PROTOCOL)
 
@@ -205,6 +210,13 @@ def test_metric_names():
     assert set(found) == {
         f"eval/{kind}{task}" for kind in ("success_rate", "return") for task in ("", "/task/0", "/task/1", "/task/2")
     }
+
+
+def test_scores_of_the_benchmark():
+    scored = replace(result(), scores={"iqm": 0.5, "normalised/task/0": 0.25})
+    assert metrics(scored) == {"eval/iqm": 0.5, "eval/normalised/task/0": 0.25} | metrics(result())
+    assert plain_table(scored).splitlines()[5:] == ["iqm: 0.500", "env: scripted; goals: 4"]
+    assert from_json(json.loads(json.dumps(to_json(scored)))) == scored
 
 
 # --- files and tables -----------------------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""`atari`: Atari games as the tasks of one policy, and the sets of games that are reported on.
+
+Sets, by the name that `games` takes:
+    atari57: The games that agents are usually compared on.
+    atari5: Five games that predict the median over the 57 (Aitchison et al., "Atari-5", 2023).
+    atari6: Those of the public PopArt-IMPALA in PyTorch (aluscher/torchbeastpopart), which has single-task scores.
+    atari_mt1 to atari_mt7: The multi-tasking instances of Sharma et al., "Learning to Multi-Task by Active Sampling"
+        (2017), as a public re-implementation lists them. It has five of the six games of MT1; we have the same five.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from mtrl.envs.atari.scores import REFERENCES
+from mtrl.registry import not_negative, positive, register, unknown
+from mtrl.types import UserError, VecEnv
+
+_ACTIVE_5 = (
+    "space_invaders", "seaquest", "asterix", "alien", "assault", "bank_heist", "crazy_climber", "demon_attack",
+    "gopher", "name_this_game", "star_gunner", "tutankham",
+)  # fmt: skip
+
+GAME_SETS: dict[str, tuple[str, ...]] = {
+    "atari57": tuple(REFERENCES),
+    "atari5": ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert"),
+    "atari6": ("air_raid", "carnival", "demon_attack", "name_this_game", "pong", "space_invaders"),
+    "atari_mt1": ("space_invaders", "crazy_climber", "seaquest", "demon_attack", "star_gunner"),
+    "atari_mt2": ("asterix", "alien", "assault", "time_pilot", "gopher", "chopper_command"),
+    "atari_mt3": ("breakout", "centipede", "frostbite", "qbert", "kung_fu_master", "wizard_of_wor"),
+    "atari_mt4": (
+        "atlantis", "breakout", "bowling", "crazy_climber", "seaquest", "space_invaders", "pong", "enduro",
+    ),
+    "atari_mt5": _ACTIVE_5,
+    "atari_mt6": (
+        "atlantis", "amidar", "breakout", "bowling", "beam_rider", "chopper_command", "centipede", "frostbite",
+        "kung_fu_master", "pong", "road_runner", "phoenix",
+    ),
+    "atari_mt7": (
+        *_ACTIVE_5, "amidar", "chopper_command", "breakout", "beam_rider", "bowling", "centipede", "krull",
+        "kangaroo", "phoenix",
+    ),
+}  # fmt: skip
+
+MULTIPLAYER = ("combat", "joust", "maze_craze", "warlords")
+"""ROMs without a game for one player."""
+
+
+@register("env", "atari")
+def atari(
+    games: Sequence[str] | str,
+    num_envs: int | None,
+    seed: int,
+    device: str,
+    action_set: Literal["minimal", "full", "full_masked"] = "minimal",
+    repeat_action_probability: float = 0.25,
+    noop_max: int = 30,
+    horizon: int = 27_000,
+    zero_discount_on_life_loss: bool = True,
+    num_workers: int | None = None,
+    render: bool = False,
+    slots_per_task: int = 1,
+) -> VecEnv:
+    """Atari games, one task each: see `AtariVecEnv`, whose arguments these are.
+
+    Args:
+        games: A list of games, one game, or the name of a set: `[pong, breakout]`, `pong`, `atari57`.
+        render: Whether `AtariVecEnv.render` is wanted. It always works.
+
+    Raises:
+        UserError: A game that does not exist, ale-py or a ROM is missing, or a value that does not fit.
+    """
+    try:
+        from mtrl.envs.atari.vector import AtariVecEnv
+    except ImportError as error:
+        raise UserError('Atari needs ale-py: pip install -c constraints.txt -e ".[atari]"') from error
+    if not 0 <= repeat_action_probability <= 1:
+        raise ValueError(f"repeat_action_probability must be from 0 to 1, not {repeat_action_probability}.")
+    positive(horizon=horizon)
+    not_negative(noop_max=noop_max, **({} if num_workers is None else {"num_workers": num_workers}))
+    try:
+        return AtariVecEnv(
+            named_games(games),
+            num_envs,
+            seed,
+            device,
+            action_set=action_set,
+            repeat_action_probability=repeat_action_probability,
+            noop_max=noop_max,
+            horizon=horizon,
+            zero_discount_on_life_loss=zero_discount_on_life_loss,
+            num_workers=num_workers,
+            slots_per_task=slots_per_task,
+        )
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"A ROM cannot be read (it comes with ale-py, or from $ALE_ROMS_DIR): {reason}") from error
+
+
+def named_games(games: Sequence[str] | str) -> tuple[str, ...]:
+    """The games that `env.games` means. Raises `UserError` if one does not exist, or is named twice."""
+    from ale_py.roms import get_all_rom_ids
+
+    if isinstance(games, str):
+        games = GAME_SETS.get(games, (games,))
+    if not len(games):
+        raise UserError("games must name at least one game: for example [pong, breakout], pong or atari57.")
+    valid = sorted({*get_all_rom_ids(), *REFERENCES} - set(MULTIPLAYER))
+    for game in games:
+        if game not in valid:
+            raise UserError(unknown("Atari game or set of games", str(game), [*GAME_SETS, *valid]))
+    if len(set(games)) < len(games):
+        raise UserError(f"Each game may be named once, found {', '.join(games)}.")
+    return tuple(games)

@@ -1,0 +1,322 @@
+"""`AtariVecEnv`: Atari games on ale-py's native vector environment, one pool per game, all pools at work at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
+from mtrl.types import EnvSpec, State, Step
+
+FRAME_SKIP, STACK, SIZE = 4, 4, 84
+NUM_ACTIONS = 18
+"""Positions of joystick and button; a game responds to some of them, its minimal set."""
+NUM_SEEDS = 2**31 - 1
+"""Goals are the seeds of episodes."""
+
+Slots = NDArray[np.int64]
+"""Numbers of slots."""
+
+
+class Pool:
+    """Rows that run one game and step together. A row is lent to a slot, or idle: then it is stepped for nothing.
+
+    Args:
+        options: Of `AtariVectorEnv`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.env = AtariVectorEnv(**options)
+        self.slot = np.full(self.env.num_envs, -1)
+        """Slot that each row is lent to, or -1."""
+        self.env.reset()  # rows can be reset one by one only after all were
+
+    @property
+    def actions(self) -> list[int]:
+        """ALE's numbers of the game's actions, in the order in which the pool counts them."""
+        return [action.value for action in self.env.ale.get_action_set()]
+
+    def lend(self, slots: Slots) -> Slots:
+        """Lends the idle rows; returns the slots that got none."""
+        rows = np.flatnonzero(self.slot < 0)[: len(slots)]
+        self.slot[rows] = slots[: len(rows)]
+        return slots[len(rows) :]
+
+    def release(self, slots: Slots) -> None:
+        self.slot[self.rows(slots)] = -1
+
+    def rows(self, slots: Slots) -> NDArray[np.bool_]:
+        """Mask of the rows that are lent to any of the slots."""
+        return np.isin(self.slot, slots)
+
+
+@dataclass
+class _Outcome:
+    """What the emulators made of the actions, by slot; where an episode ended, the next has begun."""
+
+    obs: NDArray[np.uint8]
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    lives: NDArray[np.int64]
+    final_obs: list[tuple[Slots, NDArray[np.uint8]]]
+    """Slots whose episodes ended, and their last observations."""
+
+
+class AtariVecEnv:
+    """A `VecEnv` over games. Observations are uint8 (4, 84, 84), the oldest frame first; rewards are raw.
+
+    Preprocessing is that of `gymnasium.wrappers.AtariPreprocessing` (frame skip 4, maximum of the last two frames,
+    gray, 84x84) and `FrameStackObservation`, by ale-py's own code. It differs from these in two points:
+        1. The frames before an episode's first are black, not copies of it (`padding_type="zero"`).
+        2. An episode begins after 0 to `noop_max - 1` no-ops, not 1 to `noop_max`, and they do not count towards its
+           time limit.
+
+    Seeds. ale-py can seed an episode only by loading the game anew, which takes as long as a few hundred steps. So an
+    episode is seeded (its goal is its seed, and the same actions lead to the same frames) if it was begun by `reset`,
+    if its goal was assigned, if it follows a cut, or if it is the first of its slot in another game. The others go on
+    with the random numbers of the one before, and their goal is -1. Trajectories depend on the seed and the actions
+    only, not on the number of workers.
+
+    Slots that change their game. A game's pool has as many rows as slots begin with it. If more slots want it than
+    there are rows, another pool is made for them, and kept. A slot's row is idle while it is in another game; a pool is
+    stepped as a whole, idle rows included, unless all of them are idle. So any assignment is possible, and one that
+    goes on for long with shares far from the first ones costs steps that nobody sees.
+
+    `state_dict`. The state of ale-py's vector environment cannot be saved. After `load_state_dict` the first step
+    plays nothing, whatever the action: it truncates every running episode where it was saved, with reward 0, and begins
+    the next, seeded. Tasks, goals and the random numbers of the draws are restored.
+
+    Args:
+        games: Names of ROMs: the tasks.
+        num_envs: B; None for `slots_per_task` times the games.
+        seed: Of the episodes' seeds.
+        device: Of the tensors in a step.
+        action_set: "minimal": the actions that any of the games responds to, with a mask for each; "full": all 18 in
+            every game; "full_masked": all 18, masked to what each responds to.
+        repeat_action_probability: Of a frame repeating the action of the frame before (sticky actions).
+        noop_max: See above.
+        horizon: Steps after which an episode is truncated.
+        zero_discount_on_life_loss: Whether `Step.life_lost` is reported. The episode goes on in any case.
+        num_workers: Threads; None for one per core, 0 for as few as can be. Every pool has at least one.
+
+    Raises:
+        UserError: `num_envs` is no multiple of the number of games.
+        OSError: A ROM cannot be read.
+    """
+
+    def __init__(
+        self,
+        games: Sequence[str],
+        num_envs: int | None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        action_set: Literal["minimal", "full", "full_masked"] = "minimal",
+        repeat_action_probability: float = 0.25,
+        noop_max: int = 30,
+        horizon: int = 27_000,
+        zero_discount_on_life_loss: bool = True,
+        num_workers: int | None = None,
+        slots_per_task: int = 1,
+    ) -> None:
+        self._games = tuple(games)
+        self.num_envs = check_num_envs(num_envs, len(games), slots_per_task)
+        self._device = torch.device(device)
+        self._num_workers = max(1, (os.cpu_count() or 1) if num_workers is None else num_workers)
+        self._options = {
+            "num_threads": -(-self._num_workers // len(games)),  # rounded up
+            "full_action_space": action_set == "full",
+            "repeat_action_probability": repeat_action_probability,
+            "noop_max": noop_max,
+            "max_num_frames_per_episode": FRAME_SKIP * horizon,
+            "frameskip": FRAME_SKIP,
+            "stack_num": STACK,
+            "img_height": SIZE,
+            "img_width": SIZE,
+            "autoreset_mode": "SameStep",
+            "reward_clipping": False,
+            "use_fire_reset": False,  # a pressed button is not part of the preprocessing compared with
+        }
+        rows = self.num_envs // len(games)
+        self._pools = [[Pool(game=game, num_envs=rows, **self._options)] for game in games]
+        actions = [pools[0].actions for pools in self._pools]
+        all_actions = range(NUM_ACTIONS) if action_set == "full_masked" else sorted(set().union(*actions))
+        # How each game's pool counts an action; 0 stands in for those that it does not have.
+        self._index = np.array([[own.index(a) if a in own else 0 for a in all_actions] for own in actions])
+        self.spec = EnvSpec(
+            task_names=self._games,
+            obs_shape=(STACK, SIZE, SIZE),
+            obs_dtype=torch.uint8,
+            action_kind="discrete",
+            action_dim=len(all_actions),
+            action_mask=tuple(tuple(action in own for action in all_actions) for own in actions),
+            horizon=horizon,
+            has_success=False,
+        )
+        self._report_lives = zero_discount_on_life_loss
+        self._assignments = Assignments(self.num_envs, len(games), NUM_SEEDS, seed, torch.device("cpu"))
+        self._task, self._goal = self._assignments.task.numpy().copy(), self._assignments.goal.numpy().copy()
+        self.task, self.goal = self._tensor(self._task.copy()), self._tensor(self._goal.copy())
+        self._lives = np.zeros(self.num_envs, np.int64)
+        self._obs: NDArray[np.uint8] | None = None
+        self._loaded = False
+        """Whether the slots show saved episodes, which no emulator runs."""
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        self._check_open()
+        if seed is not None:
+            self._assignments.reseed(seed)
+        self._obs = np.empty((self.num_envs, *self.spec.obs_shape), np.uint8)
+        self._begin(np.ones(self.num_envs, dtype=bool), self._obs)
+        self._loaded = False
+        return self._tensor(self._obs)
+
+    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+        self._check_open()
+        if self._obs is None:
+            raise RuntimeError("Call reset before the first step.")
+        task = self.task
+        index = self._index[self._task, check_action(action, self.spec, task).cpu().numpy()]
+        cut_now = check_cut(cut, self.num_envs).cpu().numpy()
+        if self._loaded:
+            outcome, cut_now, self._loaded = self._unplayed(), np.ones_like(cut_now), False
+        else:
+            outcome = self._play(index)
+        obs, ended = outcome.obs, outcome.terminated | outcome.truncated
+        truncated = outcome.truncated | (cut_now & ~outcome.terminated)
+        done = ended | truncated
+        life_lost = (outcome.lives > 0) & (outcome.lives < self._lives) & ~done
+        self._obs, self._lives, final_obs = obs, outcome.lives, obs
+        if done.any():
+            final_obs = obs.copy()
+            for slots, last in outcome.final_obs:
+                final_obs[slots] = last
+            self._goal[done] = -1
+            moved, seeded = self._assignments.task.numpy() != self._task, self._assignments.assigned.numpy() >= 0
+            self._begin(done & (~ended | moved | seeded), obs)  # the others have begun by themselves
+        return Step(
+            obs=self._tensor(obs),
+            reward=self._tensor(outcome.reward),
+            terminated=self._tensor(outcome.terminated),
+            truncated=self._tensor(truncated),
+            success=torch.zeros(self.num_envs, dtype=torch.bool, device=self._device),
+            task=task,
+            final_obs=self._tensor(final_obs),
+            life_lost=self._tensor(life_lost) if self._report_lives else None,
+        )
+
+    def _play(self, index: NDArray[np.int64]) -> _Outcome:
+        """Takes the actions, as each game counts them, in all pools at once."""
+        B = self.num_envs
+        outcome = _Outcome(
+            obs=np.empty((B, *self.spec.obs_shape), np.uint8),
+            reward=np.empty(B, np.float32),
+            terminated=np.empty(B, bool),
+            truncated=np.empty(B, bool),
+            lives=np.empty(B, np.int64),
+            final_obs=[],
+        )
+        busy = [pool for pool in self._all_pools() if (pool.slot >= 0).any()]
+        try:
+            for pool in busy:
+                pool.env.send(np.where(pool.slot >= 0, index[pool.slot], 0))
+            for pool in busy:
+                obs, reward, terminated, truncated, info = pool.env.recv()
+                rows = pool.slot >= 0
+                slots = pool.slot[rows]
+                outcome.obs[slots], outcome.reward[slots] = obs[rows], reward[rows]
+                outcome.terminated[slots], outcome.truncated[slots] = terminated[rows], truncated[rows]
+                outcome.lives[slots] = info["lives"][rows]
+                ended = rows & (terminated | truncated)
+                if ended.any():
+                    outcome.final_obs.append((pool.slot[ended], info["final_obs"][ended]))
+        except BaseException:  # also an interrupt: what a pool has not handed over would answer the next action
+            self.close()
+            raise
+        return outcome
+
+    def _unplayed(self) -> _Outcome:
+        """Nothing happened, in any slot."""
+        assert self._obs is not None
+        nowhere = np.zeros(self.num_envs, dtype=bool)
+        return _Outcome(self._obs, np.zeros(self.num_envs, np.float32), nowhere, nowhere, self._lives, [])
+
+    def _begin(self, begins: NDArray[np.bool_], obs: NDArray[np.uint8]) -> None:
+        """Begins the assigned episodes in some slots, seeded, and writes their first observations to `obs`."""
+        slots = np.flatnonzero(begins)
+        self._task[slots] = self._assignments.task.numpy()[slots]
+        self._goal[slots] = self._assignments.goal.numpy()[slots]
+        self._assignments.advance(torch.from_numpy(begins))
+        for pool in self._all_pools():
+            pool.release(slots)
+        for task in np.unique(self._task[slots]):
+            left = slots[self._task[slots] == task]
+            for pool in self._pools[task]:
+                left = pool.lend(left)
+            if len(left):
+                self._pools[task].append(Pool(game=self._games[task], num_envs=len(left), **self._options))
+                self._pools[task][-1].lend(left)
+        touched = [pool for pool in self._all_pools() if pool.rows(slots).any()]
+
+        def reset(pool: Pool) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+            rows = pool.rows(slots)
+            return pool.env.reset(seed=self._goal[pool.slot[rows]], options={"reset_mask": rows})
+
+        with ThreadPoolExecutor(self._num_workers) as executor:  # loading games takes long, and pools wait in turn
+            for pool, (first, info) in zip(touched, executor.map(reset, touched), strict=True):
+                rows = pool.rows(slots)
+                obs[pool.slot[rows]], self._lives[pool.slot[rows]] = first[rows], info["lives"][rows]
+        self.task, self.goal = self._tensor(self._task.copy()), self._tensor(self._goal.copy())
+
+    def assign(self, task: Tensor, goal: Tensor | None = None) -> None:
+        self._assignments.assign(task, goal)
+
+    def render(self, slot: int = 0) -> NDArray[np.uint8]:
+        """What the policy sees of a slot: the newest frame as an RGB picture, four times its size."""
+        self._check_open()
+        if self._obs is None:
+            raise RuntimeError("Call reset before the first picture.")
+        return self._obs[slot, -1].repeat(4, 0).repeat(4, 1)[..., None].repeat(3, 2)
+
+    def state_dict(self) -> State:
+        return {
+            "task": torch.tensor(self._task),
+            "goal": torch.tensor(self._goal),
+            "obs": torch.empty(0, dtype=torch.uint8) if self._obs is None else torch.tensor(self._obs),
+            "assignments": self._assignments.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Shows the saved moment, which the next step leaves: see the class.
+
+        Raises:
+            ValueError: The state has another number of slots.
+        """
+        check_num_slots(state, self.num_envs)
+        self._assignments.load_state_dict(state["assignments"])
+        self._task, self._goal = (state[key].cpu().numpy().copy() for key in ("task", "goal"))
+        self.task, self.goal = self._tensor(self._task.copy()), self._tensor(self._goal.copy())
+        self._loaded = bool(len(state["obs"]))
+        self._obs = state["obs"].cpu().numpy().copy() if self._loaded else None
+
+    def close(self) -> None:
+        self._pools.clear()
+
+    def _check_open(self) -> None:
+        if not self._pools:
+            raise RuntimeError("The environment is closed.")
+
+    def _all_pools(self) -> Iterator[Pool]:
+        return (pool for pools in self._pools for pool in pools)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)

@@ -1,0 +1,136 @@
+"""Torsos: observations as the environment gives them to flat features, what trunks work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrl.registry import positive, register
+
+
+class Torso(nn.Module):
+    """Base of the torsos."""
+
+    out_features: int
+    """F, the size of what `forward` returns."""
+
+    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+        """Features of observations (*batch, *obs)."""
+        raise NotImplementedError
+
+
+@register("torso", "none")
+class NoTorso(Torso):
+    """Leaves flat observations as they are."""
+
+    def __init__(self, obs_shape: Sequence[int]) -> None:
+        super().__init__()
+        if len(obs_shape) != 1:
+            raise ValueError(f"observations of shape {tuple(obs_shape)} need torso=nature_cnn or another for pixels.")
+        (self.out_features,) = obs_shape
+
+    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+        return obs
+
+
+class PixelTorso(Torso):
+    """Base of the torsos for pictures (C, H, W) of 0 to 255: `layers`, then a linear layer of `width` units and ReLU.
+
+    Args:
+        layers: Pictures of 0 to 1 to feature maps.
+    """
+
+    def __init__(self, obs_shape: Sequence[int], layers: nn.Module, width: int) -> None:
+        super().__init__()
+        positive(width=width)
+        self.layers, self.out_features = layers, width
+        with torch.no_grad():
+            maps = layers(torch.zeros(1, *obs_shape))
+        self.linear = nn.Linear(maps.numel(), width)
+
+    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+        # With the channels innermost, convolutions take half the time on a CPU.
+        layout, dtype = torch.channels_last, self.linear.weight.dtype
+        pictures = obs.reshape(-1, *obs.shape[-3:]).to(dtype, memory_format=layout) / 255
+        features = functional.relu(self.linear(self.layers(pictures).flatten(1)))
+        return features.reshape(*obs.shape[:-3], self.out_features)
+
+
+def check_pixels(obs_shape: Sequence[int]) -> None:
+    """Raises `ValueError` for the shape of no picture."""
+    if len(obs_shape) != 3:
+        raise ValueError(f"observations of shape {tuple(obs_shape)} are no pictures: use torso=none.")
+
+
+def orthogonal(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """The layer with orthogonal initial weights, for a ReLU after it, and biases of zero."""
+    nn.init.orthogonal_(layer.weight, 2**0.5)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def convolutions(obs_shape: Sequence[int], sizes: Sequence[tuple[int, int, int]]) -> nn.Sequential:
+    """Convolutions of (channels, kernel, stride), each with a ReLU, without padding."""
+    check_pixels(obs_shape)
+    modules: list[nn.Module] = []
+    inputs = obs_shape[0]
+    for channels, kernel, stride in sizes:
+        modules += [orthogonal(nn.Conv2d(inputs, channels, kernel, stride)), nn.ReLU()]
+        inputs = channels
+    return nn.Sequential(*modules)
+
+
+@register("torso", "nature_cnn")
+class NatureCNN(PixelTorso):
+    """Three convolutions (Mnih et al., "Human-level control through deep reinforcement learning", 2015)."""
+
+    def __init__(self, obs_shape: Sequence[int], width: int = 512) -> None:
+        super().__init__(obs_shape, convolutions(obs_shape, ((32, 8, 4), (64, 4, 2), (64, 3, 1))), width)
+        orthogonal(self.linear)
+
+
+@register("torso", "shallow_cnn")
+class ShallowCNN(PixelTorso):
+    """Two convolutions: IMPALA's shallow network, A3C's before it (Mnih et al. 2016); a third of Nature's FLOPs."""
+
+    def __init__(self, obs_shape: Sequence[int], width: int = 256) -> None:
+        super().__init__(obs_shape, convolutions(obs_shape, ((16, 8, 4), (32, 4, 2))), width)
+        orthogonal(self.linear)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        return x + self.second(functional.relu(self.first(functional.relu(x))))
+
+
+@register("torso", "impala_resnet")
+class ImpalaResNet(PixelTorso):
+    """IMPALA's deep network: 15 convolutions in three sections (Espeholt et al. 2018, figure 3).
+
+    Each section: a convolution, max-pooling with stride 2, two residual blocks. Initial weights are torch's.
+
+    Args:
+        channels: Of each section.
+    """
+
+    def __init__(self, obs_shape: Sequence[int], width: int = 256, channels: Sequence[int] = (16, 32, 32)) -> None:
+        check_pixels(obs_shape)
+        modules: list[nn.Module] = []
+        inputs = obs_shape[0]
+        for outputs in channels:
+            modules += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            modules += [ResidualBlock(outputs), ResidualBlock(outputs)]
+            inputs = outputs
+        super().__init__(obs_shape, nn.Sequential(*modules, nn.ReLU()), width)

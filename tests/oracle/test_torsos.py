@@ -1,0 +1,80 @@
+"""Torsos: sizes by hand arithmetic, scaling, leading shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mtrl.nn.torsos import NatureCNN, NoTorso, PixelTorso, Torso
+from mtrl.registry import build, names
+from mtrl.types import UserError
+
+SHAPE = (4, 84, 84)
+PIXELS = [name for name in names("torso") if name != "none"]
+
+
+def make(name: str, **options: int) -> Torso:
+    torch.manual_seed(0)
+    return build("torso", {"name": name, **options}, obs_shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "parameters"),
+    [
+        # 84 -> (84 - 8) / 4 + 1 = 20 -> (20 - 4) / 2 + 1 = 9 -> 9 - 3 + 1 = 7, 7 * 7 * 64 = 3136 features.
+        # (4 * 8 * 8 + 1) * 32 + (32 * 4 * 4 + 1) * 64 + (64 * 3 * 3 + 1) * 64 + (3136 + 1) * 512
+        #   = 8224 + 32832 + 36928 + 1606144
+        ("nature_cnn", 512, 1_684_128),
+        # 84 -> 20 -> 9, 9 * 9 * 32 = 2592. (4 * 8 * 8 + 1) * 16 + (16 * 4 * 4 + 1) * 32 + (2592 + 1) * 256
+        #   = 4112 + 8224 + 663808
+        ("shallow_cnn", 256, 676_144),
+        # 84 -> 42 -> 21 -> 11, 11 * 11 * 32 = 3872. A 3x3 convolution of n to m channels has (9 n + 1) m parameters.
+        # First ones: 4 to 16: 592; 16 to 32: 4640; 32 to 32: 9248. Four in blocks: 4 * 2320; 4 * 9248; 4 * 9248.
+        #   592 + 9280 + 4640 + 36992 + 9248 + 36992 = 97744, and (3872 + 1) * 256 = 991488
+        ("impala_resnet", 256, 1_089_232),
+    ],
+)
+def test_sizes(name: str, features: int, parameters: int) -> None:
+    torso = make(name)
+    assert torso.out_features == features
+    assert sum(p.numel() for p in torso.parameters()) == parameters
+
+
+def test_every_torso_is_counted() -> None:
+    assert PIXELS == ["impala_resnet", "nature_cnn", "shallow_cnn"]
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_leading_shapes_and_gradients(name: str) -> None:
+    torso = make(name, width=8)
+    obs = torch.randint(256, (2, 3, *SHAPE), dtype=torch.uint8)
+    whole = torso(obs)
+    assert whole.shape == (2, 3, 8)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(torso(obs[1]), whole[1])
+    torch.testing.assert_close(torso(obs[1, 2]), whole[1, 2])
+    assert not torch.equal(whole[0, 0], whole[1, 2])
+    whole.square().sum().backward()
+    for key, parameter in torso.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.any(), key
+
+
+def test_pixels_are_scaled_to_one() -> None:
+    """Two pixels, 255 and 51, each with weight 1: 1 + 0.2. Below zero the ReLU cuts."""
+    torso = PixelTorso((1, 1, 2), nn.Identity(), 2)
+    with torch.no_grad():
+        torso.linear.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, 0.0]]))
+        torso.linear.bias.zero_()
+    obs = torch.tensor([[[255, 51]]], dtype=torch.uint8)
+    torch.testing.assert_close(torso(obs), torch.tensor([1.2, 0.0]))
+
+
+def test_the_other_kind_of_observation_is_refused() -> None:
+    with pytest.raises(ValueError, match="need torso=nature_cnn"):
+        NoTorso(SHAPE)
+    with pytest.raises(ValueError, match=r"\(39,\) are no pictures: use torso=none"):
+        NatureCNN((39,))
+    with pytest.raises(UserError, match="torso 'impala_resnet'"):
+        build("torso", {"name": "impala_resnet"}, obs_shape=(39,))
