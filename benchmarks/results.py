@@ -117,7 +117,8 @@ def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
     # What differs between the runs (the goals follow from the seed) is given for each.
     merged = {key: " / ".join(dict.fromkeys(str(p[key]) for p in protocols)) for key in protocols[0]}
     protocol = "; ".join(f"{key}: {value}" for key, value in merged.items())
-    lines = [f"## {name}", "", f"Protocol: {protocol}.", "", *_runs_table(runs), "", *_tasks_table(runs), ""]
+    lines = [f"## {name}", "", *_note(name), f"Protocol: {protocol}.", ""]
+    lines += [*_runs_table(runs), "", *_tasks_table(runs), ""]
     commands = [
         line.removeprefix("command: ") for run in runs for line in run["environment"] if line.startswith("command")
     ]
@@ -178,7 +179,7 @@ def _comparison(name: str) -> list[str]:
 
 
 def _note(name: str) -> list[str]:
-    """What results/NAME/note.md says about the comparison."""
+    """What results/NAME/note.md says about the runs."""
     path = RESULTS / name / "note.md"
     return [path.read_text().rstrip(), ""] if path.exists() else []
 
