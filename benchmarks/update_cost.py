@@ -25,7 +25,6 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from mtrl.agents.sac import Sac
 from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import composed
 from mtrl.data.experience import Collector
@@ -163,8 +162,8 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
     built = build_agent(config["agent"], components, Serial(collector))
     if aggregation in OTHERS:
         learner: Any = built.learner
-        is_sac = isinstance(learner, Sac)
-        for step in (learner.policy_step, learner.critic_step) if is_sac else (learner.steps.policy, learner.steps.value):
+        own = (learner.policy_step, learner.critic_step) if agent == "sac" else vars(learner.steps).values()
+        for step in own:
             step.aggregation = OTHERS[aggregation](num_tasks)
     data = random_data(built, config["agent"], env, device)
     return functools.partial(built.learner.update, data, 0.0)

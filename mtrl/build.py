@@ -248,7 +248,8 @@ def sac(
     runtime = {"log_alpha": lambda: temperature.log_alpha}
     policy_step = c.task_step(policy, optimizer, max_grad_norm, actors.episodes, has_positive=False, **runtime)
     critic_step = c.task_step(critics, optimizer, max_grad_norm, actors.episodes, has_positive=True, **runtime)
-    uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
+    # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
+    alone = replace(c, weighting={"name": "uniform"}, aggregation={"name": "sum"})
     learner = Sac(
         policy,
         critics,
@@ -257,8 +258,7 @@ def sac(
         value_norm,
         policy_step,
         critic_step,
-        # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
-        replace(c, **uniform).task_step(temperature, optimizer, float("inf"), actors.episodes, has_positive=False),
+        alone.task_step(temperature, optimizer, float("inf"), actors.episodes, has_positive=False),
         goal_entropy,
         gamma=gamma,
         tau=tau,

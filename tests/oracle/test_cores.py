@@ -187,6 +187,7 @@ def test_a_reset_learner_with_memory_is_a_new_one() -> None:
     resets, found = Resets(learner, count=1), []
     assert torch.equal(resets.initial_state(B), torch.zeros(B, 2 * WIDTH))
     for progress in (0.0, 0.5):
+        torch.manual_seed(0)
         resets.update(make_rollout(), progress)
         found.append(nn.utils.parameters_to_vector(learner.networks.parameters()))
     assert torch.equal(*found)

@@ -265,6 +265,8 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"\n{group}={option}\n" in text
     assert " or impala, ppo, sac\n" in text
     for kind in (
+        "torso",
+        "core",
         "trunk",
         "aggregation",
         "weighting",
