@@ -2,6 +2,8 @@
 
 python benchmarks/results.py store RUN NAME     # results/NAME/seed<N>.json from a run folder
 python benchmarks/results.py render             # docs/results.md and docs/results_*.svg from results/
+
+NAME/VARIANT in place of NAME makes the run part of a comparison: one table and one plot for all variants of NAME.
 """
 
 from __future__ import annotations
@@ -88,6 +90,8 @@ def render() -> None:
     for name, runs in groups.items():
         parts += [*_section(name, runs), ""]
         _plot(name, runs)
+    for name in sorted({path.parents[1].name for path in RESULTS.glob("*/*/seed*.json")}):
+        parts += [*_comparison(name), ""]
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
     _update_readme(groups)
 
@@ -97,14 +101,10 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
     lines = ["| runs | command | seeds | steps | success | minutes each |", "| --- | --- | --- | --- | --- | --- |"]
     for name, runs in groups.items():
         finals = [run["evaluations"][-1] for run in runs]
-        command = next(line for line in runs[0]["environment"] if line.startswith("command: ")).removeprefix(
-            "command: "
-        )
-        command = " ".join(word for word in command.split() if not word.startswith("seed="))
         success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
         minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
         seeds = " ".join(str(run["config"]["seed"]) for run in runs)
-        lines.append(f"| {name} | `{command}` | {seeds} | {finals[0]['step']:,} | {success} | {minutes} |")
+        lines.append(f"| {name} | `{_command(runs)}` | {seeds} | {finals[0]['step']:,} | {success} | {minutes} |")
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(README_MARKERS[0])
@@ -117,7 +117,8 @@ def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
     # What differs between the runs (the goals follow from the seed) is given for each.
     merged = {key: " / ".join(dict.fromkeys(str(p[key]) for p in protocols)) for key in protocols[0]}
     protocol = "; ".join(f"{key}: {value}" for key, value in merged.items())
-    lines = [f"## {name}", "", f"Protocol: {protocol}.", "", *_runs_table(runs), "", *_tasks_table(runs), ""]
+    lines = [f"## {name}", "", *_note(name), f"Protocol: {protocol}.", ""]
+    lines += [*_runs_table(runs), "", *_tasks_table(runs), ""]
     commands = [
         line.removeprefix("command: ") for run in runs for line in run["environment"] if line.startswith("command")
     ]
@@ -152,13 +153,72 @@ def _tasks_table(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _plot(name: str, runs: list[dict[str, Any]]) -> None:
+def _comparison(name: str) -> list[str]:
+    """A section on the variants stored under results/NAME/, each beside the others."""
+    variants: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted((RESULTS / name).glob("*/seed*.json")):
+        variants[path.parent.name].append(json.loads(path.read_text()))
+    finals = {variant: [run["evaluations"][-1] for run in runs] for variant, runs in variants.items()}
+    success = {variant: [final["summary"]["success_rate"] for final in found] for variant, found in finals.items()}
+    order = sorted(finals, key=lambda variant: -float(np.mean(success[variant])))
+    lines = [f"## {name}", "", *_note(name)]
+    lines += ["| variant | seeds | steps | success | 95% interval (Wilson) | training, minutes | command |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for variant in order:
+        outcomes = [
+            flag for final in finals[variant] for episodes in final["episodes"].values() for flag in episodes["success"]
+        ]
+        low, high = wilson_interval(sum(outcomes), len(outcomes))
+        minutes = np.mean([final["training_s"] for final in finals[variant]]) / 60
+        lines.append(
+            f"| {variant} | {len(finals[variant])} | {finals[variant][0]['step']:,} | {np.mean(success[variant]):.3f} "
+            f"| {low:.3f} to {high:.3f} | {minutes:.0f} | `{_command(variants[variant])}` |"
+        )
+    _plot_comparison(name, {variant: variants[variant] for variant in order})
+    return [*lines, "", f"![{name}](results_{name}.svg)"]
+
+
+def _note(name: str) -> list[str]:
+    """What results/NAME/note.md says about the runs."""
+    path = RESULTS / name / "note.md"
+    return [path.read_text().rstrip(), ""] if path.exists() else []
+
+
+def _plot_comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> None:
+    plt = _pyplot(name)
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for index, (variant, runs) in enumerate(variants.items()):
+        for run in runs:
+            step, _, success = np.array(run["training_curve"]["rows"]).T
+            label = variant if run is runs[0] else None
+            axes.plot(step / 1e6, success, ("-", "--")[index // 10], color=f"C{index % 10}", label=label)
+    axes.set(xlabel="environment steps (millions)", ylabel="success rate while exploring", ylim=(0, 1.02), title=name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    figure.tight_layout()
+    figure.savefig(DOCS / f"results_{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _pyplot(name: str) -> Any:
+    """pyplot, such that the same data give the same file."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = name  # the same file from the same data
+    mpl.rcParams["svg.hashsalt"] = name
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def _command(runs: list[dict[str, Any]]) -> str:
+    """The command of the runs, without what differs between them."""
+    command = next(line for line in runs[0]["environment"] if line.startswith("command: ")).removeprefix("command: ")
+    return " ".join(word for word in command.split() if not word.startswith("seed="))
+
+
+def _plot(name: str, runs: list[dict[str, Any]]) -> None:
+    plt = _pyplot(name)
     figure, (by_step, by_minute) = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     longest = max(run["evaluations"][-1]["step"] for run in runs) / 1e6
     for index, run in enumerate(runs):

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mtrl.data
 import mtrl.nn
 import mtrl.optim  # noqa: F401  # these three register what nodes can name
 from mtrl.agents.impala import Impala
+from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac, Temperature
-from mtrl.data.experience import Collector, OffPolicy, OnPolicy
+from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
+from mtrl.parallel.actors import Actors
 from mtrl.registry import build, positive, register
-from mtrl.types import EnvSpec, Experience, Learner, PhaseTimer, UserError, VecEnv
+from mtrl.types import EnvSpec, Experience, Learner, UserError
 
 Node = Mapping[str, Any]
 
@@ -41,7 +43,6 @@ class Components:
     weighting: Node
     value_norm: Node
     value_head: Node
-    task_sampling: Node
     spec: EnvSpec
     device: str
 
@@ -58,9 +59,22 @@ class Components:
             "action_head": dict(action_head),
         }
 
-    def scaling_for(self, head: str) -> ValueNorm:
-        """The value scaling. Raises `UserError` if it would rescale a value network that has no such rows."""
-        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks).to(self.device)
+    def value_description(self, policy_description: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for critics and value networks: with the options of the trunk that are theirs alone."""
+        trunk = policy_description["trunk"] | self.network.get("value", {})
+        return {**policy_description, "trunk": trunk}
+
+    def scaling_for(self, head: str, episodes: Episodes, **runtime: Any) -> ValueNorm:
+        """The value scaling, which is told of every episode.
+
+        Args:
+            runtime: What it can read of the learner.
+
+        Raises:
+            UserError: It would rescale a value network that has no such rows.
+        """
+        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks, **runtime).to(self.device)
+        episodes.episode_listeners.append(norm.observe)
         name, value_head = self.value_norm["name"], self.value_head["name"]
         if norm.requires_per_task_head and head != "per_task":
             raise UserError(f"value_norm={name} needs network.head=per_task, not {head}.")
@@ -68,11 +82,18 @@ class Components:
             raise UserError(f"value_norm={name} rescales values, not logits: use value_norm=none with {value_head}.")
         return norm
 
-    def task_step(self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool) -> TaskStep:
-        """A step on a module's parameters. Losses of either sign get the weighting only if it can take them."""
+    def task_step(
+        self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
+    ) -> TaskStep:
+        """A step on a module's parameters. Losses of either sign get the weighting only if it can take them.
+
+        Args:
+            runtime: What a weighting can read of the learner.
+        """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks
-        weighting = build("weighting", self.weighting, num_tasks=num_tasks).to(self.device)
+        runtime |= {"num_tasks": num_tasks, "has_success": self.spec.has_success}
+        weighting = build("weighting", self.weighting, **runtime).to(self.device)
         if weighting.requires_positive and not has_positive:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
         aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
@@ -96,25 +117,24 @@ class Agent:
     policy_description: dict[str, Any]
 
 
-def build_agent(node: Node, components: Components, env: VecEnv, timer: PhaseTimer) -> Agent:
-    """Builds what `agent=...` names for an environment."""
-    spec = env.spec
-    sampler = build(
-        "task_sampling",
-        components.task_sampling,
-        num_tasks=spec.num_tasks,
-        num_slots=env.num_envs,
-        has_success=spec.has_success,
-    )
-    collector = Collector(env, sampler, components.device, timer, node["random_start"])
-    keywords = {key: value for key, value in node.items() if key not in ("slots_per_task", "random_start")}
-    return build("agent", keywords, c=components, collector=collector)
+def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episodes:
+    """Builds the task sampler, and what tells it of episodes."""
+    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "has_success": spec.has_success}
+    return Episodes(spec, build("task_sampling", task_sampling, **runtime))
+
+
+def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
+    """Builds what `agent=...` names, to learn from what the actors do."""
+    others = ("slots_per_task", "random_start", "resets")
+    keywords = {key: value for key, value in node.items() if key not in others}
+    agent = build("agent", keywords, c=components, actors=actors)
+    return replace(agent, learner=Resets(agent.learner, node["resets"])) if node["resets"] else agent
 
 
 @register("agent", "impala")
 def impala(
     c: Components,
-    collector: Collector,
+    actors: Actors,
     rollout_length: int,
     optimizer: dict[str, Any],
     gamma: float,
@@ -135,14 +155,15 @@ def impala(
     initial_std: float,
 ) -> Agent:
     """`agent=impala` and `agent=ppo`: two presets of one learner."""
-    spec, num_envs = c.spec, collector.env.num_envs
+    spec = c.spec
     gaussian = {"name": "gaussian", "initial_std": initial_std}
     head = gaussian if spec.action_kind == "continuous" else {"name": "categorical"}
     description = c.policy_description(obs_norm, head)
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
-    value = build_value(description, spec.num_tasks, "per_task", c.value_head, policy.core.out_features).to(c.device)
-    _, samples = policy.core.sequences(torch.empty(rollout_length, num_envs)).shape
+    of_values = c.value_description(description)
+    value = build_value(of_values, spec, "per_task", c.value_head, policy.core.out_features).to(c.device)
+    _, samples = policy.core.sequences(torch.empty(rollout_length, actors.num_envs)).shape
     if minibatches > samples:
         kind = "sequences (one per slot)" if policy.core.state_size else "samples (rollout_length times slots)"
         raise ValueError(f"{minibatches} minibatches cannot be made of {samples} {kind}.")
@@ -155,10 +176,11 @@ def impala(
             c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
             c.task_step(value, optimizer, max_grad_norm, has_positive=True),
         )
+    actors.episodes.listeners += [step.weighting.observe for step in steps]
     learner = Impala(
         policy,
         value,
-        c.scaling_for("per_task"),
+        c.scaling_for("per_task", actors.episodes, gamma=gamma),
         steps,
         spec.num_tasks,
         gamma=gamma,
@@ -175,14 +197,13 @@ def impala(
         entropy_coef=entropy_coef,
         final_factor=final_factor,
     )
-    collector.state = policy.initial_state(num_envs)
-    return Agent(learner, OnPolicy(collector, rollout_length), description)
+    return Agent(learner, actors.on_policy(policy, description, rollout_length), description)
 
 
 @register("agent", "sac")
 def sac(
     c: Components,
-    collector: Collector,
+    actors: Actors,
     batch_size: int,
     replay_ratio: float,
     replay_capacity: int,
@@ -191,6 +212,7 @@ def sac(
     gamma: float,
     tau: float,
     initial_alpha: float,
+    target_entropy: float,
     max_grad_norm: float,
     obs_norm: str,
 ) -> Agent:
@@ -204,11 +226,21 @@ def sac(
         raise UserError("agent=sac learns from flat observations and without memory: use torso=none and core=none.")
     description = c.policy_description(obs_norm, {"name": "tanh_gaussian"})
     policy = build_policy(description, spec).to(c.device)
-    value_norm, head = c.scaling_for(description["head"]), description["head"]
-    inputs = policy.core.out_features + spec.action_dim
-    critics = Ensemble(build_value(description, spec.num_tasks, head, c.value_head, inputs) for _ in range(2))
+    head, inputs = description["head"], policy.core.out_features + spec.action_dim
+    of_values = c.value_description(description)
+    critics = Ensemble(build_value(of_values, spec, head, c.value_head, inputs) for _ in range(2))
     critics = critics.to(c.device)
     temperature = Temperature(spec.num_tasks, initial_alpha).to(c.device)
+    goal_entropy = target_entropy * torch.tensor(spec.action_mask, device=c.device).float().sum(1)
+
+    def entropy() -> Tensor:
+        return temperature.log_alpha.detach().exp() * goal_entropy.abs()
+
+    value_norm = c.scaling_for(head, actors.episodes, gamma=gamma, entropy=entropy)
+    runtime = {"log_alpha": lambda: temperature.log_alpha}
+    policy_step = c.task_step(policy, optimizer, max_grad_norm, has_positive=False, **runtime)
+    critic_step = c.task_step(critics, optimizer, max_grad_norm, has_positive=True, **runtime)
+    actors.episodes.listeners += [policy_step.weighting.observe, critic_step.weighting.observe]
     uniform = {"weighting": {"name": "uniform"}, "aggregation": {"name": "sum"}}
     learner = Sac(
         policy,
@@ -216,15 +248,15 @@ def sac(
         copy.deepcopy(critics),
         temperature,
         value_norm,
-        c.task_step(policy, optimizer, max_grad_norm, has_positive=False),
-        c.task_step(critics, optimizer, max_grad_norm, has_positive=True),
+        policy_step,
+        critic_step,
         # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
         Components(**{**vars(c), **uniform}).task_step(temperature, optimizer, float("inf"), has_positive=False),
-        -torch.tensor(spec.action_mask, device=c.device).float().sum(1),
+        goal_entropy,
         gamma=gamma,
         tau=tau,
     )
-    if replay_capacity < max(warmup, collector.env.num_envs):
+    if replay_capacity < max(warmup, actors.num_envs):
         raise ValueError(f"replay_capacity={replay_capacity} is less than the warmup or the number of slots.")
     replay = Replay(spec, replay_capacity, c.device)
-    return Agent(learner, OffPolicy(collector, replay, batch_size, replay_ratio, warmup), description)
+    return Agent(learner, actors.off_policy(replay, batch_size, replay_ratio, warmup), description)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ class NetworkConfig:
 
     trunk: dict[str, Any]
     head: str
+    value: dict[str, Any] = field(default_factory=dict)
+    """Options of the trunk that are others in critics and value networks than in the policy."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,12 @@ class TrainConfig:
     eval: EvalConfig
     checkpoint: CheckpointConfig
     log: LogConfig
+    actors: int = 0
+    """Processes that act beside the learner and share the slots; 0: the learner's process acts."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
-        not_negative(seed=self.seed)
+        not_negative(seed=self.seed, actors=self.actors)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for group in GROUPS:
@@ -131,9 +135,16 @@ class TrainConfig:
             raise ValueError(f"env.num_envs must be an integer or null, not {num_envs!r}.")
         if not isinstance(slots_per_task, int) or isinstance(slots_per_task, bool) or slots_per_task < 1:
             raise ValueError(f"agent.slots_per_task must be a positive integer, not {slots_per_task!r}.")
+        key, slots = ("agent.slots_per_task", slots_per_task) if num_envs is None else ("env.num_envs", num_envs)
+        if slots % max(self.actors, 1):
+            raise ValueError(f"{key}={slots} cannot be shared by actors={self.actors}: use a multiple of it.")
         random_start = self.agent.get("random_start")
         if not isinstance(random_start, int | float) or isinstance(random_start, bool) or not 0 <= random_start <= 1:
             raise ValueError(f"agent.random_start must be a share of an episode, from 0 to 1, not {random_start!r}.")
+
+        resets = self.agent.get("resets")
+        if not isinstance(resets, int) or isinstance(resets, bool) or resets < 0:
+            raise ValueError(f"agent.resets must be the number of resets, 0 for none, not {resets!r}.")
 
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts, as they are stored with a run."""

@@ -3,6 +3,7 @@
 python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+python -m mtrl.train --help                                     # every choice and every setting
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 
 import mtrl.envs
-from mtrl.build import Agent, Components, build_agent
+from mtrl.build import Agent, Components, build_agent, build_episodes
 from mtrl.config import (
     TrainConfig,
     checked,
@@ -35,7 +37,10 @@ from mtrl.config import (
     to_plain,
 )
 from mtrl.config import train_config as check_config
+from mtrl.data.experience import Collector
 from mtrl.evaluate import Evaluator
+from mtrl.help import help_text
+from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, save_policy
 from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
 from mtrl.run.evaluation import show
@@ -57,29 +62,17 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     run_dir = resume or new_run_dir(config)
     seed_everything(config.seed)
     timer = PhaseTimer()
-    env = mtrl.envs.make(**config.env, seed=config.seed, slots_per_task=config.agent["slots_per_task"])
+    progress = Progress()
+    actors = make_actors(config, timer, progress.print)
     evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
     try:
-        components = Components(
-            network=config.network,
-            torso=config.torso,
-            core=config.core,
-            task_encoder=config.task_encoder,
-            aggregation=config.aggregation,
-            weighting=config.weighting,
-            value_norm=config.value_norm,
-            value_head=config.value_head,
-            task_sampling=config.task_sampling,
-            spec=env.spec,
-            device=config.device,
-        )
-        agent = build_agent(config.agent, components, env, timer)
+        spec = actors.episodes.spec
+        agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
             initialise(agent, config.init_from, config.init_from_parts)
         if resume is None:
             start_run_dir(run_dir, config)
-        progress = Progress()
-        logger = Logger(run_dir, env.spec.task_names)
+        logger = Logger(run_dir, spec.task_names)
         loop = Loop(
             agent.learner,
             agent.experience,
@@ -89,7 +82,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             timer=timer,
             run_dir=run_dir,
             save_policy=lambda folder: save_policy(
-                folder / "policy", agent.learner.policy, agent.policy_description, env.spec
+                folder / "policy", agent.learner.policy, agent.policy_description, spec
             ),
             until=Until(config.total_steps),
             log_now=Every(config.log.every),
@@ -107,7 +100,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             if step >= config.total_steps:
                 progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
-        progress.print(f"Run folder: {run_dir}. {env.num_envs} slots, {env.spec.num_tasks} tasks.")
+        progress.print(f"Run folder: {run_dir}. {actors.num_envs} slots, {spec.num_tasks} tasks.")
         timer.reset()
         stopped_by = loop.run(checkpointer)
         logger.close()
@@ -119,8 +112,44 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         print_summary(loop, loop.state.step - step)
     finally:
         evaluator.close()
-        env.close()
+        actors.close()
     return 0
+
+
+def make_actors(config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None]) -> Actors:
+    """The learner's process acts, or `config.actors` others, each in an environment with its share of the slots."""
+    node, shares = dict(config.env), max(config.actors, 1)
+    if node.get("num_envs") is not None:
+        node["num_envs"] //= shares
+    if config.actors and "num_workers" in node and node["num_workers"] is None:
+        node["num_workers"] = 0  # the actor itself
+    slots_per_task = config.agent["slots_per_task"] // shares
+    make_env = partial(mtrl.envs.make, **node, seed=config.seed, slots_per_task=slots_per_task)
+    env = make_env()
+    options = {"random_start": float(config.agent["random_start"]), "gamma": config.agent.get("gamma", 0.99)}
+    num_envs = shares * env.num_envs
+    episodes = build_episodes(config.task_sampling, env.spec, num_envs)
+    if not config.actors:
+        return Serial(Collector(env, episodes, config.device, timer, **options))
+    env.close()  # it was made to learn its spec, and to find here what is wrong with it
+    return Asynchronous(config.actors, num_envs, make_env, episodes, config.device, timer, options, config.seed, report)
+
+
+def make_agent(config: TrainConfig, actors: Actors) -> Agent:
+    """The learner that `config.agent` names, with its components and its experience."""
+    components = Components(
+        network=config.network,
+        torso=config.torso,
+        core=config.core,
+        task_encoder=config.task_encoder,
+        aggregation=config.aggregation,
+        weighting=config.weighting,
+        value_norm=config.value_norm,
+        value_head=config.value_head,
+        spec=actors.episodes.spec,
+        device=config.device,
+    )
+    return build_agent(config.agent, components, actors)
 
 
 def print_summary(loop: Loop, steps: int) -> None:
@@ -130,7 +159,7 @@ def print_summary(loop: Loop, steps: int) -> None:
     print(
         f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)"
     )
-    for phase in ("env", "inference", "update", "evaluation", "checkpoint", "other"):
+    for phase in ("env", "inference", "wait", "update", "evaluation", "checkpoint", "other"):
         if phase in seconds:
             per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "update") else ""
             print(f"  {phase:<10} {duration(seconds[phase]):>7}{per_second}")
@@ -240,6 +269,9 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(__doc__), end="")
+        return 0
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments)
     overrides = parse(arguments)
@@ -251,7 +283,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _hydra_main(arguments: list[str]) -> int:
-    """Sweeps (`-m`), `--help`, `--cfg job` and Hydra's other flags."""
+    """Sweeps (`-m`), `--cfg job` and Hydra's other flags."""
     import hydra
 
     flags: list[str] = []

@@ -18,7 +18,10 @@ State = dict[str, Any]
 """What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
 
 Metrics = dict[str, Tensor]
-"""Named device tensors: a scalar `()` or one value per task `(K,)`. They are read only when a row is logged."""
+"""Named device tensors: a scalar `()`, one value per task `(K,)` or per pair of tasks `(K, K)`.
+
+They are read only when a row is logged. Names with a group ("grad/critic_norm") keep it, others get the group "train".
+"""
 
 
 class UserError(Exception):
@@ -239,6 +242,10 @@ class Learner(Actor, Protocol):
         """Learns from one batch of its `Experience`; `progress` in [0, 1] is the share of training done."""
         ...
 
+    def diagnostics(self, batch: Any) -> Metrics:
+        """What is too dear to be measured in every update; asked for when a row is logged."""
+        ...
+
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
@@ -257,7 +264,7 @@ class Experience(Protocol):
         ...
 
     def statistics(self) -> Metrics:
-        """Per-task results (K,) of recently finished episodes; NaN for a task without any."""
+        """Per-task results (K,) of recently finished episodes, NaN for a task without any; and scalars ()."""
         ...
 
     def state_dict(self) -> State: ...

@@ -109,9 +109,19 @@ class Impala:
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs)
 
-        metrics = {key: torch.stack([step[key] for step in steps]).mean(0) for key in steps[0]}
+        metrics = {key: _mean([step[key] for step in steps]) for key in steps[0]}
         metrics["value_scale"] = self.value_norm.sigma.float()
         return metrics
+
+    def diagnostics(self, rollout: Rollout) -> Metrics:
+        """How much of the policy and of the value network is in use."""
+        with torch.no_grad():
+            features, _ = self.policy.unroll(rollout.obs, rollout.first, rollout.state)
+        policy, value = (network.usage(features, rollout.task) for network in (self.policy, self.value))
+        return {
+            **{f"policy_{key}": number for key, number in policy.items()},
+            **{f"value_{key}": number for key, number in value.items()},
+        }
 
     @torch.no_grad()
     def _targets(
@@ -159,7 +169,7 @@ class Impala:
 
         policy_aux, policy_diagnostics = self.policy.aux(features, task)
         value_aux, value_diagnostics = self.value.aux(features, task)
-        metrics = self.steps(policy_loss + policy_aux, self.value_coef * value_loss, value_aux.expand_as(value_loss))
+        metrics = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
         with torch.no_grad():
             approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
             clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()
@@ -169,9 +179,9 @@ class Impala:
                 "entropy": per_task_mean(entropy, task, self.num_tasks),
                 "approximate_kl": approximate_kl,
                 "clip_fraction": clipped,
-                **metrics,
                 **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
                 **{f"value_{key}": value for key, value in value_diagnostics.items()},
+                **{f"grad/{key}": value for key, value in metrics.items()},
             }
 
     def state_dict(self) -> State:
@@ -182,3 +192,9 @@ class Impala:
             getattr(self, key).load_state_dict(state[key])
 
     _SAVED = ("networks", "steps")
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    """Mean over steps; a task is NaN in steps from which it was absent."""
+    stacked = torch.stack(values)
+    return stacked.mean(0) if stacked.ndim == 1 else stacked.nanmean(0)

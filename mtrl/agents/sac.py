@@ -88,9 +88,7 @@ class Sac:
         features = torch.cat([obs, batch.action], -1)
         critic_loss = per_task_mean(self.critics.loss(features, task, normalised), task, self.num_tasks)
         critic_aux, critic_diagnostics = self.critics.aux(features, task)
-        critic_metrics = critic_diagnostics | self.critic_step(
-            positive=critic_loss, signed=critic_aux.expand_as(critic_loss)
-        )
+        critic_metrics = self.critic_step(task, positive=critic_loss, aux=critic_aux)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         action, log_prob = self.policy(batch.obs, task).sample()
@@ -100,12 +98,12 @@ class Sac:
         sigma = self.value_norm.sigma[task].to(q_policy.dtype)
         policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
-        policy_metrics = policy_diagnostics | self.policy_step(signed=policy_loss + policy_aux)
+        policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
 
         surplus = -log_prob.detach() - self.target_entropy[task]
         temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
-        self.temperature_step(signed=temperature_loss)
+        self.temperature_step(task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs)
 
         with torch.no_grad():
@@ -118,9 +116,20 @@ class Sac:
                 "entropy": per_task_mean(-log_prob, task, self.num_tasks),
                 "alpha": self.temperature.log_alpha.exp(),
                 "value_scale": self.value_norm.sigma.float(),
-                **{f"critic_{key}": value for key, value in critic_metrics.items()},
-                **{f"policy_{key}": value for key, value in policy_metrics.items()},
+                **{f"critic_{key}": value for key, value in critic_diagnostics.items()},
+                **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
+                **{f"grad/critic_{key}": value for key, value in critic_metrics.items()},
+                **{f"grad/policy_{key}": value for key, value in policy_metrics.items()},
             }
+
+    def diagnostics(self, batch: Batch) -> Metrics:
+        """How much of the policy and of the first critic is in use."""
+        obs, task = self.policy.obs_norm(batch.obs), batch.task
+        policy, critic = self.policy.usage(obs, task), self.critics.usage(torch.cat([obs, batch.action], -1), task)
+        return {
+            **{f"policy_{key}": value for key, value in policy.items()},
+            **{f"critic_{key}": value for key, value in critic.items()},
+        }
 
     @torch.no_grad()
     def _target(self, batch: Batch, next_obs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,13 +10,65 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtrl.data.replay import Replay
+from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
 
+class Episodes:
+    """Results of finished episodes: told to the task sampler as they end, and summed up for the log.
+
+    Attributes:
+        listeners: Called with each `statistics`.
+        episode_listeners: Called with the arguments of each `add`.
+    """
+
+    def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
+        self.spec, self.sampler = spec, sampler
+        self.listeners: list[Callable[[Metrics], None]] = []
+        self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
+        self._finished = self._no_results()
+
+    def _no_results(self) -> Float[Tensor, "4 K"]:
+        """Sums over episodes: number, return, success, length."""
+        return torch.zeros(4, self.spec.num_tasks, dtype=torch.float64)
+
+    def add(self, task: Int[Tensor, " E"], results: Metrics) -> None:
+        """Takes in E episodes that ended together.
+
+        Args:
+            task: Of each.
+            results: Of each "return", "success" (0 or 1), "length", and "largest_return" (`ReturnTracker`).
+        """
+        number = torch.ones(len(task), dtype=torch.float64)
+        columns = torch.stack([number, results["return"], results["success"], results["length"]])
+        self._finished.index_add_(1, task, columns)
+        for listener in self.episode_listeners:
+            listener(task, results)
+
+    def statistics(self) -> Metrics:
+        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
+        episodes, *sums = self._finished
+        self._finished = self._no_results()
+        statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
+        if not self.spec.has_success:
+            del statistics["success_rate"]
+        for listener in self.listeners:
+            listener(statistics)
+        statistics["task_share"] = self.sampler.probabilities()
+        return statistics
+
+    def state_dict(self) -> State:
+        return {"sampler": self.sampler.state_dict(), "finished": self._finished}
+
+    def load_state_dict(self, state: State) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self._finished = state["finished"].to("cpu", copy=True)  # it is changed in place
+
+
 class Collector:
-    """Steps an environment, keeps the results of finished episodes, and gives slots their next tasks.
+    """Steps an environment, adds up the results of its episodes, and gives slots their next tasks.
 
     Where all episodes have the same length, the first of each slot is cut short, so that the slots of a task end theirs
     at different times. Otherwise a rollout shorter than an episode would hold the same part of it in every slot.
@@ -27,17 +79,19 @@ class Collector:
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
+        gamma: Discount of the returns that `Episodes` is told of.
     """
 
     def __init__(
         self,
         env: VecEnv,
-        sampler: TaskSampler,
+        episodes: Episodes,
         device: torch.device | str,
         timer: PhaseTimer,
         random_start: float = 0.0,
+        gamma: float = 0.99,
     ) -> None:
-        self.env, self.sampler, self.device, self.timer = env, sampler, torch.device(device), timer
+        self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
         self.state = torch.zeros(env.num_envs, 0, device=self.device)
@@ -45,16 +99,16 @@ class Collector:
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
-        self._finished = self._no_results()
+        self._returns = ReturnTracker(env.num_envs, gamma)
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
         self._start_action, *_ = self._random.act(self.obs, self.task, self.state, explore=True)
         self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
-        self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
+        self._assign()
 
-    def _no_results(self) -> Float[Tensor, "4 K"]:
-        """Sums over finished episodes: number, return, success, length."""
-        return torch.zeros(4, self.env.spec.num_tasks, dtype=torch.float64)
+    def _assign(self) -> None:
+        """Chooses the tasks of the episodes that begin next."""
+        self.env.assign(allocate(self.episodes.sampler.probabilities(), self.env.task))
 
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
@@ -72,17 +126,16 @@ class Collector:
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
         self._length += 1
+        self._returns.add(step.reward.cpu())
         done = step.done.cpu()
         if done.any():
-            task = step.task.cpu()[done]
-            results = torch.stack(
-                [torch.ones(len(task)), *(x[done] for x in (self._episode_return, self._succeeded, self._length))]
-            ).double()
-            self._finished.index_add_(1, task, results)
-            self.sampler.update(task, {"return": results[1], "success": results[2]})
-            for running in (self._episode_return, self._succeeded, self._length):
-                running[done] = 0
-            self.env.assign(allocate(self.sampler.probabilities(), self.env.task))
+            running = {"return": self._episode_return, "success": self._succeeded, "length": self._length}
+            results = {name: values[done].double() for name, values in running.items()}
+            results["largest_return"] = self._returns.end(done, step.terminated.cpu())
+            self.episodes.add(step.task.cpu()[done], results)
+            for values in running.values():
+                values[done] = 0
+            self._assign()
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
         if done.any():
@@ -96,27 +149,17 @@ class Collector:
         length = torch.randint(self._longest_start + 1, slots.shape)
         self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
 
-    def statistics(self) -> Metrics:
-        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
-        episodes, *sums = self._finished
-        self._finished = self._no_results()
-        statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
-        if not self.env.spec.has_success:
-            del statistics["success_rate"]
-        statistics["task_share"] = self.sampler.probabilities()
-        return statistics
-
     def state_dict(self) -> State:
         return {
             "env": self.env.state_dict(),
-            "sampler": self.sampler.state_dict(),
+            **self.episodes.state_dict(),
             "obs": self.obs,
             "task": self.task,
             "state": self.state,
             "episode_return": self._episode_return,
             "succeeded": self._succeeded,
             "length": self._length,
-            "finished": self._finished,
+            "returns": self._returns.state_dict(),
             "until_cut": self._until_cut,
             "start_action": self._start_action,
             "start_length": self._start_length,
@@ -124,13 +167,14 @@ class Collector:
 
     def load_state_dict(self, state: State) -> None:
         self.env.load_state_dict(state["env"])
-        self.sampler.load_state_dict(state["sampler"])
+        self.episodes.load_state_dict(state)
         self.obs, self.task, self.state = (state[name].to(self.device) for name in ("obs", "task", "state"))
         # Copied, as they are changed in place.
-        names = ("episode_return", "succeeded", "length", "finished", "until_cut", "start_length")
+        names = ("episode_return", "succeeded", "length", "until_cut", "start_length")
         for name in names:
             setattr(self, f"_{name}", state[name].to("cpu", copy=True))
         self._start_action = state["start_action"].to(self.device, copy=True)
+        self._returns.load_state_dict(state["returns"])
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
@@ -181,13 +225,20 @@ class OnPolicy:
             yield self._rollouts.pop()
 
     def statistics(self) -> Metrics:
-        return self.collector.statistics()
+        return self.collector.episodes.statistics()
 
     def state_dict(self) -> State:
         return {"collector": self.collector.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.collector.load_state_dict(state["collector"])
+
+
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of T steps side by side, as one of all their slots."""
+    columns = {key: [vars(rollout)[key] for rollout in rollouts] for key in vars(rollouts[0])}
+    state = torch.cat(columns.pop("state"))
+    return Rollout(**{key: torch.cat(tensors, dim=1) for key, tensors in columns.items()}, state=state)
 
 
 class OffPolicy:
@@ -228,7 +279,7 @@ class OffPolicy:
             yield self.replay.sample(self.batch_size)
 
     def statistics(self) -> Metrics:
-        return self.collector.statistics()
+        return self.collector.episodes.statistics()
 
     def state_dict(self) -> State:
         return {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "owed": self._owed}

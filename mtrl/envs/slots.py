@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import warnings
 import weakref
 from collections.abc import Sequence
-from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +15,7 @@ from torch import Tensor
 
 from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
+from mtrl.parallel.process import ServingProcess
 from mtrl.types import EnvSpec, State, Step
 
 __all__ = ["SlotError", "SlotVecEnv"]
@@ -42,35 +39,22 @@ class _Local:
 
 
 class _Worker:
-    """Slots in another process.
-
-    Started with `subprocess` rather than `multiprocessing`, whose start methods either copy a parent that has threads
-    (fork) or import its main script again (spawn, forkserver): slow, and wrong where that script has no guard.
-    """
+    """Slots in another process."""
 
     def __init__(self, name: str, *group: Any) -> None:
         self._name = name
-        self._connection, child = Pipe()
-        single_threaded = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from mtrl.envs.worker import main; main({child.fileno()})"],
-            pass_fds=[child.fileno()],
-            env={**os.environ, **single_threaded, "PYTHONPATH": path},
-            start_new_session=True,  # a terminal's Ctrl-C does not reach it, not even while it starts
-        )
-        child.close()
+        self._process = ServingProcess("mtrl.envs.worker")
         self.send("start", *group)
 
     def send(self, method: str, *args: Any) -> None:
         try:
-            self._connection.send((method, args))
+            self._process.connection.send((method, args))
         except OSError as error:
             raise self._death() from error
 
     def receive(self) -> Any:
         try:
-            done, result = self._connection.recv()
+            done, result = self._process.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
         if not done:
@@ -78,19 +62,10 @@ class _Worker:
         return result
 
     def _death(self) -> SlotError:
-        try:
-            how = f"ended with exit code {self._process.wait(timeout=1)}"
-        except subprocess.TimeoutExpired:
-            how = "closed its pipe"
-        return SlotError(f"{self._name} {how}. A negative code is a signal: -9 is often a lack of memory.")
+        return SlotError(f"{self._name} {self._process.how_it_ended()}.")
 
     def close(self) -> None:
-        self._connection.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.close()
 
 
 def _close_all(workers: list[Any]) -> None:

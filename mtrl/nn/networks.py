@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from mtrl.nn.cores import Core
+from mtrl.nn.diagnostics import some, usage
 from mtrl.nn.distributions import Distribution
 from mtrl.nn.scaling import ObsNorm
 from mtrl.nn.torsos import Torso
@@ -69,6 +70,11 @@ class PolicyNetwork(nn.Module):
         return parameter.new_zeros(num, self.core.state_size)
 
     @torch.no_grad()
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
+        return usage(self.trunk(some(features, 1), self.task_encoder(some(task, 0))))
+
+    @torch.no_grad()
     def act(
         self, obs: Shaped[Tensor, "B *obs"], task: Int[Tensor, " B"], state: Float[Tensor, "B S"], explore: bool
     ) -> tuple[Tensor, Float[Tensor, " B"], Float[Tensor, "B S"]]:
@@ -109,6 +115,11 @@ class ValueNetwork(nn.Module):
         """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
         return self.trunk.aux(features[..., ::AUX_STRIDE, :], self.task_encoder(task[..., ::AUX_STRIDE]))
 
+    @torch.no_grad()
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
+        return usage(self.trunk(some(features, 1), self.task_encoder(some(task, 0))))
+
 
 class Ensemble(nn.ModuleList):
     """N value networks that all see the same."""
@@ -133,21 +144,22 @@ class Ensemble(nn.ModuleList):
         losses, diagnostics = zip(*(network.aux(features, task) for network in self), strict=True)
         return torch.stack(losses).sum(), diagnostics[0]
 
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the first network's last hidden layer is in use."""
+        return next(iter(self)).usage(features, task)
 
-def _encoder_and_trunk(
-    task_encoder: Mapping[str, Any], trunk: Mapping[str, Any], features: int, num_tasks: int
-) -> tuple[Any, Any]:
-    encoder = build("task_encoder", task_encoder, num_tasks=num_tasks)
-    return encoder, build("trunk", trunk, features=features, context=encoder.dim, num_tasks=num_tasks)
+
+def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvSpec) -> tuple[Any, Any]:
+    encoder = build("task_encoder", description["task_encoder"], num_tasks=spec.num_tasks, task_names=spec.task_names)
+    sizes = {"features": features, "context": encoder.dim, "num_tasks": spec.num_tasks}
+    return encoder, build("trunk", description["trunk"], **sizes)
 
 
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
     """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name) and action_head."""
     torso = build("torso", description["torso"], obs_shape=spec.obs_shape)
     core = build("core", description["core"], features=torso.out_features)
-    encoder, trunk = _encoder_and_trunk(
-        description["task_encoder"], description["trunk"], core.out_features, spec.num_tasks
-    )
+    encoder, trunk = _encoder_and_trunk(description, core.out_features, spec)
     head = build(
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )
@@ -156,10 +168,10 @@ def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork
 
 
 def build_value(
-    description: Mapping[str, Any], num_tasks: int, head: str, value_head: Mapping[str, Any], features: int
+    description: Mapping[str, Any], spec: EnvSpec, head: str, value_head: Mapping[str, Any], features: int
 ) -> ValueNetwork:
     """Builds a value network from the same nodes as a policy, for inputs of `features` numbers."""
-    encoder, trunk = _encoder_and_trunk(description["task_encoder"], description["trunk"], features, num_tasks)
+    encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
-    sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": num_tasks}
+    sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks}
     return ValueNetwork(encoder, trunk, build("head", {"name": head}, **sizes), value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtrl.nn.heads import PerTaskHead
 from mtrl.registry import positive, register
+from mtrl.types import Metrics
 
 
 class ObsNorm(nn.Module):
@@ -83,7 +84,12 @@ class ValueNorm(nn.Module):
 
     def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
         """Takes in unnormalised value targets, and rescales `heads` so that values stay what they were."""
-        raise NotImplementedError
+
+    def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
+        """Receives E episodes that ended together (`Collector.episode_listeners`)."""
+
+    def restart(self) -> None:
+        """Called when the networks begin anew (`Resets`)."""
 
     def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """From units of the reward to those that the network learns."""
@@ -107,9 +113,6 @@ class NoValueNorm(ValueNorm):
     @property
     def sigma(self) -> Float[Tensor, " K"]:
         return self.unit
-
-    def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
-        pass
 
     def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         return value
@@ -177,3 +180,99 @@ class PopArt(ValueNorm):
 
     def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         return (value * self.sigma[task] + self.mu[task]).to(value.dtype)
+
+
+class Division(ValueNorm):
+    """Base of the scalings that divide a task's values by a number: a subclass gives `sigma`."""
+
+    def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return (value / self.sigma[task]).to(value.dtype)
+
+    def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return (value * self.sigma[task]).to(value.dtype)
+
+
+@register("value_norm", "return_range")
+class ReturnRange(Division):
+    """Divides by the largest return that was seen in the task, so that values lie within +-`v_max`.
+
+    Nauman et al., "Bigger, Regularized, Categorical" (2025): sigma = (max |G| + alpha |target entropy| / (2 (1 -
+    gamma))) / v_max over the discounted returns G of all steps of finished episodes; the second term makes room for
+    the entropy in SAC's values. It is 1 as long as all returns are zero.
+
+    Differences from the authors' code:
+        1. Values are divided where they are learned, not rewards where they are sampled. So a temperature is in units
+           of its task's reward, and so is the room for entropy.
+
+    Args:
+        v_max: Bound of the normalised values: the end of a categorical head's range, 10 in the paper.
+        entropy: Gives alpha |target entropy| (K,), where there is a temperature.
+    """
+
+    largest: Tensor
+
+    def __init__(
+        self, num_tasks: int, gamma: float = 0.99, v_max: float = 10.0, entropy: Callable[[], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        positive(v_max=v_max)
+        if not gamma < 1:
+            raise ValueError(f"returns have a range for gamma < 1 only, not for {gamma}.")
+        self.gamma, self.v_max, self.entropy = gamma, v_max, entropy
+        self.register_buffer("largest", torch.zeros(num_tasks, dtype=torch.float64))
+
+    @property
+    def sigma(self) -> Float[Tensor, " K"]:
+        room = 0.0 if self.entropy is None else self.entropy() / (2 * (1 - self.gamma))
+        bound = self.largest + room
+        return (bound / self.v_max).where(bound > 0, 1)
+
+    def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
+        seen = results["largest_return"].to(self.largest)
+        self.largest.scatter_reduce_(0, task.to(seen.device), seen, "amax")
+
+
+@register("value_norm", "mean_reward")
+class MeanReward(Division):
+    """Makes the mean reward of every task that of the task with the largest, as it was when the networks began.
+
+    Cho et al., "ARS: Adaptive Reward Scaling for Multi-Task RL" (2025): rewards times c_k = max_j mean(r_j) /
+    mean(r_k), so sigma_k = 1 / c_k. It changes only at resets (`agent.resets`), as targets change with it; before all
+    tasks have finished an episode, with each that ends. It is 1 for a task without a reward so far.
+
+    Differences from the paper:
+        1. Values are divided where they are learned, not rewards where they are sampled.
+        2. The mean is over the steps of all finished episodes, not over a replay, which not every learner has; of the
+           magnitude of each episode's return, as rewards may be negative.
+        3. sigma is at least `minimum`.
+    """
+
+    reward: Tensor
+    steps: Tensor
+    scale: Tensor
+    settled: Tensor
+
+    def __init__(self, num_tasks: int, minimum: float = 1e-3) -> None:
+        super().__init__()
+        positive(minimum=minimum)
+        self.minimum = minimum
+        self.register_buffer("reward", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(num_tasks, dtype=torch.float64))
+        self.register_buffer("settled", torch.tensor(False))
+
+    @property
+    def sigma(self) -> Float[Tensor, " K"]:
+        return self.scale
+
+    def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
+        task = task.to(self.reward.device)
+        self.reward.index_add_(0, task, results["return"].abs().to(self.reward))
+        self.steps.index_add_(0, task, results["length"].to(self.steps))
+        if not self.settled:
+            self.restart()
+            self.settled.copy_(self.steps.all())
+
+    def restart(self) -> None:
+        mean = self.reward / self.steps.clamp(min=1)
+        self.scale.copy_((mean / mean.max()).clamp(min=self.minimum).where(mean > 0, 1))

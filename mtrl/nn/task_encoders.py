@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -41,3 +44,26 @@ class Embedding(nn.Module):
 
     def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
         return TaskContext(task, functional.normalize(self.weight, dim=-1)[task])
+
+
+@register("task_encoder", "language")
+class Language(nn.Module):
+    """Fixed vectors of length 1, made of the tasks' descriptions; they ship with the package for Meta-World's tasks.
+
+    So that tasks with like descriptions are alike from the start, as in CARE (Sodhani et al. 2021). There the vectors
+    are RoBERTa's; these are the TF-IDF of words, by `scripts/task_vectors.py`.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, task_names: tuple[str, ...]) -> None:
+        super().__init__()
+        known = json.loads(Path(__file__).with_name("task_vectors.json").read_text(encoding="utf-8"))
+        missing = [name for name in task_names if name not in known]
+        if missing:
+            raise ValueError(f"there are vectors of Meta-World's tasks only, and none of {', '.join(missing)}.")
+        self.register_buffer("vectors", torch.tensor([known[name] for name in task_names]))
+        self.dim = self.vectors.shape[1]
+
+    def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
+        return TaskContext(task, self.vectors[task])

@@ -17,6 +17,17 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> to
     return torch.optim.Adam([{"params": list(parameters), "initial_lr": lr}], lr=lr, eps=eps, fused=True)
 
 
+@register("optimizer", "adamw")
+def adamw(
+    parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8, weight_decay: float = 1e-4
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay."""
+    positive(lr=lr, eps=eps)
+    not_negative(weight_decay=weight_decay)
+    group = {"params": list(parameters), "initial_lr": lr}
+    return torch.optim.AdamW([group], lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+
+
 @register("optimizer", "rmsprop")
 def rmsprop(
     parameters: Iterable[nn.Parameter], lr: float, eps: float = 0.01, alpha: float = 0.99, momentum: float = 0.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mtrl.optim.aggregation import Aggregation
+from mtrl.optim.aggregation import Aggregation, JacobianAggregation
 from mtrl.optim.weighting import Weighting
 from mtrl.types import Metrics, NonFiniteLossError, State
 
@@ -25,7 +25,8 @@ class TaskStep:
         has_positive: Whether the caller gives `positive` losses.
 
     Raises:
-        ValueError: The weighting requires positive losses, and there are none.
+        ValueError: The weighting requires positive losses, and there are none; or norms of per-task gradients, and the
+            aggregation does not compute them.
     """
 
     def __init__(
@@ -42,35 +43,58 @@ class TaskStep:
                 f"{type(weighting).__name__} weighting needs positive losses, but this loss can have either sign: "
                 "use it for a critic or value loss."
             )
+        if weighting.requires_task_norm and not isinstance(aggregation, JacobianAggregation):
+            raise ValueError(
+                f"{type(weighting).__name__} weighting needs per-task gradients, and {type(aggregation).__name__} "
+                "aggregation computes none: use aggregation=measured_mean, or any other than sum and mean."
+            )
         self.parameters = list(parameters)
         self.optimizer, self.weighting, self.aggregation = optimizer, weighting, aggregation
         self.max_grad_norm = max_grad_norm
 
     def __call__(
-        self, signed: Float[Tensor, " K"] | None = None, positive: Float[Tensor, " K"] | None = None
+        self,
+        task: Int[Tensor, "*samples"],
+        signed: Float[Tensor, " K"] | None = None,
+        positive: Float[Tensor, " K"] | None = None,
+        aux: Float[Tensor, ""] | None = None,
     ) -> Metrics:
-        """One step on the losses of K tasks. Raises `NonFiniteLossError` before anything is changed."""
+        """One step on the losses of K tasks, computed from samples of the tasks `task`.
+
+        Args:
+            aux: A loss of no task: its gradient is added to what the tasks' gradients are combined to.
+
+        Raises:
+            NonFiniteLossError: A loss is NaN or infinite. Nothing has been changed.
+        """
         given = [losses for losses in (signed, positive) if losses is not None]
         total = torch.stack(given).sum(0)
         if not torch.isfinite(total.sum()):
             raise NonFiniteLossError((~torch.isfinite(total)).nonzero().flatten().tolist())
         if self.weighting.requires_positive:
             assert positive is not None
-            weighted = self.weighting(positive) + (signed if signed is not None else 0)
-            seen = positive
+            seen, others = positive, signed
         else:
-            weighted, seen = self.weighting(total), total
+            seen, others = total, None
+        weighted = self.weighting(seen)
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self.aggregation.backward(weighted, self.parameters)
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        metrics = self.aggregation.backward(weighted if others is None else weighted + others, self.parameters, task)
+        if aux is not None and aux.requires_grad:
+            aux.backward()
+        metrics["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
-        self.weighting.after_step(seen.detach())
+        self.weighting.after_step(seen.detach(), metrics)
+        metrics["task_weight"] = (weighted / seen).detach()  # NaN for an absent task
         return metrics
 
     def set_lr_factor(self, factor: float) -> None:
         """Sets every learning rate to `factor` times its initial value."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+
+    def restart(self) -> None:
+        """Forgets the optimiser's statistics."""
+        self.optimizer.state.clear()
 
     def state_dict(self) -> State:
         return {
@@ -91,11 +115,20 @@ class SeparateSteps:
     def __init__(self, policy: TaskStep, value: TaskStep) -> None:
         self.policy, self.value = policy, value
 
+    def __iter__(self) -> Iterator[TaskStep]:
+        return iter((self.policy, self.value))
+
     def __call__(
-        self, policy: Float[Tensor, " K"], value: Float[Tensor, " K"], value_aux: Float[Tensor, " K"]
+        self,
+        task: Int[Tensor, "*samples"],
+        policy: Float[Tensor, " K"],
+        value: Float[Tensor, " K"],
+        policy_aux: Float[Tensor, ""],
+        value_aux: Float[Tensor, ""],
     ) -> Metrics:
-        """One step on each of the losses. Raises `NonFiniteLossError`."""
-        policy_metrics, value_metrics = self.policy(signed=policy), self.value(positive=value, signed=value_aux)
+        """One step on each of the losses: see `TaskStep`."""
+        policy_metrics = self.policy(task, signed=policy, aux=policy_aux)
+        value_metrics = self.value(task, positive=value, aux=value_aux)
         return {
             **{f"policy_{key}": metric for key, metric in policy_metrics.items()},
             **{f"value_{key}": metric for key, metric in value_metrics.items()},
@@ -103,8 +136,13 @@ class SeparateSteps:
 
     def set_lr_factor(self, factor: float) -> None:
         """See `TaskStep.set_lr_factor`."""
-        self.policy.set_lr_factor(factor)
-        self.value.set_lr_factor(factor)
+        for step in self:
+            step.set_lr_factor(factor)
+
+    def restart(self) -> None:
+        """See `TaskStep.restart`."""
+        for step in self:
+            step.restart()
 
     def state_dict(self) -> State:
         return {"policy": self.policy.state_dict(), "value": self.value.state_dict()}
@@ -120,15 +158,27 @@ class JointStep:
     def __init__(self, step: TaskStep) -> None:
         self.step = step
 
+    def __iter__(self) -> Iterator[TaskStep]:
+        return iter((self.step,))
+
     def __call__(
-        self, policy: Float[Tensor, " K"], value: Float[Tensor, " K"], value_aux: Float[Tensor, " K"]
+        self,
+        task: Int[Tensor, "*samples"],
+        policy: Float[Tensor, " K"],
+        value: Float[Tensor, " K"],
+        policy_aux: Float[Tensor, ""],
+        value_aux: Float[Tensor, ""],
     ) -> Metrics:
-        """One step on the sum of the losses. Raises `NonFiniteLossError`."""
-        return self.step(positive=value, signed=policy + value_aux)
+        """One step on the sum of the losses: see `TaskStep`."""
+        return self.step(task, signed=policy, positive=value, aux=policy_aux + value_aux)
 
     def set_lr_factor(self, factor: float) -> None:
         """See `TaskStep.set_lr_factor`."""
         self.step.set_lr_factor(factor)
+
+    def restart(self) -> None:
+        """See `TaskStep.restart`."""
+        self.step.restart()
 
     def state_dict(self) -> State:
         return self.step.state_dict()

@@ -112,6 +112,8 @@ class Logger:
     def log(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Logs scalars `()` under their names and vectors `(K,)` as `<name>/<task>`, without the NaN of absent tasks.
 
+        Matrices `(K, K)` become lists of rows, with null for NaN and three digits; sinks do not get them.
+
         Args:
             step: Environment steps over all tasks.
             metrics: By name. A scalar NaN is kept.
@@ -123,23 +125,26 @@ class Logger:
         self._write({"step": step, **values})
         for sink in list(self.sinks):
             try:
-                sink.write(step, values)
+                sink.write(step, {name: value for name, value in values.items() if not isinstance(value, list)})
             except OSError as error:
                 _warn(f"{type(sink).__name__} failed and is no longer used: {error}.")
                 self.sinks.remove(sink)
 
-    def flatten(self, metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
+    def flatten(self, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:
         """The row that `log` writes, without the step."""
-        row: dict[str, float] = {}
+        row: dict[str, Any] = {}
+        num_tasks = len(self.task_names)
         for name, value in metrics.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 row[name] = value.item() if isinstance(value, Tensor) else value
-            elif value.shape == (len(self.task_names),):
+            elif value.shape == (num_tasks, num_tasks):
+                row[name] = [[None if math.isnan(x) else round(x, 3) for x in numbers] for numbers in value.tolist()]
+            elif value.shape == (num_tasks,):
                 by_task = zip(self.task_names, value.tolist(), strict=True)
                 row |= {f"{name}/{task}": number for task, number in by_task if not math.isnan(number)}
             else:
                 raise ValueError(
-                    f"Metric {name!r}: expected a scalar or one value for each of {len(self.task_names)} tasks, "
+                    f"Metric {name!r}: expected a scalar, or one value for each or each pair of {num_tasks} tasks, "
                     f"found shape {tuple(value.shape)}."
                 )
         return row

@@ -82,6 +82,7 @@ class Loop:
         self.metrics = MetricAccumulator()
         self.last_evaluation: EvalResult | None = None
         self._success: dict[str, float] = {}
+        self._batch: Any = None  # the last of this iteration
         self._stop: int | None = None
 
     def savables(self) -> dict[str, Any]:
@@ -127,6 +128,7 @@ class Loop:
     def _train(self) -> None:
         state, began = self.state, time.perf_counter()
         progress = min(1.0, state.step / self.until.total)
+        self._batch = None
         try:
             state.step += self.experience.collect(self.learner)
         except (ValueError, RuntimeError) as error:
@@ -143,6 +145,7 @@ class Loop:
                 except NonFiniteLossError as error:
                     raise self._dump(batch, error) from error
             state.updates += 1
+            self._batch = batch
         elapsed = time.perf_counter() - began
         state.wall_time += elapsed
         state.training_time += elapsed
@@ -155,10 +158,15 @@ class Loop:
         if "success_rate" in statistics:
             seen = dict(zip(names, statistics["success_rate"].tolist(), strict=True))
             self._success |= {name: rate for name, rate in seen.items() if rate == rate}  # NaN: no episode ended
-        row: dict[str, Any] = {f"train/{name}": value for name, value in self.metrics.mean().items()}
+        diagnostics = {} if self._batch is None else self.learner.diagnostics(self._batch)
+        row: dict[str, Any] = {
+            name if "/" in name else f"train/{name}": value
+            for name, value in (self.metrics.mean() | diagnostics).items()
+        }
         for name, value in statistics.items():
             row[f"train/{name}"] = value
-            row[f"train/{name}_mean"] = value.nanmean()
+            if value.ndim:
+                row[f"train/{name}_mean"] = value.nanmean()
         seconds = self.timer.seconds
         row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
         row |= {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import itertools
 import json
@@ -15,15 +16,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mtrl.agents.impala import Impala
+from mtrl.agents.losses import per_task_mean
 from mtrl.agents.sac import Sac
 from mtrl.config import config_dir
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
 from mtrl.nn.trunks.base import RoutedTrunk, Trunk
-from mtrl.optim.aggregation import JacobianAggregation, Sum
+from mtrl.optim import gradients
+from mtrl.optim.aggregation import JacobianAggregation
+from mtrl.optim.aggregation.base import diagnostics
+from mtrl.optim.gradients import per_task_gradients
 from mtrl.optim.step import TaskStep
 from mtrl.registry import build, lookup, names
 from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext, UserError
@@ -32,6 +38,8 @@ from tests.oracle import test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
 SHAPES: list[tuple[int, ...]] = [(), (7,), (K, 4)]
+TASKS = ("reach-v3", "door-lock-v3", "door-unlock-v3")
+"""Names that `language` knows."""
 
 Forward = Callable[[nn.Module, Tensor, TaskContext], Tensor]
 
@@ -64,7 +72,7 @@ def build_encoder(name: str) -> tuple[nn.Module, Forward]:
         assert out.embedding.shape[-1] == module.dim
         return out.embedding
 
-    return build("task_encoder", {"name": name}, num_tasks=K), forward
+    return build("task_encoder", {"name": name}, num_tasks=K, task_names=TASKS), forward
 
 
 def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
@@ -198,7 +206,7 @@ import mtrl.nn
 from mtrl.registry import build
 from mtrl.types import TaskContext
 
-runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0)
+runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0, task_names=tuple(sys.argv[2:]))
 task = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 x, embedding = torch.randn(7, 4), torch.randn(7, 5)
 for kind, node in json.loads(sys.argv[1]):
@@ -220,7 +228,7 @@ def test_trunks_heads_and_encoders_compile_whole() -> None:
     """Without a graph break. In a process of its own: the checks of shapes that tests add do not compile."""
     nodes = [("trunk", small(name)) for name in names("trunk")]
     nodes += [(kind, {"name": name}) for kind in ("head", "task_encoder") for name in names(kind)]
-    command = [sys.executable, "-c", COMPILE, json.dumps(nodes)]
+    command = [sys.executable, "-c", COMPILE, json.dumps(nodes), *TASKS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = {tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("compiled")}
@@ -235,10 +243,10 @@ def test_trunks_heads_and_encoders_compile_whole() -> None:
 @pytest.mark.parametrize("task_encoder", names("task_encoder"))
 def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     """A policy and a Q-function of every combination: finite, and all of their parameters are learned."""
-    spec = make_spec(K, F, 2)
+    spec = dataclasses.replace(make_spec(K, F, 2), task_names=TASKS)
     description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
-    policy, q = build_policy(description, spec), build_value(description, K, head, SCALAR, F + 2)
+    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, F + 2)
     obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
     action, log_prob = policy(obs, task).sample()
     value = q(torch.cat([obs, action], -1), task)
@@ -271,11 +279,20 @@ def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskCont
     return trunk, OneHot(num_tasks)(task), torch.randn(len(task), F)
 
 
+def test_the_documentation_names_every_component() -> None:
+    pages = {
+        "components_networks.md": ("trunk", "task_encoder", "value_head", "task_sampling"),
+        "components.md": ("value_norm", "weighting", "aggregation"),
+    }
+    for page, kinds in pages.items():
+        text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        for kind in kinds:
+            for name in names(kind):
+                assert f"| `{name}` " in text, name
+
+
 def test_the_documentation_names_every_network() -> None:
     text = (Path(__file__).parents[2] / "docs" / "components_networks.md").read_text(encoding="utf-8")
-    for kind in ("trunk", "task_encoder", "value_head", "task_sampling"):
-        for name in names(kind):
-            assert f"| `{name}` |" in text, name
     for path in (config_dir() / "network").glob("*.yaml"):
         assert f"`{path.stem}`" in text, path.stem
 
@@ -362,13 +379,16 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     module: Any = test_sac if agent == "sac" else test_impala
     learner = module.make_learner(trunk=small(name))
     data = module.make_batch() if agent == "sac" else module.make_rollout()
-    shares = any(not getattr(p, "is_per_task", False) for p in learner.policy.parameters())
-    use(learner, "uniform", MeanOfRows() if shares else Sum())  # per-task gradients pass through it too
+    use(learner, "uniform", MeanOfRows())  # per-task gradients pass through it too
     before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
     torch.manual_seed(0)
     metrics = learner.update(data, 0.0)
-    assert all(value.shape in ((), (K,)) for value in metrics.values())
+    assert all(value.shape in ((), (K,), (K, K)) for value in metrics.values())
     assert all(torch.isfinite(value).all() for key, value in metrics.items() if key.endswith("_loss"))
+    diagnostics = learner.diagnostics(data)
+    assert set(diagnostics).isdisjoint(metrics)
+    assert len(diagnostics) == 4
+    assert all(value.shape == () and torch.isfinite(value) for value in diagnostics.values())
     for key, parameter in learner.networks.named_parameters():
         assert torch.isfinite(parameter).all(), key
         assert not torch.equal(parameter, before[key]), key
@@ -378,7 +398,7 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     ("agent", "network"), [("sac", "policy"), ("sac", "critics"), ("impala", "policy"), ("impala", "value")]
 )
 def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
-    """To every task's: the gradient of the sum over tasks grows by K times that of sum_k ||W_k - mean W||^2."""
+    """Once, not for every task: the gradient grows by that of sum_k ||W_k - mean W||^2."""
     module: Any = test_sac if agent == "sac" else test_impala
     gradients = []
     for coef in (0.0, 1.0):
@@ -393,7 +413,7 @@ def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
         torch.manual_seed(0)
         learner.update(module.make_batch() if agent == "sac" else module.make_rollout(), 0.0)
         gradients.append(weight.grad.clone())
-    torch.testing.assert_close(gradients[1] - gradients[0], K * 2 * (before - before.mean(0)))
+    torch.testing.assert_close(gradients[1] - gradients[0], 2 * (before - before.mean(0)))
 
 
 # --- scaling --------------------------------------------------------------------------------------------------------
@@ -474,6 +494,13 @@ def test_every_value_head_learns_with_every_learner(agent: str, name: str) -> No
 # --- from losses to a step ------------------------------------------------------------------------------------------
 
 
+AGGREGATIONS: dict[str, dict[str, Any]] = {"torchjd": {"aggregator": "PCGrad"}}
+"""Options of the aggregations that have no default for them."""
+PER_TASK = [name for name in names("aggregation") if name not in ("sum", "mean")]
+STRESS = [0.0, 1e-15, 1e-6, 1.0, 1e6, 1e15]
+"""Scales of the tasks, in turn."""
+
+
 class MeanOfRows(JacobianAggregation):
     """The simplest combination of per-task gradients."""
 
@@ -482,64 +509,196 @@ class MeanOfRows(JacobianAggregation):
         return jacobian.mean(0)
 
 
-def network_and_losses() -> tuple[nn.Module, Tensor]:
+def build_aggregation(name: str, num_tasks: int = K) -> Any:
+    return build("aggregation", {"name": name, **AGGREGATIONS.get(name, {})}, num_tasks=num_tasks)
+
+
+def build_weighting(name: str, num_tasks: int = K) -> Any:
+    runtime = {"num_tasks": num_tasks, "has_success": True, "log_alpha": lambda: torch.zeros(num_tasks)}
+    return build("weighting", {"name": name}, **runtime)
+
+
+def network_and_losses() -> tuple[nn.Module, Tensor, Tensor]:
     """A value network with per-task heads, and one loss for each task (of either sign, of different size)."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian"), K, "per_task", SCALAR, F).double()
+    network = build_value(describe("gaussian"), make_spec(K, F), "per_task", SCALAR, F).double()
     obs, task = torch.randn(K, 6, F, dtype=torch.float64), torch.arange(K)[:, None].expand(K, 6)
-    return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1])
+    return network, (network(obs, task).square().mean(1) - 0.3) * torch.tensor([1.0, 10.0, 0.1]), task
 
 
 @pytest.mark.parametrize("name", names("aggregation"))
 def test_aggregations_fill_gradients(name: str) -> None:
-    network, losses = network_and_losses()
+    network, losses, task = network_and_losses()
     parameters = list(network.parameters())
-    aggregation = build("aggregation", {"name": name}, num_tasks=K)
-    aggregation.backward(losses, parameters)
+    build_aggregation(name).backward(losses, parameters, task)
     gradients = [p.grad.clone() for p in parameters]
     assert all(torch.isfinite(g).all() and g.any() for g in gradients)
-    network, losses = network_and_losses()
-    reference = {"sum": losses.sum(), "mean": losses.mean()}.get(name)
+    assert all(g.shape == p.shape for g, p in zip(gradients, parameters, strict=True))
+    network, losses, _ = network_and_losses()
+    reference = {"sum": losses.sum(), "mean": losses.mean(), "measured_mean": losses.mean()}.get(name)
     if reference is not None:
         torch.testing.assert_close(gradients, list(torch.autograd.grad(reference, list(network.parameters()))))
 
 
 def test_jacobian_aggregation() -> None:
-    """Combining by the mean is `mean` for shared parameters; a task's own rows get their own whole gradient."""
-    network, losses = network_and_losses()
+    """Combining by the mean is `mean`, also for a task's own rows; `combine` sees one row per task."""
+    network, losses, task = network_and_losses()
     parameters = list(network.parameters())
     aggregation = MeanOfRows()
-    aggregation.backward(losses, parameters)
-    ours = {name: p.grad.clone() for name, p in network.named_parameters()}
-    network, losses = network_and_losses()
-    for divisor, own in ((K, False), (1, True)):
-        expected = torch.autograd.grad(losses.sum() / divisor, list(network.parameters()), retain_graph=True)
-        for (name, _), gradient in zip(network.named_parameters(), expected, strict=True):
-            if name.startswith("head.") == own:
-                torch.testing.assert_close(ours[name], gradient)
-    # `combine` sees one row per task, of the shared parameters only.
+    metrics = aggregation.backward(losses, parameters, task)
+    ours = [p.grad.clone() for p in parameters]
+    network, losses, _ = network_and_losses()
+    expected = torch.autograd.grad(losses.mean(), list(network.parameters()), retain_graph=True)
+    torch.testing.assert_close(ours, list(expected))
+    # Of the shared parameters only.
     shared = [p for name, p in network.named_parameters() if not name.startswith("head.")]
-    for k in range(K):
-        row = torch.cat([g.flatten() for g in torch.autograd.grad(losses[k], shared, retain_graph=True)])
-        torch.testing.assert_close(aggregation.seen[k], row)
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]) for loss in losses]
+    torch.testing.assert_close(aggregation.seen, torch.stack(rows))
+    torch.testing.assert_close(metrics["task_norm"], torch.stack([row.norm() for row in rows]))
+    cosines = [functional.cosine_similarity(rows[i], rows[j], dim=0) for i, j in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(metrics["cosine"][[0, 0, 1], [1, 2, 2]], torch.stack(cosines))
+    torch.testing.assert_close(metrics["cosine_mean"], torch.stack(cosines).mean())
+    assert float(metrics["conflict_rate"]) == pytest.approx(sum(float(c) < 0 for c in cosines) / 3)
+
+
+@pytest.mark.parametrize("name", PER_TASK)
+def test_aggregations_of_networks_that_share_nothing(name: str) -> None:
+    """There is nothing to combine: `mean`."""
+    trunk = small("soft_sharing")
+    network = build_value(describe("gaussian", trunk=trunk), make_spec(K, F), "per_task", SCALAR, F)
+    task = torch.arange(K)[:, None].expand(K, 6)
+    losses = network(torch.randn(K, 6, F), task).square().mean(1)
+    expected = torch.autograd.grad(losses.mean(), list(network.parameters()), retain_graph=True)
+    build_aggregation(name).backward(losses, list(network.parameters()), task)
+    torch.testing.assert_close([p.grad for p in network.parameters()], list(expected))
+
+
+def test_diagnostics_leave_absent_tasks_out() -> None:
+    """g_1 = (1, 0), g_2 = 0, g_3 = (-3, 4): one pair, with cosine -3/5."""
+    jacobian = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-3.0, 4.0]])
+    metrics = diagnostics(jacobian @ jacobian.T)
+    assert metrics["cosine_mean"] == pytest.approx(-0.6)
+    assert metrics["conflict_rate"] == 1
+    assert metrics["task_norm"][[0, 2]].tolist() == [1, 5]
+    assert metrics["task_norm"][1].isnan()
+    assert metrics["cosine"].isnan().sum() == 5
+    alone = diagnostics(torch.ones(1, 1))
+    assert alone["cosine_mean"] == alone["conflict_rate"] == 0
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 50])
+@pytest.mark.parametrize("name", PER_TASK)
+def test_aggregations_of_any_scale(name: str, num_tasks: int) -> None:
+    """Finite for gradients from 0 to 1e15 side by side, of all tasks and of none; nothing from nothing."""
+    torch.manual_seed(0)
+    scale = torch.tensor(STRESS).repeat(num_tasks)[:num_tasks, None]
+    jacobian = torch.randn(num_tasks, 200)
+    aggregation = build_aggregation(name, num_tasks)
+    for rows in (jacobian, jacobian * scale, jacobian * scale.flip(0), jacobian * 1e15):
+        for _ in range(2):
+            direction = aggregation.combine(rows)
+            assert direction.shape == (200,)
+            assert torch.isfinite(direction).all()
+            assert direction.any() or not rows.any()
+    assert not aggregation.combine(torch.zeros(num_tasks, 200)).any()
+
+
+@pytest.mark.parametrize("name", [name for name in PER_TASK if name != "torchjd"])
+def test_an_absent_task_changes_nothing_but_the_mean(name: str) -> None:
+    """The direction of two tasks and an absent one is 2/3 of that of the two."""
+    rows = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0], [-2.0, 0.3, 1.0]])
+    assert rows[0] @ rows[2] < 0
+    direction = build_aggregation(name, 3).combine(rows)
+    torch.testing.assert_close(direction, 2 / 3 * build_aggregation(name, 2).combine(rows[[0, 2]]))
+
+
+@pytest.mark.parametrize("name", PER_TASK)
+def test_one_task_keeps_its_direction(name: str) -> None:
+    row = torch.tensor([[3.0, -4.0]])
+    direction = build_aggregation(name, 1).combine(row)
+    torch.testing.assert_close(direction / direction.norm(), row[0] / 5)
+
+
+@pytest.mark.parametrize("head", names("head"))
+@pytest.mark.parametrize("trunk", names("trunk"))
+@pytest.mark.parametrize("features", [F, F + 2])
+def test_per_task_gradients_of_every_trunk(trunk: str, head: str, features: int) -> None:
+    """Those of the tasks' losses one by one, for samples in any order."""
+    torch.manual_seed(0)
+    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, features)
+    shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
+    for task in (torch.arange(K)[:, None].expand(K, 5), torch.randint(K, (20,))):
+        x = torch.randn(*task.shape, features)
+        losses = per_task_mean(network(x, task).square(), task, K)
+        rows, own_rows = per_task_gradients(losses, shared, own, task)
+        losses = per_task_mean(network(x, task).square(), task, K)
+        for k in range(K):
+            expected = torch.autograd.grad(losses[k], [*shared, *own], retain_graph=True, allow_unused=True)
+            for ours, theirs in zip(rows, expected[: len(shared)], strict=True):
+                torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
+        if own:
+            torch.testing.assert_close(own_rows, list(torch.autograd.grad(losses.sum(), own)))
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+def test_learners_need_one_backward_pass(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("K backward passes")
+
+    monkeypatch.setattr(gradients, "_from_many_backwards", refuse)
+    module: Any = test_sac if agent == "sac" else test_impala
+    learner = module.make_learner()
+    use(learner, "uniform", MeanOfRows())
+    learner.update(module.make_batch() if agent == "sac" else module.make_rollout(), 0.0)
+
+
+def weights_of(weighting: Any, losses: Tensor) -> Tensor:
+    losses = losses.clone().requires_grad_()
+    (weights,) = torch.autograd.grad(weighting(losses).sum(), losses)
+    return weights
+
+
+def step_weighting(weighting: Any, losses: Tensor) -> None:
+    """As `TaskStep` and the experience call it. The gradients are as long as the weighted losses are large."""
+    norm = weighting(losses)
+    weighting.after_step(losses, {"task_norm": norm.where(norm > 0, torch.nan)})
+    success = torch.linspace(0, 1, len(losses))
+    weighting.observe({"success_rate": success.where(losses > 0, torch.nan).double()})
 
 
 @pytest.mark.parametrize("name", names("weighting"))
 def test_weightings(name: str) -> None:
-    """(K,) to (K,), differentiable, with mean weight 1; no task is special."""
-    weighting = build("weighting", {"name": name}, num_tasks=K)
-    losses = torch.tensor([0.5, 3.0, 20.0], requires_grad=True)
-    weighted = weighting(losses)
-    assert weighted.shape == (K,)
-    (weights,) = torch.autograd.grad(weighted.sum(), losses)
-    assert torch.isfinite(weights).all()
-    assert float(weights.mean()) == pytest.approx(1, rel=1e-4)
+    """(K,) to (K,), differentiable, with mean weight 1; no task is special; the state is all there is."""
+    weighting = build_weighting(name)
+    losses = torch.tensor([0.5, 3.0, 20.0])
+    assert weighting(losses).shape == (K,)
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(weighting(losses[order]), weighting(losses)[order])
-    weighting.after_step(losses.detach())
-    other = build("weighting", {"name": name}, num_tasks=K)
-    other.load_state_dict(weighting.state_dict(), strict=True)
-    torch.testing.assert_close(other(losses), weighting(losses))
+    for factor in (1.0, 0.7, 0.9, 0.1):
+        step_weighting(weighting, losses * torch.tensor([factor, 1.0, factor**2]))
+        weights = weights_of(weighting, losses)
+        assert torch.isfinite(weights).all()
+        assert float(weights.mean()) == pytest.approx(1, rel=1e-4)
+    other = build_weighting(name)
+    other.load_state_dict(copy.deepcopy(weighting.state_dict()), strict=True)
+    for _ in range(3):
+        assert torch.equal(other(losses), weighting(losses))
+        for one in (weighting, other):
+            step_weighting(one, losses * 0.5)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 50])
+@pytest.mark.parametrize("name", names("weighting"))
+def test_weightings_of_any_scale(name: str, num_tasks: int) -> None:
+    """Losses from 0 (an absent task) to 1e15 side by side: finite weights of at least zero, with mean 1."""
+    weighting = build_weighting(name, num_tasks)
+    scale = torch.tensor(STRESS).repeat(num_tasks)[:num_tasks]
+    for losses in (scale, scale.flip(0), torch.ones(num_tasks), torch.zeros(num_tasks), scale * 1e15, scale):
+        weights = weights_of(weighting, losses)
+        assert torch.isfinite(weights).all()
+        assert (weights >= 0).all()
+        assert float(weights.mean()) == pytest.approx(1, rel=1e-4)
+        step_weighting(weighting, losses)
 
 
 @pytest.mark.parametrize("name", names("optimizer"))
@@ -607,35 +766,77 @@ def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
     for network in ("policy", "value" if isinstance(learner, Impala) else "critic"):
         owner, name = step_of(learner, network)
         step, has_positive = getattr(owner, name), network != "policy"
-        chosen = build("weighting", {"name": weighting}, num_tasks=K)
+        chosen = build_weighting(weighting)
         if chosen.requires_positive and not has_positive:
-            chosen = build("weighting", {"name": "uniform"}, num_tasks=K)
+            chosen = build_weighting("uniform")
         rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
         setattr(owner, name, rebuilt)
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
-@pytest.mark.parametrize("weighting", names("weighting"))
-@pytest.mark.parametrize("aggregation", [*names("aggregation"), "mean of rows"])
-@pytest.mark.parametrize("value_norm", names("value_norm"))
-def test_every_combination_learns_something_finite(
-    agent: str, weighting: str, aggregation: str, value_norm: str
-) -> None:
+def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: Any) -> None:
     module: Any = test_sac if agent == "sac" else test_impala
     learner = module.make_learner(value_norm=value_norm)
     data = module.make_batch() if agent == "sac" else module.make_rollout()
-    if aggregation in names("aggregation"):
-        use(learner, weighting, build("aggregation", {"name": aggregation}, num_tasks=K))
-    else:
-        use(learner, weighting, MeanOfRows())
+    use(learner, weighting, aggregation)
     before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
     torch.manual_seed(0)
     metrics = learner.update(data, 0.0)
     assert all(torch.isfinite(value).all() for value in metrics.values())
-    assert all(value.shape in ((), (K,)) for value in metrics.values())
+    assert all(value.shape in ((), (K,), (K, K)) for value in metrics.values())
     for name, parameter in learner.networks.named_parameters():
         assert torch.isfinite(parameter).all(), name
         assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("aggregation", names("aggregation"))
+@pytest.mark.parametrize("value_norm", names("value_norm"))
+def test_every_aggregation_learns_something_finite(agent: str, aggregation: str, value_norm: str) -> None:
+    update_and_check(agent, value_norm, "uniform", build_aggregation(aggregation))
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("weighting", names("weighting"))
+@pytest.mark.parametrize("value_norm", names("value_norm"))
+def test_every_weighting_learns_something_finite(agent: str, weighting: str, value_norm: str) -> None:
+    update_and_check(agent, value_norm, weighting, build_aggregation("measured_mean"))
+
+
+@pytest.mark.parametrize("weighting", names("weighting"))
+@pytest.mark.parametrize("aggregation", PER_TASK)
+def test_weightings_and_aggregations_combine(weighting: str, aggregation: str) -> None:
+    update_and_check("impala", "none", weighting, build_aggregation(aggregation))
+
+
+@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("aggregation", names("aggregation"))
+def test_a_learner_goes_on_from_its_state(agent: str, aggregation: str) -> None:
+    """With a weighting that has an optimiser."""
+    module: Any = test_sac if agent == "sac" else test_impala
+    learners = [module.make_learner() for _ in range(2)]
+    weighting = "famo" if aggregation in ("sum", "mean") else "gradnorm"
+    for learner in learners:
+        use(learner, weighting, build_aggregation(aggregation))
+    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    torch.manual_seed(0)
+    for _ in range(2):
+        learners[0].update(data, 0.0)
+    learners[1].load_state_dict(copy.deepcopy(learners[0].state_dict()))
+    for learner in learners:
+        torch.manual_seed(1)
+        learner.update(data, 0.0)
+    states = [learner.networks.state_dict() for learner in learners]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_what_a_weighting_requires() -> None:
+    """Positive losses, or norms of gradients: an error that says what to choose."""
+    module: Any = test_sac
+    step = module.make_learner().critic_step
+    with pytest.raises(ValueError, match="GeometricMean weighting needs positive losses"):
+        TaskStep(step.parameters, step.optimizer, build_weighting("geometric_mean"), step.aggregation, 1.0, False)
+    with pytest.raises(ValueError, match=r"GradNorm weighting needs per-task gradients.*aggregation=measured_mean"):
+        TaskStep(step.parameters, step.optimizer, build_weighting("gradnorm"), step.aggregation, 1.0, True)
 
 
 @pytest.mark.parametrize("agent", ["sac", "impala"])

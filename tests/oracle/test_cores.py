@@ -58,7 +58,7 @@ def make_learner(spec: EnvSpec, **options: Any) -> Impala:
     discrete = spec.action_kind == "discrete"
     description = describe("categorical" if discrete else "gaussian") | {"core": {"name": "lstm", "width": WIDTH}}
     policy = build_policy(description, spec)
-    value = build_value(description, spec.num_tasks, "per_task", SCALAR, policy.core.out_features)
+    value = build_value(description, spec, "per_task", SCALAR, policy.core.out_features)
     with torch.no_grad():
         for parameter in (*policy.parameters(), *value.parameters()):
             parameter += 0.3 * torch.randn(parameter.shape)
@@ -184,7 +184,7 @@ def test_rewards_are_clipped_in_the_learner() -> None:
 
 
 def test_steps_on_one_parameter() -> None:
-    """w = 2, rate 0.1, losses of two tasks: policy w and 2w, value w^2 and 0, trunk w/2 for each.
+    """w = 2, rate 0.1, losses of two tasks: policy w and 2w, value w^2 and 0; the value's trunk adds w.
 
     Joint: the gradient is 1 + 2 + 2w + 1 = 8, so that w becomes 1.2. Separate: the policy's is 3 and the value's 5.
     """
@@ -192,11 +192,12 @@ def test_steps_on_one_parameter() -> None:
     def step(parameter: nn.Parameter) -> TaskStep:
         return TaskStep([parameter], torch.optim.SGD([parameter], lr=0.1), Uniform(), Sum(), float("inf"), True)
 
+    task = torch.tensor([0, 1])
     w, v = (nn.Parameter(torch.tensor(2.0)) for _ in range(2))
-    JointStep(step(w))(torch.stack([w, 2 * w]), torch.stack([w**2, 0 * w]), torch.stack([w / 2, w / 2]))
+    JointStep(step(w))(task, torch.stack([w, 2 * w]), torch.stack([w**2, 0 * w]), 0 * w, w)
     assert float(w.detach()) == pytest.approx(1.2)
     w = nn.Parameter(torch.tensor(2.0))
-    SeparateSteps(step(w), step(v))(torch.stack([w, 2 * w]), torch.stack([v**2, 0 * v]), torch.stack([v / 2, v / 2]))
+    SeparateSteps(step(w), step(v))(task, torch.stack([w, 2 * w]), torch.stack([v**2, 0 * v]), 0 * w, v)
     assert float(w.detach()) == pytest.approx(1.7)
     assert float(v.detach()) == pytest.approx(1.5)
 
@@ -211,7 +212,7 @@ def test_published_sums_as_means() -> None:
         path = []
         for t in range(20):
             loss = (torch.tensor([0.05, 0.01 * t]) * w.square()).sum()  # its norm passes 40 / n on the way
-            step(signed=scale * loss[None])
+            step(torch.tensor([0]), signed=scale * loss[None])
             path.append(w.detach().clone())
         paths.append(torch.stack(path))
     torch.testing.assert_close(paths[0], paths[1], rtol=1e-6, atol=0)  # clipping adds 1e-6 to the norm

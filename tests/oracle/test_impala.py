@@ -46,7 +46,7 @@ def make_learner(
     spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
     description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm, trunk=trunk)
     policy = build_policy(description, spec)
-    value = build_value(description, K, "per_task", value_head, policy.core.out_features)
+    value = build_value(description, spec, "per_task", value_head, policy.core.out_features)
     with torch.no_grad():
         for head in (policy.head, value.head):
             for parameter in head.parameters():

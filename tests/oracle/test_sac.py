@@ -42,7 +42,7 @@ def make_learner(
         for parameter in policy.head.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
     critics, targets = (
-        Ensemble(build_value(description, K, "per_task", value_head, OBS + A) for _ in range(2)).double()
+        Ensemble(build_value(description, SPEC, "per_task", value_head, OBS + A) for _ in range(2)).double()
         for _ in range(2)
     )
     temperature = Temperature(K, 1.0).double()

@@ -54,6 +54,14 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         pytest.param([*tiny("sac", total_steps=240), "agent.obs_norm=running"], 2, id="sac-norm"),
         pytest.param([*tiny("ppo"), "task_encoder=embedding", "network=mlp", "value_norm=none"], 2, id="ppo-embedding"),
         pytest.param([*tiny("ppo"), "network=soft_modules", "task_sampling=ea4c"], 5, id="ppo-soft_modules-ea4c"),
+        pytest.param([*tiny("ppo"), "aggregation=gradvac", "weighting=gradnorm"], 5, id="ppo-gradvac-gradnorm"),
+        pytest.param([*tiny("ppo"), "aggregation=pcgrad", "weighting=focal"], 5, id="ppo-pcgrad-focal"),
+        pytest.param([*tiny("sac", total_steps=240), "weighting=famo"], 12, id="sac-famo"),
+        pytest.param(
+            [*tiny("sac", total_steps=240), "value_head=hl_gauss", "value_norm=return_range"], 12, id="sac-return_range"
+        ),
+        # Resets at a third and at two thirds of 30 iterations.
+        pytest.param([*tiny("sac", total_steps=240), "value_norm=mean_reward", "agent.resets=2"], 15, id="sac-resets"),
         pytest.param(gym("ppo", 0), 2, id="ppo-gym"),
         pytest.param(gym("sac", 0), 30, id="sac-gym", marks=pytest.mark.slow),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mtrl.config import GROUPS, composed, config_dir, load_yaml, train_config
+from mtrl.config import GROUPS, TrainConfig, composed, config_dir, load_yaml, train_config
+from mtrl.registry import names
 from mtrl.train import environment_description
 from tests.system.commands import ON_POLICY, TINY, evaluations, only_run, rows, run, start, tiny
 
@@ -58,7 +60,7 @@ def test_metric_names(run_dir: Path) -> None:
     assert [row["step"] for row in evaluation] == [320, 640]
     names = set(training[-1])
     assert {f"train/{kind}/{task}" for kind in ("policy_loss", "value_loss", "entropy") for task in TASKS} <= names
-    assert {"train/return_mean", "train/success_rate_mean", "train/policy_grad_norm"} <= names
+    assert {"train/return_mean", "train/success_rate_mean", "grad/policy_norm"} <= names
     assert {"time/env_steps_per_s", "time/wall_s", "time/updates", "time/env_s", "time/update_s"} <= names
     assert {f"eval/{kind}/{task}" for kind in ("success_rate", "return") for task in TASKS} <= set(evaluation[0])
     assert all(name.split("/")[0] in ("step", "train", "eval", "time", "grad") for row in found for name in row)
@@ -91,15 +93,41 @@ def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
     assert not any(name.startswith("train/success_rate") for row in rows(run_dir) for name in row)
 
 
+NEEDED = {"alpha_softmax": ("sac", []), "gradnorm": ("ppo", ["aggregation=measured_mean"])}
+"""Options that need another agent or setting."""
+
+
 @pytest.mark.parametrize(
     ("group", "option"),
     [(group, option) for group in GROUPS if group not in ("env", "agent", "torso") for option in options(group)],
 )
 def test_every_option_trains(run_dir: Path, group: str, option: str) -> None:
-    command = [*tiny(total_steps=80), f"{group}={option}", f"run_dir={run_dir}", "eval.every=0"]
+    if option == "torchjd":
+        pytest.importorskip("quadprog")
+    agent, settings = NEEDED.get(option, ("ppo", []))
+    command = [*tiny(agent, total_steps=80), f"{group}={option}", *settings, f"run_dir={run_dir}", "eval.every=0"]
     if option == "linear":  # has no hidden layers whose size could be set
         command = [argument for argument in command if not argument.startswith("network.trunk")]
-    assert run(*command, "eval.episodes_per_task=1") == 0
+    has_no_vectors = option == "language"  # of toys; see test_metaworld
+    assert run(*command, "eval.episodes_per_task=1") == (2 if has_no_vectors else 0)
+
+
+@pytest.mark.parametrize(
+    "group", ["aggregation", "weighting", "value_norm", "value_head", "task_encoder", "task_sampling"]
+)
+def test_every_component_has_an_option(group: str) -> None:
+    assert options(group) == names(group)
+
+
+def test_diagnostics_of_the_gradients(run_dir: Path) -> None:
+    assert run(*tiny(total_steps=80), "aggregation=pcgrad", "weighting=dwa", f"run_dir={run_dir}", "eval.every=0") == 0
+    (row,) = (row for row in rows(run_dir) if "grad/policy_norm" in row)
+    for network in ("policy", "value"):
+        assert -1 <= row[f"grad/{network}_cosine_mean"] <= 1
+        assert 0 <= row[f"grad/{network}_conflict_rate"] <= 1
+        assert [row[f"grad/{network}_cosine"][i][i] for i in range(4)] == [1.0] * 4
+        assert all(row[f"grad/{network}_task_norm/{task}"] > 0 for task in TASKS)
+        assert all(row[f"grad/{network}_task_weight/{task}"] == pytest.approx(1) for task in TASKS)
 
 
 @pytest.mark.parametrize("head", ["shared", "per_task"])
@@ -134,16 +162,43 @@ def test_experiment_sets_the_published_values() -> None:
         ("moore", "mt50", {"width": 400, "depth": 3, "experts": 6}),
         ("paco", "mt10", {"width": 400, "depth": 3, "sets": 5}),
         ("paco", "mt50", {"width": 400, "depth": 3, "sets": 20}),
+        ("mtsac", "mt10", {"width": 400, "depth": 3}),
+        ("sac", "mt50", {"width": 400, "depth": 3}),
+        ("pcgrad", "mt50", {"width": 400, "depth": 3}),
+        ("care", "mt10", {"experts": 6, "embedding": 50}),
+        ("care", "mt50", {"experts": 10, "embedding": 50}),
     ],
 )
 def test_published_baselines(name: str, tasks: str, trunk: dict[str, int]) -> None:
     """On SAC; an experiment's network prevails over the agent's."""
     config = train_config(composed([f"+experiment={tasks}_{name}"], "train"))
     assert (config.env["name"], config.agent["name"], config.agent["batch_size"]) == (tasks, "sac", 128)
-    assert config.network["trunk"].items() >= {"name": name, **trunk}.items()
-    assert config.network["head"] == ("per_task" if name == "moore" else "shared")
+    mlp = name in ("mtsac", "sac", "pcgrad")
+    assert config.network["trunk"].items() >= {"name": "mlp" if mlp else name, **trunk}.items()
+    assert config.network["head"] == ("per_task" if name in ("moore", "sac", "pcgrad") else "shared")
     assert config.value_norm["name"] == "none"
+    assert config.aggregation["name"] == ("pcgrad" if name == "pcgrad" else "mean")
+    assert config.weighting["name"] == ("alpha_softmax" if name == "soft_modules" else "uniform")
+    assert config.task_encoder["name"] == ("language" if name == "care" else "one_hot")
     assert config.total_steps == (20_000_000 if tasks == "mt10" else 100_000_000)
+
+
+@pytest.mark.parametrize(("tasks", "num_tasks"), [("mt10", 10), ("mt50", 50)])
+def test_published_value_learning(tasks: str, num_tasks: int) -> None:
+    """What overrides the agent's and the value head's own choice of a scale, too."""
+    brc, simba, ars = (
+        train_config(composed([f"+experiment={tasks}_{name}"], "train")) for name in ("brc", "simba_v2", "ars")
+    )
+    for config, bound in ((brc, 10.0), (simba, 5.0)):
+        assert config.value_norm == {"name": "return_range", "v_max": bound}
+        head = config.value_head
+        assert (head["name"], head["bins"], head["maximum"], head["symlog"]) == ("hl_gauss", 101, bound, False)
+    assert brc.network["trunk"] | brc.network["value"] == {"name": "bronet", "width": 4096, "depth": 2}
+    assert simba.network["trunk"] | simba.network["value"] == {"name": "simba_v2", "width": 512, "depth": 2}
+    # Two updates with about 1,024 samples for each step of all tasks.
+    assert brc.agent["batch_size"] * num_tasks == 1000
+    assert brc.agent["replay_ratio"] * num_tasks == 2000
+    assert (ars.value_norm["name"], ars.agent["resets"]) == ("mean_reward", 4 if tasks == "mt10" else 6)
 
 
 def test_the_default_run() -> None:
@@ -190,14 +245,41 @@ def test_sweep(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing else is left behind"
 
 
-def test_help_and_cfg(tmp_path: Path) -> None:
-    asked = [start("--help", cwd=tmp_path), start("--cfg", "job", "env=toy_grid", "seed=7", cwd=tmp_path)]
-    (help_code, help_text, _), (cfg_code, cfg_text, _) = map(finish, asked)
-    assert (help_code, cfg_code) == (0, 0)
-    assert "agent: impala, ppo, sac" in help_text
-    assert "name: toy_grid" in cfg_text
-    assert "seed: 7" in cfg_text
+def test_cfg(tmp_path: Path) -> None:
+    code, text, _ = finish(start("--cfg", "job", "env=toy_grid", "seed=7", cwd=tmp_path))
+    assert code == 0
+    assert "name: toy_grid" in text
+    assert "seed: 7" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key of the run, every option of every group with its settings, and every component's name."""
+    assert run("--help") == run("env=mt10", "-h") == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert field.name in GROUPS or f"\n  {field.name}:" in text, field.name
+    for group in (*GROUPS, "experiment"):
+        for option in options(group):
+            assert f"\n{group}={option}\n" in text
+    assert " or impala, ppo, sac\n" in text
+    for kind in (
+        "trunk",
+        "aggregation",
+        "weighting",
+        "value_norm",
+        "task_sampling",
+        "head",
+        "optimizer",
+        "obs_norm",
+        "physics",
+    ):
+        assert all(name in text for name in names(kind))
+    assert "agent=sac\n  # Multi-task SAC" in text
+    assert "    batch_size: 128 # per task\n" in text
+    assert "  # network.trunk.activation=relu (Activation)\n" in text
+    assert "@package" not in text
+    assert "override" not in text
 
 
 def test_plain_command(tmp_path: Path) -> None:
@@ -210,6 +292,7 @@ def test_plain_command(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_metaworld(run_dir: Path) -> None:
     small = ["env=mt10", "env.num_envs=20", "env.horizon=20", *ON_POLICY, *TINY, "eval.every=0"]
+    small += ["task_encoder=language"]
     assert run(*small, "eval.episodes_per_task=1", "total_steps=400", f"run_dir={run_dir}") == 0
     (found,) = evaluations(run_dir).values()
     assert len(found[0]["tasks"]) == 10

@@ -19,7 +19,7 @@ class TaskSampler(nn.Module):
         raise NotImplementedError
 
     def update(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Receives E episodes that ended together: their tasks, and "return" and "success" (0 or 1) of each."""
+        """Receives E episodes that ended together (`Collector.episode_listeners`)."""
 
 
 class ScoreSampler(TaskSampler):

@@ -25,7 +25,7 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
-        """A loss that is added to the loss of every task, and diagnostics, for a batch of at least one axis.
+        """A loss of no task in particular, and diagnostics, for a batch of at least one axis.
 
         A diagnostic is a scalar or one value per task, NaN for a task that the batch lacks.
         """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import mtrl.envs
-from mtrl.data.experience import Collector, OffPolicy, OnPolicy, RandomActor
+from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, RandomActor
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
@@ -58,7 +58,7 @@ def make_collector(
 ) -> Collector:
     options = {"num_tasks": K, "episode_length": 4, "stagger": 2, "terminate_every": 2} | options
     env = mtrl.envs.make("counting", num_envs=num_envs, seed=seed, **options)
-    return Collector(env, sampler or Uniform(K), "cpu", no_timer, random_start)
+    return Collector(env, Episodes(env.spec, sampler or Uniform(K)), "cpu", no_timer, random_start)
 
 
 def make_off_policy(collector: Collector, capacity: int = 1000, **options: Any) -> OffPolicy:
@@ -205,19 +205,19 @@ def test_statistics_by_hand() -> None:
     collector = make_collector(num_envs=3, episode_length=2, stagger=0)
     action = torch.zeros(3, 2)
     collector.step(action)
-    empty = collector.statistics()
+    empty = collector.episodes.statistics()
     assert set(empty) == {"return", "success_rate", "episode_length", "task_share"}
     assert empty.pop("task_share").tolist() == [1 / 3] * 3
     assert all(values.isnan().all() for values in empty.values())
     collector.step(action)
-    row = collector.statistics()
+    row = collector.episodes.statistics()
     assert row["return"].tolist() == [3, 2003, 4003]
     assert row["success_rate"].tolist() == [1, 1, 1]
     assert row["episode_length"].tolist() == [2, 2, 2]
     collector.step(action)
     collector.step(action)
-    assert collector.statistics()["success_rate"].tolist() == [0, 0, 0]  # the odd episodes are truncated
-    assert collector.statistics()["return"].isnan().all()  # told once
+    assert collector.episodes.statistics()["success_rate"].tolist() == [0, 0, 0]  # the odd episodes are truncated
+    assert collector.episodes.statistics()["return"].isnan().all()  # told once
 
 
 def test_first_episodes_end_at_different_times() -> None:
@@ -259,7 +259,7 @@ def test_statistics_of_one_task_alone() -> None:
     collector = make_collector(num_envs=3, episode_length=2)
     for _ in range(3):
         collector.step(torch.zeros(3, 2))
-    row = collector.statistics()
+    row = collector.episodes.statistics()
     assert row["return"][:2].tolist() == [3, 3006]
     assert row["return"].isnan().tolist() == [False, False, True]
     assert row["episode_length"][:2].tolist() == [2, 3]
@@ -295,11 +295,11 @@ def test_results_belong_to_the_task_of_the_episode() -> None:
     collector = make_collector(One(), num_envs=3, episode_length=2, stagger=0)
     for _ in range(2):
         collector.step(torch.zeros(3, 2))
-    assert collector.statistics()["return"].tolist() == [3, 2003, 4003]
+    assert collector.episodes.statistics()["return"].tolist() == [3, 2003, 4003]
     assert collector.task.tolist() == [1] * 3
     for _ in range(2):
         collector.step(torch.zeros(3, 2))
-    row = collector.statistics()["return"]
+    row = collector.episodes.statistics()["return"]
     assert row.isnan().tolist() == [True, False, True]
     assert row[1] == 2003
 

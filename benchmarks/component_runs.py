@@ -1,0 +1,60 @@
+"""Trains the default agent on MT10 with one component changed at a time, all with one budget, and stores the results.
+
+    python benchmarks/component_runs.py                     # every variant that results/ lacks, seed 1
+    python benchmarks/component_runs.py pcgrad moore seed=2
+    python benchmarks/results.py render                     # then: the table and the plot in docs/results.md
+
+A run that was stopped goes on. A variant is the preset in configs/ as it is: widths and activations differ.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtrl.registry import unknown
+from results import RESULTS, store
+
+NAME = "mt10_components"
+BUDGET = ["env=mt10", "total_steps=3000000", "eval.every=0"]
+VARIANTS = {
+    "default": [],
+    "soft_modules": ["network=soft_modules"],
+    "moore": ["network=moore"],
+    "paco": ["network=paco"],
+    "mmoe": ["network=mmoe"],
+    "film": ["network=film"],
+    "sum": ["aggregation=sum"],
+    "pcgrad": ["aggregation=pcgrad"],
+    "cagrad": ["aggregation=cagrad"],
+    "a5c": ["task_sampling=a5c"],
+    "no_popart": ["value_norm=none"],
+}
+"""The default is an MLP with a head per task, the mean of the gradients, uniform sampling, PopArt."""
+
+
+def train(variant: str, seed: str) -> None:
+    """Runs or resumes one variant, unless its result is stored."""
+    if (RESULTS / NAME / variant / f"seed{seed}.json").exists():
+        return
+    run = Path("runs") / NAME / f"{variant}_seed{seed}"
+    options = [f"resume={run}"] if run.exists() else [*BUDGET, *VARIANTS[variant], f"seed={seed}", f"run_dir={run}"]
+    subprocess.run([sys.executable, "-m", "mtrl.train", *options], check=True)
+    print(store(run, f"{NAME}/{variant}"))
+
+
+def main(arguments: Sequence[str]) -> None:
+    seeds = [word.removeprefix("seed=") for word in arguments if word.startswith("seed=")]
+    variants = [word for word in arguments if not word.startswith("seed=")]
+    for variant in variants:
+        if variant not in VARIANTS:
+            sys.exit(unknown("variant", variant, list(VARIANTS)))
+    for seed in seeds or ["1"]:
+        for variant in variants or VARIANTS:
+            train(variant, seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,54 @@
+"""Periodic resets: a learner that begins anew a few times, with the data that it has collected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mtrl.nn.scaling import ValueNorm
+from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
+from mtrl.registry import not_negative
+from mtrl.types import Metrics, State
+
+
+class Resets:
+    """A learner whose networks and optimisers begin anew `count` times, evenly spread over training.
+
+    Nikishin et al., "The Primacy Bias in Deep RL" (2022); in multi-task learning ARS (Cho et al. 2025), whose reward
+    scaling changes at resets only (`value_norm=mean_reward`). Experience and the statistics of observations stay.
+
+    Differences from the papers:
+        1. Parameters become what they were first drawn as (before `init_from`), and are not drawn anew.
+        2. Temperatures begin anew too.
+    """
+
+    def __init__(self, learner: Any, count: int) -> None:
+        not_negative(count=count)
+        self.learner, self.count = learner, count
+        self.policy, self.networks = learner.policy, learner.networks
+        self.act, self.initial_state, self.diagnostics = learner.act, learner.initial_state, learner.diagnostics
+        self._initial = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
+        self._done = 0
+
+    def update(self, batch: Any, progress: float) -> Metrics:
+        """The learner's, after a reset if one is due."""
+        if min(int(progress * (self.count + 1)), self.count) > self._done:
+            self._reset()
+            self._done += 1
+        return self.learner.update(batch, progress)
+
+    def _reset(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self.networks.named_parameters():
+                parameter.copy_(self._initial[name])
+        for part in vars(self.learner).values():
+            if isinstance(part, TaskStep | SeparateSteps | JointStep | ValueNorm):
+                part.restart()
+
+    def state_dict(self) -> State:
+        return {**self.learner.state_dict(), "resets_done": self._done}
+
+    def load_state_dict(self, state: State) -> None:
+        self.learner.load_state_dict(state)
+        self._done = state["resets_done"]

@@ -1,0 +1,50 @@
+"""Discounted returns of episodes, while slots run them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.signal import lfilter
+from torch import Tensor
+
+from mtrl.types import State
+
+
+class ReturnTracker:
+    """Keeps the rewards of each slot's running episode, and says how large the returns of a finished one were.
+
+    The return of step t is G_t = r_t + gamma G_{t+1}. After a truncated episode the rewards are taken to go on as they
+    were on average, for ever (as in BRC, Nauman et al. 2025); with gamma = 1, where that has no value, to stop.
+    """
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self._rewards = torch.zeros(256, num_envs, dtype=torch.float64)
+        self._length = torch.zeros(num_envs, dtype=torch.int64)
+
+    def add(self, reward: Float[Tensor, " B"]) -> None:
+        """Takes in a step of every slot."""
+        if int(self._length.max()) == len(self._rewards):
+            self._rewards = torch.cat([self._rewards, torch.zeros_like(self._rewards)])
+        self._rewards[self._length, torch.arange(len(reward))] = reward.double()
+        self._length += 1
+
+    def end(self, done: Bool[Tensor, " B"], terminated: Bool[Tensor, " B"]) -> Float[Tensor, " E"]:
+        """Ends the episodes of the E slots in `done`: max_t |G_t| of each."""
+        length, goes_on = self._length[done], ~terminated[done]
+        self._length[done] = 0
+        step = torch.arange(int(length.max()))[:, None]
+        rewards = self._rewards[: len(step), done].where(step < length, 0)
+        if self.gamma < 1:
+            following = rewards.sum(0) / length / (1 - self.gamma) * goes_on
+            rewards += (self.gamma * following).where(step == length - 1, 0)
+        returns = lfilter([1.0], [1.0, -self.gamma], rewards.flip(0).numpy(), axis=0)
+        return torch.from_numpy(np.abs(returns).max(0))
+
+    def state_dict(self) -> State:
+        return {"rewards": self._rewards, "length": self._length}
+
+    def load_state_dict(self, state: State) -> None:
+        # Copied, as they are changed in place.
+        self._rewards, self._length = (state[key].to("cpu", copy=True) for key in ("rewards", "length"))

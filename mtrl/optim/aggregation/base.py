@@ -1,0 +1,132 @@
+"""Gradient aggregation: fills `.grad` of the parameters from the losses of K tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mtrl.optim.gradients import per_task_gradients
+from mtrl.registry import register
+from mtrl.types import Metrics
+
+
+class Aggregation(nn.Module):
+    """Base of all aggregations."""
+
+    def backward(
+        self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
+    ) -> Metrics:
+        """Fills `.grad` and returns diagnostics.
+
+        Args:
+            losses: Loss k depends on samples of task k only.
+            task: Task of each sample, in the order in which networks hold their samples.
+        """
+        raise NotImplementedError
+
+
+@register("aggregation", "sum")
+class Sum(Aggregation):
+    """Gradient of the sum of the losses: one ordinary backward pass."""
+
+    def backward(
+        self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
+    ) -> Metrics:
+        """Fills `.grad`; there are no diagnostics."""
+        losses.sum().backward()
+        return {}
+
+
+@register("aggregation", "mean")
+class Mean(Aggregation):
+    """Gradient of the mean of the losses, so that clipping and Adam's epsilon mean the same for any K."""
+
+    def backward(
+        self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
+    ) -> Metrics:
+        """Fills `.grad`; there are no diagnostics."""
+        losses.mean().backward()
+        return {}
+
+
+class JacobianAggregation(Aggregation):
+    """Base of the methods that combine per-task gradients: a subclass gives `combine` only.
+
+    `combine` sees the parameters that tasks share. Those marked as one task's own (`is_per_task`, the rows of per-task
+    heads) get the gradient of the mean of the losses. So a method on the scale of a mean is `mean` in every parameter
+    as long as it finds nothing to change.
+    """
+
+    def combine(self, jacobian: Float[Tensor, "K P"]) -> Float[Tensor, " P"]:
+        """The common direction of K gradients."""
+        raise NotImplementedError
+
+    def backward(
+        self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
+    ) -> Metrics:
+        """Fills `.grad` and returns the diagnostics of the shared parameters."""
+        own = [parameter for parameter in parameters if getattr(parameter, "is_per_task", False)]
+        shared = [parameter for parameter in parameters if not getattr(parameter, "is_per_task", False)]
+        gradients, own_gradients = per_task_gradients(losses, shared, own, task)
+        blocks = [gradient.flatten(1) for gradient in gradients]
+        gramian = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=losses.device)
+        for block in blocks:  # there may be none: networks that share nothing
+            gramian += block @ block.T
+        for parameter, gradient in zip(shared, self._combine_blocks(blocks, gramian), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        for parameter, gradient in zip(own, own_gradients, strict=True):
+            parameter.grad = gradient / len(losses)
+        return diagnostics(gramian)
+
+    def _combine_blocks(self, blocks: Sequence[Tensor], gramian: Float[Tensor, "K K"]) -> Sequence[Tensor]:
+        """`combine`, by parameter: (K, P_i) to (P_i,)."""
+        if not blocks:
+            return ()
+        combined = self.combine(torch.cat(tuple(blocks), dim=1))
+        return combined.split([block.shape[1] for block in blocks])
+
+
+class GramianAggregation(JacobianAggregation):
+    """Base of the methods whose direction is a weighted sum of the gradients: a subclass gives `weights` only."""
+
+    def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
+        """Weight of each gradient, from their inner products (float64)."""
+        raise NotImplementedError
+
+    def combine(self, jacobian: Float[Tensor, "K P"]) -> Float[Tensor, " P"]:
+        """The weighted sum."""
+        (combined,) = self._combine_blocks([jacobian], (jacobian @ jacobian.T).double())
+        return combined
+
+    def _combine_blocks(self, blocks: Sequence[Tensor], gramian: Float[Tensor, "K K"]) -> Sequence[Tensor]:
+        weights = self.weights(gramian)
+        return [weights.to(block.dtype) @ block for block in blocks]
+
+
+@register("aggregation", "measured_mean")
+class MeasuredMean(GramianAggregation):
+    """`mean` by way of the per-task gradients: the same direction, with their diagnostics."""
+
+    def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
+        return torch.full_like(gramian[0], 1 / len(gramian))
+
+
+def diagnostics(gramian: Float[Tensor, "K K"]) -> Metrics:
+    """Norms and cosines of K gradients; NaN for tasks without a gradient.
+
+    `conflict_rate` is the share of pairs with a negative cosine (Yu et al. 2020, definition 1).
+    """
+    norm = gramian.diagonal().sqrt()
+    norm = torch.where(norm > 0, norm, torch.nan)
+    cosine = gramian / norm / norm[:, None]
+    pairs = ~torch.eye(len(norm), dtype=torch.bool, device=norm.device) & ~cosine.isnan()
+    count = pairs.sum().clamp(min=1)
+    return {
+        "task_norm": norm,
+        "cosine": cosine,
+        "cosine_mean": cosine.where(pairs, 0).sum() / count,
+        "conflict_rate": (pairs & (cosine < 0)).sum() / count,
+    }

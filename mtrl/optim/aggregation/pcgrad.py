@@ -1,0 +1,41 @@
+"""PCGrad: gradient surgery."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mtrl.optim.aggregation.base import GramianAggregation
+from mtrl.registry import register
+
+
+@register("aggregation", "pcgrad")
+class PCGrad(GramianAggregation):
+    """Projects each task's gradient onto the normal plane of every gradient that it conflicts with.
+
+    Yu et al., "Gradient Surgery for Multi-Task Learning" (2020), algorithm 1: g_i meets the (unprojected) gradients of
+    the other tasks one after another, in a random order of its own. A projected gradient is held as its K coefficients
+    C_i over the original ones, in which a projection takes inner products from the Gramian; all tasks take their
+    t-th step at once.
+
+    Differences from the paper:
+        1. The projected gradients are averaged, not summed.
+    """
+
+    def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
+        task = torch.arange(len(gramian), device=gramian.device)
+        coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
+        squared_norm = gramian.diagonal()
+        for other in random_orders(gramian):
+            inner = (coefficients * gramian[other]).sum(1)  # <g_i', g_j>
+            conflicts = inner < 0  # never with the zero gradient of an absent task
+            step = torch.where(conflicts, inner / squared_norm[other].where(conflicts, 1), 0)
+            coefficients[task, other] -= step
+        return coefficients.mean(0)
+
+
+def random_orders(gramian: Float[Tensor, "K K"]) -> Int[Tensor, "K-1 K"]:
+    """For each task (column) the other tasks, in a random order of its own."""
+    key = torch.rand_like(gramian).fill_diagonal_(2)  # oneself comes last, and is left out
+    return key.argsort(dim=0)[:-1]

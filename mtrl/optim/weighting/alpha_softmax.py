@@ -1,0 +1,36 @@
+"""Multi-task SAC's weights from its temperatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.optim.weighting.base import Weighting, softmax_weights
+from mtrl.registry import register
+
+
+@register("weighting", "alpha_softmax")
+class AlphaSoftmax(Weighting):
+    """K softmax(-log alpha): less for a task with a high temperature, one that is far from its target entropy.
+
+    Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020).
+
+    Differences from the paper:
+        1. There it is softmax(-alpha); the logarithm and the factor K are those of the authors' code.
+
+    Args:
+        log_alpha: Gives the logarithms of the temperatures (K,).
+    """
+
+    def __init__(self, log_alpha: Callable[[], Tensor] | None = None) -> None:
+        super().__init__()
+        if log_alpha is None:
+            raise ValueError("only agent=sac has temperatures.")
+        self.log_alpha = log_alpha
+
+    def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        log_alpha = self.log_alpha()
+        return losses * softmax_weights(-log_alpha, torch.ones_like(log_alpha, dtype=torch.bool)).to(losses.dtype)

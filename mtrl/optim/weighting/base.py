@@ -1,0 +1,71 @@
+"""Loss weighting: (K,) losses to (K,) weighted losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mtrl.registry import positive, register
+from mtrl.types import Metrics
+
+
+class Weighting(nn.Module):
+    """Base of the weightings."""
+
+    requires_positive = False
+    """Losses of either sign make no sense to it."""
+    requires_task_norm = False
+    """`after_step` needs the norms of the per-task gradients, which not every aggregation computes."""
+
+    def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """The losses, each times its weight; weights have mean 1 and no gradient."""
+        raise NotImplementedError
+
+    def after_step(self, losses: Float[Tensor, " K"], metrics: Metrics) -> None:
+        """Called after each optimiser step with the unweighted losses, detached, and what the aggregation returned.
+
+        The loss of a task without samples is 0.
+        """
+
+    def observe(self, statistics: Metrics) -> None:
+        """Receives `Experience.statistics()`: (K,) results of recent episodes, NaN where a task has none."""
+
+
+@register("weighting", "uniform")
+class Uniform(Weighting):
+    """Every task weighs 1."""
+
+    def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        return losses
+
+
+class LearnedWeighting(Weighting):
+    """Base of the weightings with a learned number per task. Their optimiser is part of their state."""
+
+    def __init__(self, num_tasks: int, lr: float) -> None:
+        super().__init__()
+        positive(lr=lr)
+        self.logits = nn.Parameter(torch.zeros(num_tasks))
+        self.optimizer = torch.optim.Adam([self.logits], lr=lr)
+
+    def descend(self, gradient: Float[Tensor, " K"]) -> None:
+        """A step of the optimiser on the learned numbers."""
+        self.logits.grad = gradient.to(self.logits.dtype)
+        self.optimizer.step()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """For `state_dict`."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """For `load_state_dict`."""
+        self.optimizer.load_state_dict(state)
+
+
+def softmax_weights(log_weights: Float[Tensor, " K"], present: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Weights with mean 1 over the present tasks, from their logarithms; the absent ones get 1."""
+    weights = log_weights.detach().masked_fill(~present, -torch.inf).softmax(0) * present.sum()
+    return weights.where(present, 1.0)

@@ -1,0 +1,30 @@
+"""Dynamic task prioritisation."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.optim.weighting.success import SuccessWeighting
+from mtrl.registry import not_negative, register
+
+
+@register("weighting", "focal")
+class Focal(SuccessWeighting):
+    """Weighs a task by -(1 - p)^gamma log p, p its success rate: most where it mostly fails.
+
+    Guo et al., "Dynamic Task Prioritization for Multitask Learning" (2018), with one level, that of tasks.
+
+    Differences from the paper:
+        1. p is kept in [0.01, 0.99], so that no task weighs infinitely much and none nothing.
+        2. The weights are divided by their mean.
+    """
+
+    def __init__(self, num_tasks: int, has_success: bool, gamma: float = 1.0, step_size: float = 0.3) -> None:
+        super().__init__(num_tasks, has_success, step_size)
+        not_negative(gamma=gamma)
+        self.gamma = gamma
+
+    def weights(self, success: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        p = success.clamp(0.01, 0.99)
+        return -((1 - p) ** self.gamma) * p.log()

@@ -1,0 +1,44 @@
+"""Jean's implicit schedule."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.optim.weighting.success import SuccessWeighting
+from mtrl.registry import not_negative, register
+
+
+@register("weighting", "implicit_schedule")
+class ImplicitSchedule(SuccessWeighting):
+    """Scales a task's gradients by how far its score is below the mean score: up if below, down if above.
+
+    Jean et al., "Adaptive Scheduling for Multi-Task Learning" (2019), implicit schedules: the weight of a task is
+    1 + sign(mean - s) min(gamma, max(s)^alpha |mean - s|^beta), with scores s as shares of targets.
+
+    Differences from the paper:
+        1. The score is the success rate in training, the target 1; the paper's is the translation quality on
+           validation data, as a share of that of a single-task model.
+        2. The weights are divided by their mean.
+        3. The values of alpha, beta and gamma are ours.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        has_success: bool,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 0.5,
+        step_size: float = 0.3,
+    ) -> None:
+        super().__init__(num_tasks, has_success, step_size)
+        not_negative(alpha=alpha, beta=beta)
+        if not 0 <= gamma < 1:
+            raise ValueError(f"gamma must be in [0, 1), not {gamma}.")
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+
+    def weights(self, success: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        behind = success.mean() - success
+        size = success.max() ** self.alpha * behind.abs() ** self.beta
+        return 1 + behind.sign() * size.clamp(max=self.gamma)

@@ -1,0 +1,44 @@
+"""What weightings by success share."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.optim.weighting.base import Weighting
+from mtrl.types import Metrics
+
+
+class SuccessWeighting(Weighting):
+    """Base of the weightings by each task's success rate in training: a moving average over rows of the log.
+
+    A task of which no episode has ended yet counts as unsolved.
+
+    Args:
+        has_success: Whether the environment reports success.
+        step_size: Of the moving average.
+    """
+
+    success: Tensor
+
+    def __init__(self, num_tasks: int, has_success: bool, step_size: float) -> None:
+        super().__init__()
+        if not has_success:
+            raise ValueError("this environment reports no success.")
+        if not 0 < step_size <= 1:
+            raise ValueError(f"step_size must be in (0, 1], not {step_size}.")
+        self.step_size = step_size
+        self.register_buffer("success", torch.zeros(num_tasks))
+
+    def observe(self, statistics: Metrics) -> None:
+        seen = statistics["success_rate"].to(self.success)
+        self.success.lerp_(seen.where(seen.isfinite(), self.success), self.step_size)
+
+    def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        weights = self.weights(self.success)
+        return losses * (weights / weights.mean()).to(losses.dtype)
+
+    def weights(self, success: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """Weights of tasks, up to a factor."""
+        raise NotImplementedError

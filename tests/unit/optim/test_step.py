@@ -1,0 +1,55 @@
+"""What `TaskStep` does with losses of tasks and with a loss of no task."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtrl.optim.step import TaskStep
+from mtrl.optim.weighting import Weighting
+from mtrl.registry import build
+
+
+class Fixed(Weighting):
+    """Weights 1.5 and 0.5."""
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return losses * torch.tensor([1.5, 0.5])
+
+
+COMBINED = {
+    # Weighted gradients g_1 = 1.5 (1, 0) and g_2 = 0.5 (-1, 1).
+    "sum": (1.0, 0.5),
+    "mean": (0.5, 0.25),
+    "measured_mean": (0.5, 0.25),
+    # <g_1, g_2> = -0.75. g_1 + 0.75 / 0.5 g_2 = (0.75, 0.75); g_2 + 0.75 / 2.25 g_1 = (0, 0.5); their mean.
+    "pcgrad": (0.375, 0.625),
+}
+
+
+@pytest.mark.parametrize("aggregation", COMBINED)
+@pytest.mark.parametrize("aux", [0.0, 1.0, 3.0])
+def test_a_loss_of_no_task_is_added_to_the_combined_gradient(aggregation: str, aux: float) -> None:
+    """Neither weighted nor combined: at W = (4, -2), aux |W|^2 / 2 adds aux W. A step of rate 1 shows the gradient."""
+    network = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[4.0, -2.0]]))
+    parameters = list(network.parameters())
+    step = TaskStep(
+        parameters,
+        torch.optim.SGD(parameters, lr=1.0),
+        Fixed(),
+        build("aggregation", {"name": aggregation}, num_tasks=2),
+        math.inf,
+        has_positive=False,
+    )
+    losses = network(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).squeeze(1)
+    penalty = aux * network.weight.square().sum() / 2 if aux else torch.zeros(())  # as a trunk without one says it
+    metrics = step(torch.arange(2), signed=losses, aux=penalty)
+    expected = torch.tensor([COMBINED[aggregation]]) + aux * torch.tensor([[4.0, -2.0]])
+    torch.testing.assert_close(torch.tensor([[4.0, -2.0]]) - network.weight.detach(), expected)
+    torch.testing.assert_close(metrics["norm"], expected.norm())
+    assert metrics["task_weight"].tolist() == [1.5, 0.5]

@@ -1,0 +1,256 @@
+"""Actors in processes of their own, and what the learner makes of what they send."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtrl.parallel.actors
+from mtrl.data.experience import Episodes
+from mtrl.data.replay import Replay
+from mtrl.data.task_sampling import TaskSampler
+from mtrl.envs.counting import CountingEnv
+from mtrl.nn.networks import PolicyNetwork, build_policy
+from mtrl.parallel.actor import Ended
+from mtrl.parallel.actors import ActorError, ActorProcess, Asynchronous, AsyncOnPolicy
+from mtrl.types import Rollout, UserError, VecEnv
+from tests.helpers import describe, no_timer, random_rollout
+from tests.system.commands import alive, wait_for
+from tests.unit.parallel.actor_envs import make_counting, make_dead, make_failing
+
+K, T, B = 3, 7, 6  # B slots of each actor
+TASK, GOAL, EPISODE, STEP, SLOT = range(5)
+DESCRIPTION = describe("gaussian", obs_norm="running")
+SPEC = CountingEnv(B, episode_length=4, stagger=2).spec
+
+
+class Fixed(TaskSampler):
+    """The shares that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares = torch.full((K,), 1 / K, dtype=torch.float64)
+
+    def probabilities(self) -> Tensor:
+        return self.shares
+
+
+class Run:
+    """An experience of two actors, and its policy as it was at each update, counted from 1."""
+
+    def __init__(self, make_env: Callable[[], VecEnv], count: int = 2) -> None:
+        torch.manual_seed(0)
+        self.said: list[str] = []
+        self.policy: PolicyNetwork = build_policy(DESCRIPTION, SPEC)
+        self.sampler = Fixed()
+        episodes = Episodes(SPEC, self.sampler)
+        self.actors = Asynchronous(count, count * B, make_env, episodes, "cpu", no_timer, {}, 1, self.said.append)
+        self.experience = self.actors.on_policy(self.policy, DESCRIPTION, T)
+        self.policies: list[PolicyNetwork] = []
+
+    def collect(self) -> tuple[list[Rollout], list[int]]:
+        """The rollouts of the next batch and their lags; then "learns", statistics of the observations included."""
+        self.policies.append(copy.deepcopy(self.policy))
+        known = len(self.experience._lags)
+        assert self.experience.collect(self.policy) == T * B * self.actors.count
+        (batch,) = self.experience.batches()
+        assert not list(self.experience.batches())  # each is used once
+        with torch.no_grad():
+            for parameter in self.policy.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        self.policy.obs_norm.update(batch.obs)
+        assert batch.state.shape == (2 * B, 0)
+        columns = {key: value for key, value in vars(batch).items() if key != "state"}
+        each = [{key: value[:, i : i + B] for key, value in columns.items()} for i in range(0, 2 * B, B)]
+        return [Rollout(**values, state=batch.state[:B]) for values in each], self.experience._lags[known:]
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.actors.processes]
+
+
+@contextmanager
+def running(make_env: Callable[[], VecEnv], count: int = 2) -> Iterator[Run]:
+    """Ends the actors, and checks that nothing of them is left."""
+    before = set(Path("/dev/shm").iterdir())
+    run = Run(make_env, count)
+    try:
+        yield run
+    finally:
+        pids = run.pids
+        run.actors.close()
+        assert not any(map(alive, pids))
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with running(make_counting) as started:
+        yield started
+
+
+def test_actors_act_as_the_learner_did(run: Run) -> None:
+    """Whole episodes without gaps; log-probabilities of the policy that acted, its normaliser included; results."""
+    ends = [(torch.ones(B), torch.zeros(B))] * 2  # episode (reset twice before the first) and step that must come next
+    seen, all_lags = [], []
+    for _ in range(6):
+        rollouts, lags = run.collect()
+        assert not torch.equal(rollouts[0].action, rollouts[1].action)  # random numbers of their own
+        for rollout, lag in zip(rollouts, lags, strict=True):
+            behaviour = run.policies[-1 - lag]
+            torch.testing.assert_close(rollout.log_prob, behaviour(rollout.obs, rollout.task).log_prob(rollout.action))
+            for column in (TASK, GOAL, EPISODE, SLOT):
+                assert torch.equal(rollout.obs[..., column], rollout.next_obs[..., column])
+            assert torch.equal(rollout.next_obs[..., STEP], rollout.obs[..., STEP] + 1)
+            assert torch.equal(rollout.task, rollout.obs[..., TASK].long())
+            done = rollout.terminated | rollout.truncated
+            assert torch.equal(rollout.obs[1:][~done[:-1]], rollout.next_obs[:-1][~done[:-1]])
+            begins = (rollout.obs[0, :, EPISODE], rollout.obs[0, :, STEP])
+            (index, *_) = [i for i, end in enumerate(ends) if all(map(torch.equal, end, begins))]
+            episode, step = rollout.next_obs[-1, :, EPISODE], rollout.next_obs[-1, :, STEP]
+            ends[index] = (episode + done[-1], torch.where(done[-1], 0, step))
+        seen += rollouts
+        all_lags += lags
+    assert all_lags[:2] == [0, 0]
+    assert max(all_lags) >= 1  # stale weights have been looked at
+
+    statistics = run.experience.statistics()
+    assert float(statistics["policy_lag"]) == sum(all_lags) / 12
+    assert int(statistics["policy_lag_max"]) == max(all_lags)
+    assert int(statistics["actor_restarts"]) == 0
+    done = torch.stack([r.terminated | r.truncated for r in seen])
+    task, length = torch.stack([r.task for r in seen])[done], torch.stack([r.next_obs for r in seen])[done][:, STEP]
+    success = torch.stack([r.terminated for r in seen])[done].double()
+    for k in range(K):
+        own = length[task == k]
+        assert len(own) > 20
+        assert float(statistics["episode_length"][k]) == pytest.approx(float(own.mean()))
+        assert float(statistics["success_rate"][k]) == pytest.approx(float(success[task == k].mean()))
+        returns = 1000 * k * own + own * (own + 1) / 2  # the reward of step n is 1000 k + n
+        assert float(statistics["return"][k]) == pytest.approx(float(returns.mean()))
+
+
+def test_the_shares_of_the_tasks_reach_the_actors(run: Run) -> None:
+    run.sampler.shares = torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64)
+    for _ in range(5):  # of 7 steps; running episodes, and the lag, are over by then
+        rollouts, _ = run.collect()
+    for rollout in rollouts:
+        assert Counter(rollout.task[-1].tolist()) == {1: 3, 2: 3}
+
+
+def test_killed_actor_is_replaced(run: Run) -> None:
+    run.collect()
+    run.said.clear()
+    before, restarts = run.pids, run.experience.restarts
+    os.kill(before[1], signal.SIGKILL)
+    wait_for(lambda: not alive(before[1]))
+    for _ in range(3):
+        run.collect()
+    assert run.pids[0] == before[0]
+    assert run.pids[1] != before[1]
+    assert int(run.experience.statistics()["actor_restarts"]) == restarts + 1
+    assert run.said == [
+        f"WARNING: Actor 1 (process {before[1]}) ended with exit code -9 (SIGKILL: often a lack of memory). "
+        f"It was started again (restarts so far: {restarts + 1})."
+    ]
+
+
+def test_exception_in_an_environment_is_one_line() -> None:
+    with running(make_failing) as run, pytest.raises(ActorError) as error:
+        run.collect()
+    assert isinstance(error.value, UserError)
+    assert str(error.value).startswith("An actor failed: ZeroDivisionError: the wheel came off (actor_envs.py, line ")
+    assert "\n" not in str(error.value)
+
+
+def test_actor_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtrl.parallel.actors, "MOST_DEATHS", 2)
+    with running(make_dead, count=1) as run:
+        with pytest.raises(ActorError, match=r"Actor 0 .* ended with exit code 3, 2 times in a row without a rollout"):
+            run.collect()
+        assert run.experience.restarts == len(run.said) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bookkeeping, without processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Scripted(ActorProcess):
+    """Delivers rollouts of the given versions, without a process."""
+
+    def __init__(self, versions: list[int]) -> None:
+        self.connection, self._there = Pipe()
+        for version in versions:
+            self._there.send(version)
+
+    def receive(self, device: str) -> tuple[Rollout, int, Ended]:
+        version = self.connection.recv()
+        rollout = random_rollout(T, B, K, 5, torch.full((T, B, 2), float(version)), seed=0)
+        return rollout, version, [([version % K], {"return": [1.0], "success": [1.0], "length": [4.0]})]
+
+    def close(self) -> None:
+        pass
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *versions: list[int]) -> AsyncOnPolicy:
+    left = [Scripted(own) for own in versions]
+    monkeypatch.setattr(AsyncOnPolicy, "_start", lambda self: left.pop(0))
+    return Run(make_counting, len(versions)).experience
+
+
+def test_lags_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two actors, updates 1 to 4. Lags: 0, 0; then 1, 0; 1, 2; and at last 0 and 3 updates."""
+    experience = scripted(monkeypatch, [1, 1, 2, 4], [1, 2, 1, 1])
+    batches = []
+    for _ in range(4):
+        experience.collect(experience.policy)
+        batches += list(experience.batches())
+    statistics = experience.statistics()
+    assert float(statistics["policy_lag"]) == (0 + 0 + 1 + 0 + 1 + 2 + 0 + 3) / 8
+    assert int(statistics["policy_lag_max"]) == 3
+    assert batches[3].action[0, :, 0].tolist() == [4] * B + [1] * B  # side by side
+    assert experience.statistics()["policy_lag"].isnan()  # told once
+
+
+def test_a_quick_actor_need_not_wait_for_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    experience = scripted(monkeypatch, [1, 1, 2, 2], [])
+    for expected in ([1, 1], [2, 2]):
+        experience.collect(experience.policy)
+        (batch,) = experience.batches()
+        assert batch.action[0, ::B, 0].tolist() == expected
+
+
+def test_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results not logged yet, the number of restarts, and how many actors there have been, so that seeds are new."""
+    run = Run(make_counting)
+    run.experience._started, run.experience.restarts = 7, 5
+    run.experience.episodes.add(
+        torch.tensor([1]), {key: torch.ones(1).double() for key in ("return", "success", "length")}
+    )
+    other = Run(make_counting)
+    other.experience.load_state_dict(run.experience.state_dict())
+    assert (other.experience._started, other.experience.restarts) == (7, 5)
+    assert other.experience.episodes.statistics()["return"].nan_to_num().tolist() == [0, 1, 0]
+    seeds = []
+    monkeypatch.setattr(mtrl.parallel.actors, "ActorProcess", lambda recipe, broadcast: seeds.append(recipe.seed))
+    for started in (run, other):
+        started.experience._start()
+    run.experience._start()
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_a_replay_is_not_filled_by_actors() -> None:
+    run = Run(make_counting)
+    with pytest.raises(UserError, match="use actors=0"):
+        run.actors.off_policy(Replay(SPEC, 10, "cpu"), 1, 1.0, 0)
