@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mtrl.envs
 from mtrl.agents.impala import Impala
-from mtrl.data.experience import Collector, OnPolicy
+from mtrl.data.experience import Collector, Episodes, OnPolicy
 from mtrl.data.task_sampling.uniform import Uniform as UniformTasks
 from mtrl.nn.cores import LSTM
 from mtrl.nn.networks import build_policy, build_value
@@ -114,7 +114,7 @@ def test_the_learner_sees_what_the_actor_remembered() -> None:
     """Over rollouts that begin in mid-episode, and episodes that end in both ways: the same log-probabilities."""
     env = mtrl.envs.make("counting", num_envs=6, num_tasks=K, episode_length=4, stagger=2, terminate_every=2)
     learner = make_learner(env.spec)
-    collector = Collector(env, UniformTasks(K), "cpu", no_timer)
+    collector = Collector(env, Episodes(env.spec, UniformTasks(K)), "cpu", no_timer)
     collector.state = learner.initial_state(6)
     experience, done = OnPolicy(collector, rollout_length=7), 0
     for _ in range(4):
