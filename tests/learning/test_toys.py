@@ -41,7 +41,10 @@ def final_success(run_dir: Path, *arguments: str) -> dict[str, float]:
     "arguments",
     [
         pytest.param([*SAC, "env=toy_reach"], id="sac-reach"),
-        pytest.param([*SAC, "env=toy_scale", "value_norm=popart", "value_norm.beta=1e-3"], id="sac-scale-popart"),
+        pytest.param(
+            [*SAC, "env=toy_scale", "value_norm=popart", "value_norm.beta=1e-3", "total_steps=40000"],
+            id="sac-scale-popart",
+        ),
         pytest.param([*PPO, "env=toy_reach"], id="ppo-reach"),
         pytest.param([*PPO, "env=toy_scale"], id="ppo-scale"),
         pytest.param([*PPO, "env=toy_grid"], id="ppo-grid"),
