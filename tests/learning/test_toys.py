@@ -24,8 +24,8 @@ SAC = [
     "agent.optimizer.lr=1e-3",
     "total_steps=20000",
 ]
-PPO = ["agent=ppo", "agent.rollout_length=50", "agent.minibatches=4", "total_steps=100000"]
-IMPALA = ["agent=impala", "agent.optimizer.lr=3e-3", "total_steps=400000"]
+PPO = ["agent=ppo", "agent.rollout_length=50", "agent.minibatches=4", "total_steps=300000"]
+IMPALA = ["agent=impala", "agent.optimizer.lr=1.5e-3", "total_steps=400000"]
 
 
 def final_success(run_dir: Path, *arguments: str) -> dict[str, float]:
@@ -41,7 +41,10 @@ def final_success(run_dir: Path, *arguments: str) -> dict[str, float]:
     "arguments",
     [
         pytest.param([*SAC, "env=toy_reach"], id="sac-reach"),
-        pytest.param([*SAC, "env=toy_scale", "value_norm=popart", "value_norm.beta=1e-3"], id="sac-scale-popart"),
+        pytest.param(
+            [*SAC, "env=toy_scale", "value_norm=popart", "value_norm.beta=1e-3", "total_steps=40000"],
+            id="sac-scale-popart",
+        ),
         pytest.param([*PPO, "env=toy_reach"], id="ppo-reach"),
         pytest.param([*PPO, "env=toy_scale"], id="ppo-scale"),
         pytest.param([*PPO, "env=toy_grid"], id="ppo-grid"),
