@@ -301,11 +301,11 @@ def test_the_documentation_names_every_network() -> None:
 @pytest.mark.parametrize("name", names("trunk"))
 def test_trunks_of_one_task_and_of_many(name: str, num_tasks: int) -> None:
     trunk, context, x = trunk_of(name, num_tasks)
-    out = trunk(x, context)
+    out = trunk(x.requires_grad_(), context)
     assert out.shape == (len(x), trunk.out_features)
     loss, metrics = trunk.aux(x, context)
     (out.square().sum() + loss).backward()
-    assert all(torch.isfinite(p.grad).all() for p in trunk.parameters() if p.grad is not None)
+    assert all(torch.isfinite(p.grad).all() for p in (x, *trunk.parameters()) if p.grad is not None)
     assert all(torch.isfinite(value).all() for value in metrics.values())
 
 
@@ -330,7 +330,7 @@ def test_trunks_can_be_taken_to_another_number_of_tasks(name: str) -> None:
         for k in (2, 5)
     ]
     assert (shapes[0] == shapes[1]) == (name not in COLUMNS)
-    assert shapes[0]
+    assert shapes[0] or name == "none"
 
 
 @pytest.mark.parametrize("name", names("trunk"))

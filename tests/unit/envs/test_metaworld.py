@@ -161,7 +161,7 @@ def test_saved_in_mid_episode_by_one_process_goes_on_in_another() -> None:
     obs = start
     for step in expected:
         found = env.step(action(obs))
-        for field in vars(step):
+        for field in vars(step).keys() - {"life_lost"}:
             assert torch.equal(getattr(found, field), getattr(step, field)), field
         obs = found.obs
     env.close()
