@@ -1,7 +1,8 @@
-"""Cost of one update with each gradient aggregation and each trunk, as a ratio to `sum` with an MLP of the same width.
+"""Cost of one update with each gradient aggregation, trunk and switch, as a ratio to `sum` with an MLP of that width.
 
     python benchmarks/update_cost.py --tasks 10 50 --agents sac impala
     python benchmarks/update_cost.py --tasks 10 --only pcgrad cagrad "pcgrad, K backward passes"
+    python benchmarks/update_cost.py --device cuda --only "sum, bfloat16" "sum, compiled" "sum, bfloat16, compiled"
 
 Networks, batches and rollouts are those of the agents' presets on Meta-World; the data are random. Rounds alternate
 between the candidates and the table shows medians over the rounds, of processor time on a CPU (so that what else runs
@@ -130,12 +131,17 @@ OTHERS: dict[str, type[Aggregation]] = {
     "pcgrad, K batched": BatchedBackwards,
     "pcgrad, TorchJD": TorchJDEngine,
 }
+SWITCHES: dict[str, dict[str, Any]] = {
+    "sum, bfloat16": {"precision": "bfloat16"},
+    "sum, compiled": {"compile": True},
+    "sum, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+}
 
 
 def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk: str) -> Callable[[], Any]:
     """One update of a new learner."""
     torch.manual_seed(0)
-    ours = "sum" if aggregation in OTHERS else aggregation
+    ours = "sum" if aggregation in (*OTHERS, *SWITCHES) else aggregation
     config = composed([f"agent={agent}", f"aggregation={ours}"], "train")
     trunk_node = config["network"]["trunk"]
     if trunk != "mlp":
@@ -155,6 +161,7 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
         value_head=config["value_head"],
         spec=env.spec,
         device=device,
+        **SWITCHES.get(aggregation, {}),
     )
     if agent == "sac":
         config["agent"] |= {"replay_capacity": env.num_envs, "warmup": 0}
@@ -227,7 +234,7 @@ def resident(field: str) -> int:
 def compare(agent: str, num_tasks: int, device: str, rounds: int, slow_rounds: int, only: Sequence[str]) -> None:
     """Prints the table of one agent and number of tasks."""
     candidates = {("sum", "mlp"): rounds}
-    candidates |= {(name, "mlp"): rounds for name in names("aggregation")}
+    candidates |= {(name, "mlp"): rounds for name in (*names("aggregation"), *SWITCHES)}
     candidates |= {("sum", name): rounds for name in names("trunk")}
     candidates |= {(name, "mlp"): slow_rounds for name in OTHERS}
     if only:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mtrl.data
 import mtrl.nn
 import mtrl.optim  # noqa: F401  # these three register what nodes can name
+from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.impala import Impala
 from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac, Temperature
@@ -23,6 +24,7 @@ from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
+from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.parallel.actors import Actors
 from mtrl.registry import build, positive, register
@@ -33,7 +35,7 @@ Node = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Components:
-    """The config nodes of the slots, which are the same for every agent."""
+    """The config nodes of the slots, which are the same for every agent, and how the learner computes."""
 
     network: Node
     torso: Node
@@ -45,6 +47,8 @@ class Components:
     value_head: Node
     spec: EnvSpec
     device: str
+    precision: str = "float32"
+    compile: bool = False
 
     def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
@@ -97,6 +101,9 @@ class Components:
 
         Args:
             runtime: What a weighting can read of the learner.
+
+        Raises:
+            UserError: The aggregation needs gradients that a compiled loss does not give.
         """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks
@@ -106,6 +113,11 @@ class Components:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
         episodes.listeners.append(weighting.observe)
         aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
+        if self.compile and isinstance(aggregation, JacobianAggregation):
+            raise UserError(
+                f"compile=true has one gradient for all tasks, but aggregation={self.aggregation['name']} takes each "
+                "task's: use aggregation=mean or sum, or compile=false."
+            )
         parameters = list(module.parameters())
         return TaskStep(
             parameters,
@@ -137,6 +149,9 @@ def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
     others = ("slots_per_task", "random_start", "resets")
     keywords = {key: value for key, value in node.items() if key not in others}
     agent = build("agent", keywords, c=components, actors=actors)
+    set_precision(agent.learner.networks, components.precision)
+    if components.compile:
+        compile_losses(agent.learner)
     return replace(agent, learner=Resets(agent.learner, node["resets"])) if node["resets"] else agent
 
 

@@ -35,7 +35,7 @@ GROUPS = (
 )
 """Config groups that choose one component each; the registry checks what is in them."""
 
-CHANGEABLE = ("total_steps", "device", "eval", "checkpoint", "log")
+CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log")
 """What a resumed run may be given anew."""
 
 
@@ -119,6 +119,10 @@ class TrainConfig:
     log: LogConfig
     actors: int = 0
     """Processes that act beside the learner and share the slots; 0: the learner's process acts."""
+    precision: str = "float32"
+    """What torsos and trunks compute in: float32 or bfloat16."""
+    compile: bool = False
+    """Whether losses are compiled functions."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)

@@ -148,6 +148,8 @@ def make_agent(config: TrainConfig, actors: Actors) -> Agent:
         value_head=config.value_head,
         spec=actors.episodes.spec,
         device=config.device,
+        precision=config.precision,
+        compile=config.compile,
     )
     return build_agent(config.agent, components, actors)
 

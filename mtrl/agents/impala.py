@@ -101,11 +101,12 @@ class Impala:
             "state": rollout.state.expand(len(task), *rollout.state.shape),
         }
         samples = {key: self.policy.core.sequences(tensor) for key, tensor in samples.items()}
+        entropy_coef = advantage.new_tensor(factor * self.entropy_coef)
         steps: list[Metrics] = []
         for _ in range(self.epochs):
             order = torch.randperm(samples["task"].shape[1], device=task.device)
             for chosen in order.tensor_split(self.minibatches):
-                steps.append(self._step({key: tensor[:, chosen] for key, tensor in samples.items()}, factor))
+                steps.append(self._step({key: tensor[:, chosen] for key, tensor in samples.items()}, entropy_coef))
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs)
 
@@ -156,34 +157,47 @@ class Impala:
     def _value(self, features: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(features, task), task)
 
-    def _step(self, batch: dict[str, Tensor], factor: float) -> Metrics:
+    def _step(self, batch: dict[str, Tensor], entropy_coef: Float[Tensor, ""]) -> Metrics:
         task = batch["task"]
+        features = self._features(batch)
+        policy_loss, metrics = self._policy_loss(features, batch, entropy_coef)
+        value_loss = self._value_loss(features, batch)
+        own = features.detach()  # a trunk's loss is of its own parameters, not of the torso's
+        policy_aux, policy_diagnostics = self.policy.aux(own, task)
+        value_aux, value_diagnostics = self.value.aux(own, task)
+        found = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
+        return {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            **metrics,
+            **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
+            **{f"value_{key}": value for key, value in value_diagnostics.items()},
+            **{f"grad/{key}": value for key, value in found.items()},
+        }
+
+    def _features(self, batch: dict[str, Tensor]) -> Float[Tensor, "L N F"]:
         features, _ = self.policy.unroll(batch["obs"], batch["first"], batch["state"][0])
+        return features
+
+    def _policy_loss(
+        self, features: Float[Tensor, "L N F"], batch: dict[str, Tensor], entropy_coef: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, " K"], Metrics]:
+        task = batch["task"]
         distribution = self.policy.distribution(features, task)
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
         entropy = distribution.entropy()
         surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
-        policy_loss = per_task_mean(-surrogate - factor * self.entropy_coef * entropy, task, self.num_tasks)
-
-        value_loss = per_task_mean(self.value.loss(features, task, batch["target"]), task, self.num_tasks)
-
-        own = features.detach()  # a trunk's loss is of its own parameters, not of the torso's
-        policy_aux, policy_diagnostics = self.policy.aux(own, task)
-        value_aux, value_diagnostics = self.value.aux(own, task)
-        metrics = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
+        loss = per_task_mean(-surrogate - entropy_coef * entropy, task, self.num_tasks)
         with torch.no_grad():
-            approximate_kl = (log_ratio.exp() - 1 - log_ratio).mean()
-            clipped = ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean()
-            return {
-                "policy_loss": policy_loss.detach(),
-                "value_loss": value_loss.detach(),
+            metrics = {
                 "entropy": per_task_mean(entropy, task, self.num_tasks),
-                "approximate_kl": approximate_kl,
-                "clip_fraction": clipped,
-                **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
-                **{f"value_{key}": value for key, value in value_diagnostics.items()},
-                **{f"grad/{key}": value for key, value in metrics.items()},
+                "approximate_kl": (log_ratio.exp() - 1 - log_ratio).mean(),
+                "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean(),
             }
+        return loss, metrics
+
+    def _value_loss(self, features: Float[Tensor, "L N F"], batch: dict[str, Tensor]) -> Float[Tensor, " K"]:
+        return per_task_mean(self.value.loss(features, batch["task"], batch["target"]), batch["task"], self.num_tasks)
 
     def state_dict(self) -> State:
         return {key: getattr(self, key).state_dict() for key in self._SAVED}
@@ -193,6 +207,7 @@ class Impala:
             getattr(self, key).load_state_dict(state[key])
 
     _SAVED = ("networks", "steps")
+    COMPILABLE = ("_features", "_policy_loss", "_value_loss")
 
 
 def _mean(values: list[Tensor]) -> Tensor:

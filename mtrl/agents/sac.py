@@ -86,22 +86,17 @@ class Sac:
         self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
         normalised = self.value_norm.normalise(target, task)
         features = torch.cat([obs, batch.action], -1)
-        critic_loss = per_task_mean(self.critics.loss(features, task, normalised), task, self.num_tasks)
+        critic_loss = self._critic_loss(features, task, normalised)
         critic_aux, critic_diagnostics = self.critics.aux(features, task)
         critic_metrics = self.critic_step(task, positive=critic_loss, aux=critic_aux)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
-        action, log_prob = self.policy(batch.obs, task).sample()
-        alpha = self.temperature(task).detach()
-        q_policy = self._min_q(self.critics, obs, action, task)
-        # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
-        sigma = self.value_norm.sigma[task].to(q_policy.dtype)
-        policy_loss = per_task_mean((alpha * log_prob - q_policy) / sigma, task, self.num_tasks)
+        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs)
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
 
-        surplus = -log_prob.detach() - self.target_entropy[task]
+        surplus = -log_prob - self.target_entropy[task]
         temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
         self.temperature_step(task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs)
@@ -139,6 +134,21 @@ class Sac:
         next_value = next_q - self.temperature(batch.task) * next_log_prob
         return td_target(batch.reward, batch.terminated.float(), next_value, self.gamma)
 
+    def _critic_loss(self, features: Tensor, task: Tensor, target: Tensor) -> Tensor:
+        """Of each task (K,), for targets in the units of the critics' output."""
+        return per_task_mean(self.critics.loss(features, task, target), task, self.num_tasks)
+
+    def _policy_loss(self, batch: Batch, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each task (K,); and the log-probabilities and values of the actions that it is about."""
+        task = batch.task
+        action, log_prob = self.policy(batch.obs, task).sample()
+        alpha = self.temperature(task).detach()
+        q = self._min_q(self.critics, obs, action, task)
+        # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
+        sigma = self.value_norm.sigma[task].to(q.dtype)
+        loss = per_task_mean((alpha * log_prob - q) / sigma, task, self.num_tasks)
+        return loss, log_prob.detach(), q.detach()
+
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
         smallest = critics(torch.cat([obs, action], -1), task).amin(0)
         return self.value_norm.denormalise(smallest, task)
@@ -151,3 +161,4 @@ class Sac:
             getattr(self, key).load_state_dict(state[key])
 
     _SAVED = ("networks", "policy_step", "critic_step", "temperature_step")
+    COMPILABLE = ("_target", "_critic_loss", "_policy_loss")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,23 @@ def test_run_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "steps/s" in out
     assert "Peak memory" in out
     assert str(run_dir) in out
+
+
+@pytest.mark.parametrize("agent", ["sac", "ppo"])
+def test_switches_can_be_changed_on_resume(run_dir: Path, agent: str) -> None:
+    """The state is the same with and without."""
+    assert run(*tiny(agent), "precision=bfloat16", f"run_dir={run_dir}") == 0
+    assert run(f"resume={run_dir}", "precision=float32", "total_steps=960") == 0
+    assert rows(run_dir)[-1]["step"] == 960
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["sac", "ppo"])
+def test_compiled_run(run_dir: Path, agent: str) -> None:
+    """In a process of its own: the checks of shapes that tests add do not compile."""
+    command = [sys.executable, "-m", "mtrl.train", *tiny(agent), "compile=true", "precision=bfloat16"]
+    subprocess.run([*command, f"run_dir={run_dir}"], check=True, timeout=500)
+    assert rows(run_dir)[-1]["step"] == 640
 
 
 def test_metric_names(run_dir: Path) -> None:

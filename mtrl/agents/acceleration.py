@@ -1,0 +1,54 @@
+"""Switches that pay on a GPU: mixed precision and compiled losses. They change how a built learner computes, in place.
+
+Its state is the same with and without them, so that a run can be resumed with other switches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.nn.torsos import Torso
+from mtrl.nn.trunks.base import Trunk
+from mtrl.registry import unknown
+from mtrl.types import UserError
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def set_precision(networks: nn.Module, precision: str) -> None:
+    """With "bfloat16", torsos and trunks compute their convolutions and matrix products in it (autocast).
+
+    Parameters, cores, heads, losses and optimisers stay float32: a value in bfloat16 would have two to three digits.
+
+    Raises:
+        UserError: No such precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(unknown("precision", precision, PRECISIONS))
+    if precision == "float32":
+        return
+    for module in networks.modules():
+        if isinstance(module, Torso | Trunk):
+            module.forward = _autocast(module.forward)  # type: ignore[method-assign]
+
+
+def _autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def in_bfloat16(x: Tensor, *others: Any) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return forward(x, *others).float()
+
+    return in_bfloat16
+
+
+def compile_losses(learner: Any, backend: str = "inductor") -> None:
+    """Compiles the functions from networks to losses that the learner names in `COMPILABLE`.
+
+    Their backward passes are compiled with them, each to run once and as a whole: so a function gives one loss, and
+    per-task gradients cannot be taken.
+    """
+    for name in learner.COMPILABLE:
+        setattr(learner, name, torch.compile(getattr(learner, name), backend=backend))

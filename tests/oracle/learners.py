@@ -1,0 +1,65 @@
+"""Learners in float32 with what they learn from; as a program, compiled ones against ordinary ones.
+
+python -m tests.oracle.learners BACKEND    # prints a line for each learner that is equal
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import torch
+
+from mtrl.agents.acceleration import compile_losses
+from tests.helpers import make_spec
+from tests.oracle import test_cores, test_impala, test_sac
+
+LEARNERS = ("sac", "impala", "lstm")
+
+
+def make(agent: str, **options: Any) -> tuple[Any, Any]:
+    """The same each time."""
+    torch.manual_seed(0)
+    if agent == "sac":
+        learner, data = test_sac.make_learner(**options), test_sac.make_batch()
+    elif agent == "impala":
+        learner, data = test_impala.make_learner(**options), test_impala.make_rollout()
+    else:
+        spec = make_spec(test_cores.K, test_cores.OBS, 2)
+        learner, data = test_cores.make_learner(spec, **options), test_cores.make_rollout()
+    learner.networks.float()
+    floats = {key: value.float() for key, value in vars(data).items() if value.is_floating_point()}
+    return learner, dataclasses.replace(data, **floats)
+
+
+def updated(learner: Any, data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and metrics after three updates, with the schedule moving."""
+    torch.manual_seed(1)
+    for progress in (0.0, 0.3, 0.6):
+        metrics = learner.update(data, progress)
+    return learner.networks.state_dict(), metrics
+
+
+def main(backend: str) -> None:
+    """All learners, with all random numbers drawn as without compiling."""
+    import torch._inductor.config as inductor
+
+    inductor.fallback_random = True
+    counters = torch._dynamo.utils.counters
+    for agent in LEARNERS:
+        torch.compiler.reset()
+        counters.clear()
+        eager = updated(*make(agent))
+        learner, data = make(agent)
+        compile_losses(learner, backend)
+        for found, expected in zip(updated(learner, data), eager, strict=True):
+            assert found.keys() == expected.keys()
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert not counters["graph_break"], counters["graph_break"]
+        print(agent, counters["stats"]["unique_graphs"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
