@@ -186,15 +186,20 @@ def _note(name: str) -> list[str]:
 
 def _plot_comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> None:
     plt = _pyplot(name)
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+    figure, (by_step, by_minute) = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for index, (variant, runs) in enumerate(variants.items()):
+        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10]}
         for run in runs:
-            step, _, success = np.array(run["training_curve"]["rows"]).T
-            label = variant if run is runs[0] else None
-            axes.plot(step / 1e6, success, ("-", "--")[index // 10], color=f"C{index % 10}", label=label)
-    axes.set(xlabel="environment steps (millions)", ylabel="success rate while exploring", ylim=(0, 1.02), title=name)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+            step, seconds, success = np.array(run["training_curve"]["rows"]).T
+            by_step.plot(step / 1e6, success, label=variant if run is runs[0] else None, **style)
+            by_minute.plot(seconds / 60, success, **style)
+    by_step.set(
+        xlabel="environment steps (millions)", ylabel="success rate while exploring", ylim=(0, 1.02), title=name
+    )
+    by_minute.set(xlabel="wall-clock with evaluations (minutes)")
+    for axes in (by_step, by_minute):
+        axes.grid(alpha=0.3)
+    by_step.legend(fontsize=7, ncols=2)
     figure.tight_layout()
     figure.savefig(DOCS / f"results_{name}.svg", metadata={"Date": None})
     plt.close(figure)
