@@ -205,7 +205,10 @@ def stopped(run_dir: Path, originals: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["agent=sac"], "agent cannot be changed when a run is resumed (only total_steps, device, eval,"),
+        (
+            ["agent=sac"],
+            "agent cannot be changed when a run is resumed (only total_steps, device, precision, compile, eval,",
+        ),
         (["agent.gamma=0.5"], "agent.gamma cannot be changed"),
         (["seed=2"], "seed cannot be changed"),
         (["total_steps=-1"], "total_steps must be positive"),
