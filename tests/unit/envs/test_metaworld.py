@@ -72,6 +72,14 @@ def test_goals_are_the_official_ones(official: metaworld.MT10) -> None:
         assert sorted(ours.data) == sorted(task.data)  # the same entries, in another order
 
 
+def test_goals_of_every_task_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One goal of each of the 50: they are drawn without physics, with which every reset is a second."""
+    monkeypatch.setattr(metaworld, "_N_GOALS", 1)
+    goals = suite._draw_goals(Benchmark("MT50", catalog.MT50), SEED)
+    for task, (vector,) in zip(metaworld.MT50(seed=SEED).train_tasks, goals, strict=True):
+        assert sorted(official_task(task.env_name, vector).data) == sorted(task.data)
+
+
 @pytest.mark.parametrize("reward_version", ["v1", "v2"])
 def test_episodes_are_those_of_the_published_env(official: metaworld.MT10, reward_version: str) -> None:
     """Two episodes per task, with a change of goal between them, against the class driven by hand."""
