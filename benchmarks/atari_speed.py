@@ -23,11 +23,12 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
+from numpy.typing import NDArray
 
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
@@ -57,51 +58,45 @@ class Mtrl:
             self.env.step(action)
 
 
-class Ale:
+class Pools:
+    """A pool of another library for each game, all at work at once. `actions` is (T, games, slots of a game)."""
+
+    def __init__(self, pools: Sequence[Any], actions: NDArray[Any]) -> None:
+        self.pools, self.actions = pools, actions
+        for pool in pools:
+            pool.reset()
+
+    def run(self) -> None:
+        for action in self.actions:
+            for pool, own in zip(self.pools, action, strict=True):
+                pool.send(own)
+            for pool in self.pools:
+                pool.recv()
+
+
+def ale(mtrl: Mtrl, games: Sequence[str], num_envs: int) -> Pools:
     """ale-py's vector environments with the same settings."""
-
-    def __init__(self, mtrl: Mtrl, games: Sequence[str], num_envs: int) -> None:
-        rows = num_envs // len(games)
-        self.pools = [AtariVectorEnv(game, rows, **mtrl.env._options) for game in games]
-        self.actions = mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows)
-        for pool in self.pools:
-            pool.reset()
-
-    def run(self) -> None:
-        for action in self.actions:
-            for pool, own in zip(self.pools, action, strict=True):
-                pool.send(own)
-            for pool in self.pools:
-                pool.recv()
+    rows = num_envs // len(games)
+    pools = [AtariVectorEnv(game, rows, **mtrl.env._options) for game in games]
+    return Pools(pools, mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows))
 
 
-class EnvPool:
+def env_pool(mtrl: Mtrl, games: Sequence[str], num_envs: int, threads: int) -> Pools:
     """EnvPool's environments, next-step autoreset."""
+    import envpool
 
-    def __init__(self, mtrl: Mtrl, games: Sequence[str], num_envs: int, threads: int) -> None:
-        import envpool
-
-        rows = num_envs // len(games)
-        settings = {"repeat_action_probability": 0.25, "use_fire_reset": False, "noop_max": 30, "seed": 0}
-        self.pools = [
-            envpool.make_gymnasium(
-                "".join(word.capitalize() for word in game.split("_")) + "-v5",
-                num_envs=rows,
-                num_threads=-(-threads // len(games)),
-                **settings,
-            )
-            for game in games
-        ]
-        self.actions = mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows).astype(np.int32)
-        for pool in self.pools:
-            pool.reset()
-
-    def run(self) -> None:
-        for action in self.actions:
-            for pool, own in zip(self.pools, action, strict=True):
-                pool.send(own)
-            for pool in self.pools:
-                pool.recv()
+    rows = num_envs // len(games)
+    settings = {"repeat_action_probability": 0.25, "use_fire_reset": False, "noop_max": 30, "seed": 0}
+    pools = [
+        envpool.make_gymnasium(
+            "".join(word.capitalize() for word in game.split("_")) + "-v5",
+            num_envs=rows,
+            num_threads=-(-threads // len(games)),
+            **settings,
+        )
+        for game in games
+    ]
+    return Pools(pools, mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows).astype(np.int32))
 
 
 def measure(candidates: dict[str, Candidate], frames: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -141,9 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             num_envs = slots_per_game * len(games)
             for threads in options.threads:
                 mtrl = Mtrl(games, num_envs, threads, options.steps)
-                candidates: dict[str, Candidate] = {"ale-py": Ale(mtrl, games, num_envs), "mtrl": mtrl}
+                candidates: dict[str, Candidate] = {"ale-py": ale(mtrl, games, num_envs), "mtrl": mtrl}
                 try:
-                    candidates["EnvPool"] = EnvPool(mtrl, games, num_envs, threads)
+                    candidates["EnvPool"] = env_pool(mtrl, games, num_envs, threads)
                 except ImportError:
                     print("EnvPool is not installed: left out (pip install envpool).")
                 measured = measure(candidates, FRAME_SKIP * options.steps * num_envs, options.rounds)

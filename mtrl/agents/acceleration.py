@@ -1,4 +1,4 @@
-"""Switches that pay on a GPU: mixed precision and compiled losses. They change how a built learner computes, in place.
+"""Switches meant for a GPU: mixed precision and compiled losses. They change how a built learner computes, in place.
 
 Its state is the same with and without them, so that a run can be resumed with other switches.
 """

@@ -73,7 +73,7 @@ def test_goals_are_the_official_ones(official: metaworld.MT10) -> None:
 
 
 def test_goals_of_every_task_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One goal of each of the 50: they are drawn without physics, with which every reset is a second."""
+    """One goal of each of the 50, ours drawn without physics."""
     monkeypatch.setattr(metaworld, "_N_GOALS", 1)
     goals = suite._draw_goals(Benchmark("MT50", catalog.MT50), SEED)
     for task, (vector,) in zip(metaworld.MT50(seed=SEED).train_tasks, goals, strict=True):
