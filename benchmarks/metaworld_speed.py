@@ -235,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name}, {num_envs} slots: {memory:.2f} GB at the peak")
             for candidate, numbers in measured.items():
                 print(f"  {candidate:20} {numbers['steps_per_s']:8.0f} steps/s {numbers['of_ceiling']:6.2f} of ceiling")
-                rows.append({"env": name, "num_envs": num_envs, "candidate": candidate, **numbers})
+                slots = candidates[candidate].num_envs
+                rows.append({"env": name, "num_envs": slots, "candidate": candidate, **numbers})
             rows.append({"env": name, "num_envs": num_envs, "peak_memory_gb": memory})
     if options.output:
         machine = {"cores": cores, "machine": platform.machine(), "mujoco": version("mujoco")}

@@ -92,6 +92,7 @@ def render() -> None:
         _plot(name, runs)
     for name in sorted({path.parents[1].name for path in RESULTS.glob("*/*/seed*.json")}):
         parts += [*_comparison(name), ""]
+    parts += _speed(RESULTS / "metaworld_speed.json")
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
     _update_readme(groups)
 
@@ -176,6 +177,34 @@ def _comparison(name: str) -> list[str]:
         )
     _plot_comparison(name, {variant: variants[variant] for variant in order})
     return [*lines, "", f"![{name}](results_{name}.svg)"]
+
+
+def _speed(path: Path) -> list[str]:
+    """The section on what `benchmarks/metaworld_speed.py` measured: each candidate beside the published environments."""
+    if not path.exists():
+        return []
+    measured = json.loads(path.read_text())
+    lines = [
+        "## Simulation speed of Meta-World",
+        "",
+        "Environment steps per second with random actions, side by side in one run; the ceiling is the bare physics.",
+        f"Machine: {measured['cores']} cores, {measured['machine']}, mujoco {measured['mujoco']}. Command:",
+        "`python benchmarks/metaworld_speed.py --output results/metaworld_speed.json`.",
+        "",
+        "| environment, slots | candidate | steps/s | times official sync | of the ceiling |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows = [row for row in measured["rows"] if "candidate" in row]
+    sync = {row["env"]: row["steps_per_s"] for row in rows if row["candidate"] == "official sync"}
+    for row in rows:
+        rate = row["steps_per_s"]
+        lines.append(
+            f"| {row['env']}, {row['num_envs']} | {row['candidate']} | {rate:,.0f} | {rate / sync[row['env']]:.1f} "
+            f"| {row['of_ceiling']:.2f} |"
+        )
+    memory = [row for row in measured["rows"] if "peak_memory_gb" in row]
+    peaks = ", ".join(f"{row['env']} with {row['num_envs']} slots {row['peak_memory_gb']:.2f} GB" for row in memory)
+    return [*lines, "", f"Peak memory of a process with `physics=rollout`: {peaks}.", ""]
 
 
 def _note(name: str) -> list[str]:

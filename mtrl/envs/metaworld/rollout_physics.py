@@ -26,7 +26,7 @@ from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs,
 from mtrl.envs.metaworld.resets import STATE, TaskResets, reset_pool, scene_path
 from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS, Outcome, Task, TaskState
-from mtrl.envs.metaworld.tasks.base import Pose, body_pos, site_pos
+from mtrl.envs.metaworld.tasks.base import Pose, body_pos, scipy_quat, site_pos
 from mtrl.envs.metaworld.tasks.ops import Array, norm
 from mtrl.envs.metaworld.tasks_v1 import TASKS_V1
 from mtrl.types import State, Step, UserError
@@ -452,16 +452,24 @@ class RolloutVecEnv:
         frame = np.zeros((self.num_envs, FRAME))
         frame[:, :3] = hand
         frame[:, 3] = (norm(right_claw - left_claw) / 0.1).clip(0.0, 1.0)
-        poses = []
+        poses, matrices = [], []
         for group in self._groups:
             seen = sensors[group.rows]
             poses.append({name: group.scene.read(seen, pose) for name, pose in group.task.poses.items()})
             column = 4
-            for position, quat in group.task.objects(poses[-1]):
+            for position, orientation in group.task.objects(poses[-1]):
                 frame[group.rows, column : column + 3] = position
-                if quat is not None:
-                    frame[group.rows, column + 3 : column + 7] = quat
+                if orientation is not None and orientation.ndim == 3:
+                    matrices.append((group.rows, slice(column + 3, column + 7), orientation))
+                elif orientation is not None:
+                    frame[group.rows, column + 3 : column + 7] = orientation
                 column += 7
+        if matrices:
+            quats = scipy_quat(np.concatenate([matrix for *_, matrix in matrices]))
+            start = 0
+            for rows, columns, matrix in matrices:
+                frame[rows, columns] = quats[start : start + len(matrix)]
+                start += len(matrix)
         obs = np.concatenate((frame, self._previous, self._goal_obs), axis=1).clip(self._low, self._high)
         self._previous = frame
 

@@ -21,7 +21,7 @@ from mtrl.envs.metaworld.catalog import MT50
 from mtrl.envs.metaworld.official import official_task
 from mtrl.envs.metaworld.resets import _attributes
 from mtrl.envs.metaworld.tasks import TASKS, Task, TaskState
-from mtrl.envs.metaworld.tasks.base import Pose, body_pos, site_pos, tolerance
+from mtrl.envs.metaworld.tasks.base import Pose, body_pos, scipy_quat, site_pos, tolerance
 from mtrl.envs.metaworld.tasks_v1 import TASKS_V1
 
 Array = NDArray[np.float64]
@@ -202,9 +202,10 @@ def as_torch(state: TaskState, dtype: torch.dtype = torch.float64) -> TaskState:
 def objects_of(task: Task, state: TaskState) -> Array:
     """(N, 14): the object part of the observation."""
     part = np.zeros((len(state.obs), 14))
-    for i, (position, quat) in enumerate(task.objects(state.poses)):
+    for i, (position, orientation) in enumerate(task.objects(state.poses)):
         part[:, 7 * i : 7 * i + 3] = position
-        if quat is not None:
+        if orientation is not None:
+            quat = scipy_quat(orientation) if orientation.ndim == 3 else orientation
             part[:, 7 * i + 3 : 7 * i + 7] = quat
     return part
 

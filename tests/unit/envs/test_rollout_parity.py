@@ -115,12 +115,11 @@ def test_hidden_goals_are_the_official_ones() -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("reward_version", ["v1", "v2"])
 @pytest.mark.parametrize("task", MT50)
-def test_whole_episodes_are_the_official_ones(task: str, reward_version: str, record_property: Any) -> None:
+def test_whole_episodes_are_the_official_ones(task: str, reward_version: str) -> None:
     """With the autoreset at 500 steps and the episode that follows."""
     worst, succeeded = assert_parity([task], (0, 11, 22, 33, 44), 520, horizon=500, reward_version=reward_version)
-    record_property("largest difference of rewards", worst)
-    record_property("scripted episodes that succeeded", int(succeeded.sum()))
-    print(f"{task}: rewards differ by at most {worst:.1e}, {int(succeeded.sum())} of 5 scripted episodes succeeded")
+    done = f"{int(succeeded.sum())} of 5 scripted episodes succeeded, officially and here"
+    print(f"{task}, reward {reward_version}: rewards differ by at most {worst:.1e}; {done}")
 
 
 @scripted

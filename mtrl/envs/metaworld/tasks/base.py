@@ -8,7 +8,7 @@ the observation follows from them, and how reward and success follow from a `Tas
         poses = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
         def objects(self, poses):
-            return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+            return [(poses["obj"], poses["obj_mat"])]
 
         def evaluate(self, state):
             reach_dist = norm(state.tcp_center - state.target_pos)
@@ -27,8 +27,8 @@ What the official code reads, and where it is here (`self` is the official envir
   through the episode; `self._target_pos` and the like have properties.
 - Attributes that look constant but are views of live data are no constants (asking for one raises `KeyError`):
   `self.init_left_pad` *is* the current left pad everywhere, because the official code keeps a view. Use what it views.
-- `Rotation.from_matrix(m).as_quat()` is `scipy_quat(m)`, in its order (x, y, z, w) and with its sign;
-  `self.data.body(b).xquat` is `body_quat(b)`. A quaternion of zeros is `None`.
+- `Rotation.from_matrix(m).as_quat()` in an observation is `m` itself: `objects` gives the matrix, of which the engine
+  makes the quaternion, for all tasks at once. `self.data.body(b).xquat` is `body_quat(b)`; zeros are `None`.
 - `if`s become `ops.where`; comparisons keep their strictness. All functions of arrays are in `ops`.
 - `touching_main_object` is `state.touching`; name the geom in `main_geom` if it is not "objGeom". It reaches only the
   info (`grasp_success`), but for stick-push, where it decides on success: see `Task.touching_matters`.
@@ -192,7 +192,10 @@ class Task(ABC):
 
     @abstractmethod
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        """Position (N, 3) and quaternion (N, 4; None for zeros) of each object: one or two."""
+        """Position (N, 3) and orientation of each object: one or two.
+
+        An orientation is a quaternion (N, 4), a matrix (N, 3, 3) that stands for its `scipy_quat`, or None for zeros.
+        """
 
     @abstractmethod
     def evaluate(self, state: TaskState) -> Outcome:

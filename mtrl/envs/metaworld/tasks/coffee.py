@@ -14,7 +14,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     gripper_caging_reward,
     hamacher_product,
-    scipy_quat,
     site_pos,
     task,
     tolerance,
@@ -58,7 +57,7 @@ class Mug(Task):
     main_geom = "mug"
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["mug"], scipy_quat(poses["mug_mat"]))]
+        return [(poses["mug"], poses["mug_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened, target = state.obj, state.opened, state.target_pos

@@ -15,7 +15,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     geom_pos,
     hamacher_product,
-    scipy_quat,
     site_pos,
     task,
     tolerance,
@@ -30,7 +29,7 @@ class DoorClose(Task):
     poses: ClassVar = {"handle": geom_pos("handle"), "handle_mat": geom_mat("handle")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["handle"], scipy_quat(poses["handle_mat"]))]
+        return [(poses["handle"], poses["handle_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, target, radius = state.obj, state.target_pos, 0.05

@@ -23,7 +23,6 @@ from mtrl.envs.metaworld.tasks.base import (
     hamacher_product,
     joint_pos,
     rect_prism_tolerance,
-    scipy_quat,
     site_mat,
     site_pos,
     task,
@@ -41,7 +40,7 @@ class Reach(Task):
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Objects:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         reach_dist = norm(state.tcp_center - state.target_pos)
@@ -69,7 +68,7 @@ class Push(Task):
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Objects:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened, target = state.obj, state.opened, state.target_pos
@@ -109,7 +108,7 @@ class PickPlace(Task):
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Objects:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened, target = state.obj, state.opened, state.target_pos
@@ -142,7 +141,7 @@ class DoorOpen(Task):
     poses: ClassVar = {"handle": geom_pos("handle"), "handle_mat": geom_mat("handle"), "angle": joint_pos("doorjoint")}
 
     def objects(self, poses: Mapping[str, Array]) -> Objects:
-        return [(poses["handle"], scipy_quat(poses["handle_mat"]))]
+        return [(poses["handle"], poses["handle_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         theta = state.poses["angle"]
@@ -295,7 +294,7 @@ class PegInsertSide(Task):
     }
 
     def objects(self, poses: Mapping[str, Array]) -> Objects:
-        return [(poses["grasp"], scipy_quat(poses["grasp_mat"]))]
+        return [(poses["grasp"], poses["grasp_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened, target, head = state.obj, state.opened, state.target_pos, state.poses["head"]

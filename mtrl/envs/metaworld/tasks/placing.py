@@ -17,7 +17,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     gripper_caging_reward,
     hamacher_product,
-    scipy_quat,
     site_pos,
     task,
     tolerance,
@@ -208,7 +207,7 @@ class ShelfPlace(Task):
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened, target = state.obj, state.opened, state.target_pos

@@ -13,7 +13,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     geom_pos,
     hamacher_product,
-    scipy_quat,
     task,
     tolerance,
 )
@@ -29,7 +28,7 @@ class Plate(Task):
     poses: ClassVar = {"plate": geom_pos("puck"), "plate_mat": geom_mat("puck")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["plate"], scipy_quat(poses["plate_mat"]))]
+        return [(poses["plate"], poses["plate_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         """By default from above: first the hand onto the plate, then the plate to the goal."""

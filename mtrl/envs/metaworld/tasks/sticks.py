@@ -14,7 +14,6 @@ from mtrl.envs.metaworld.tasks.base import (
     body_pos,
     gripper_caging_reward,
     hamacher_product,
-    scipy_quat,
     site_pos,
     task,
     tolerance,
@@ -30,7 +29,7 @@ class StickPush(Task):
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
         container = poses["handle"] + vector(poses["handle"], 0.0, 0.09, 0.0)
-        return [(poses["stick"], scipy_quat(poses["stick_mat"])), (container, None)]
+        return [(poses["stick"], poses["stick_mat"]), (container, None)]
 
     def touching_matters(self, state: TaskState) -> Array | None:
         return self._lifted(state) & (self._container_to_target(state) <= 0.12)
@@ -95,7 +94,7 @@ class StickPull(Task):
     }
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["stick"], scipy_quat(poses["stick_mat"])), (poses["handle"], None)]
+        return [(poses["stick"], poses["stick_mat"]), (poses["handle"], None)]
 
     def evaluate(self, state: TaskState) -> Outcome:
         stick, target, stick_init, radius = state.obj, state.target_pos, state.constant("stick_init_pos"), 0.05

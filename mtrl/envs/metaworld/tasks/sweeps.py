@@ -17,7 +17,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_pos,
     hamacher_product,
     pad_caging_reward,
-    scipy_quat,
     task,
     tolerance,
 )
@@ -67,7 +66,7 @@ class SweepInto(BlockToSweep):
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         object_grasped = pad_caging_reward(state, state.obj, obj_radius=0.02, grip_margin=0.005, xz_margin=0.01)
@@ -82,7 +81,7 @@ class PushBack(Task):
     poses: ClassVar = {"obj": geom_pos("objGeom"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, opened, target = state.obj, state.opened, state.target_pos
@@ -111,7 +110,7 @@ class Soccer(Task):
     poses: ClassVar = {"ball": body_pos("soccer_ball"), "ball_mat": body_mat("soccer_ball")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["ball"], scipy_quat(poses["ball_mat"]))]
+        return [(poses["ball"], poses["ball_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         obj, target, radius = state.obj, state.target_pos, 0.07

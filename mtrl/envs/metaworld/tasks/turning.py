@@ -16,7 +16,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_mat,
     hamacher_product,
     joint_pos,
-    scipy_quat,
     site_pos,
     task,
     tolerance,
@@ -132,7 +131,7 @@ class LeverPull(Task):
     }
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["lever"], scipy_quat(poses["lever_mat"]))]
+        return [(poses["lever"], poses["lever_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         lever, target, lever_init = state.obj, state.target_pos, state.constant("_lever_pos_init")

@@ -15,7 +15,6 @@ from mtrl.envs.metaworld.tasks.base import (
     geom_pos,
     gripper_caging_reward,
     hamacher_product,
-    scipy_quat,
     task,
     tolerance,
 )
@@ -34,7 +33,7 @@ class ReachWall(Task):
     poses: ClassVar = {"obj": body_pos("obj"), "obj_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["obj"], scipy_quat(poses["obj_mat"]))]
+        return [(poses["obj"], poses["obj_mat"])]
 
     def evaluate(self, state: TaskState) -> Outcome:
         target = state.target_pos
@@ -62,7 +61,7 @@ class PuckAndWall(Task):
     poses: ClassVar = {"puck": geom_pos("objGeom"), "puck_mat": geom_mat("objGeom")}
 
     def objects(self, poses: Mapping[str, Array]) -> Sequence[tuple[Array, Array | None]]:
-        return [(poses["puck"], scipy_quat(poses["puck_mat"]))]
+        return [(poses["puck"], poses["puck_mat"])]
 
     def evaluate_way(
         self, state: TaskState, in_place_part1: Array, object_grasped: Array, approach: Array, holding: Array
