@@ -1,4 +1,4 @@
-"""What came before, as part of the observation: `env.history=H`, for policies that have to find out what they are in."""
+"""What came before, as part of the observation: `env.history=H`, for policies that have to find out their task."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class _ConditionedTrunk(nn.Module):
         size = self.task_encoder.history_size
         return features[..., size:], self.task_encoder(task, features[..., :size])
 
-    def _through(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Tensor:
+    def _through(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Any:
         """What the head makes of features."""
         own, context = self._told(features, task)
         return self.head(self.trunk(own, context), context)

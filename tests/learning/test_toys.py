@@ -48,7 +48,6 @@ def final_success(run_dir: Path, *arguments: str) -> dict[str, float]:
         ),
         pytest.param([*PPO, "env=toy_reach"], id="ppo-reach"),
         # Nobody tells this policy its task.
-        pytest.param([*PPO, "env=toy_reach", *CONTEXT], id="ppo-reach-context"),
         pytest.param([*SAC, "env=toy_reach", *CONTEXT], id="sac-reach-context"),
         pytest.param([*PPO, "env=toy_scale"], id="ppo-scale"),
         pytest.param([*PPO, "env=toy_grid"], id="ppo-grid"),
