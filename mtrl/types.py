@@ -57,6 +57,8 @@ class EnvSpec:
     num_goals: int = 0
     """Fixed variations that each task has, or 0 where the goal of an episode is its seed."""
     task_descriptions: tuple[str, ...] | None = None
+    history: tuple[int, int] = (0, 0)
+    """(H, W): flat observations begin with the last H transitions of W numbers (`mtrl.envs.history`)."""
 
     @property
     def num_tasks(self) -> int:

@@ -37,6 +37,7 @@ def make(
     seed: int = 0,
     device: str = "cpu",
     slots_per_task: int = 1,
+    history: int = 0,
     **options: Any,
 ) -> VecEnv:
     """Makes an environment.
@@ -47,13 +48,19 @@ def make(
         seed: Start of the random numbers (and, for Meta-World, of the 50 official goals).
         device: Where the tensors of a step lie.
         slots_per_task: See `num_envs`.
+        history: Transitions of the past to put into each observation (`mtrl.envs.history`).
         options: What the environment's factory takes, for example `physics="official"`.
 
     Raises:
         UserError: Unknown name or option, or a value that does not fit.
     """
     from mtrl import registry
+    from mtrl.envs.history import History
+    from mtrl.types import UserError
 
     register_all()
+    if not isinstance(history, int) or isinstance(history, bool) or history < 0:
+        raise UserError(f"env: history must be a number of transitions, 0 or more, not {history!r}.")
     runtime = {"seed": seed, "device": device, "slots_per_task": slots_per_task}
-    return registry.build("env", {"name": name, "num_envs": num_envs, **options}, **runtime)
+    env: VecEnv = registry.build("env", {"name": name, "num_envs": num_envs, **options}, **runtime)
+    return History(env, history) if history else env

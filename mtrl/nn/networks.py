@@ -13,17 +13,51 @@ from mtrl.nn.cores import Core
 from mtrl.nn.diagnostics import some, usage
 from mtrl.nn.distributions import Distribution
 from mtrl.nn.scaling import ObsNorm
+from mtrl.nn.task_encoders import TaskEncoder
 from mtrl.nn.torsos import Torso
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.value_heads import ValueHead
 from mtrl.registry import build
-from mtrl.types import EnvSpec, Metrics
+from mtrl.types import EnvSpec, Metrics, TaskContext, UserError
 
 AUX_STRIDE = 8
 """`aux` looks at one in this many samples: it computes anew what the forward pass already had."""
 
 
-class PolicyNetwork(nn.Module):
+class _ConditionedTrunk(nn.Module):
+    """What all networks share: a trunk that is told the task."""
+
+    def __init__(self, task_encoder: TaskEncoder, trunk: Trunk, head: nn.Module) -> None:
+        super().__init__()
+        self.task_encoder: TaskEncoder = task_encoder
+        self.trunk: Trunk = trunk
+        self.head = head
+
+    def _told(
+        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch G"], TaskContext]:
+        """What the trunk sees: the encoder has what comes before it."""
+        size = self.task_encoder.history_size
+        return features[..., size:], self.task_encoder(task, features[..., :size])
+
+    def _through(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Any:
+        """What the head makes of features."""
+        own, context = self._told(features, task)
+        return self.head(self.trunk(own, context), context)
+
+    def aux(
+        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
+        return self.trunk.aux(*self._told(features[..., ::AUX_STRIDE, :], task[..., ::AUX_STRIDE]))
+
+    @torch.no_grad()
+    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
+        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
+        return usage(self.trunk(*self._told(some(features, 1), some(task, 0))))
+
+
+class PolicyNetwork(_ConditionedTrunk):
     """The deployable module: raw observations and task ids to a distribution over actions.
 
     What comes before the trunk (normaliser, torso, core) knows nothing of the task. Learners give its features to their
@@ -31,14 +65,12 @@ class PolicyNetwork(nn.Module):
     """
 
     def __init__(
-        self, obs_norm: ObsNorm, torso: Torso, core: Core, task_encoder: nn.Module, trunk: Trunk, head: nn.Module
+        self, obs_norm: ObsNorm, torso: Torso, core: Core, task_encoder: TaskEncoder, trunk: Trunk, head: nn.Module
     ) -> None:
-        super().__init__()
+        super().__init__(task_encoder, trunk, head)
         self.obs_norm: ObsNorm = obs_norm
         self.torso: Torso = torso
         self.core: Core = core
-        self.task_encoder, self.head = task_encoder, head
-        self.trunk: Trunk = trunk
 
     def unroll(
         self, obs: Shaped[Tensor, "L N *obs"], first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
@@ -48,8 +80,7 @@ class PolicyNetwork(nn.Module):
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         """What `forward` gives, from the features of `unroll`."""
-        context = self.task_encoder(task)
-        return self.head(self.trunk(features, context), context)
+        return self._through(features, task)
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Distribution:
         """Of every observation (*batch, *obs) by itself, as if an episode began with it."""
@@ -58,21 +89,10 @@ class PolicyNetwork(nn.Module):
         features, _ = self.unroll(alone, task.new_ones(1, N, dtype=torch.bool), self.initial_state(N))
         return self.distribution(features.reshape(*task.shape, -1), task)
 
-    def aux(
-        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
-    ) -> tuple[Float[Tensor, ""], Metrics]:
-        """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
-        return self.trunk.aux(features[..., ::AUX_STRIDE, :], self.task_encoder(task[..., ::AUX_STRIDE]))
-
     def initial_state(self, num: int) -> Float[Tensor, "{num} S"]:
         """Of episodes that begin: zeros; S is 0 without memory."""
         parameter = next(self.head.parameters())
         return parameter.new_zeros(num, self.core.state_size)
-
-    @torch.no_grad()
-    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
-        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
-        return usage(self.trunk(some(features, 1), self.task_encoder(some(task, 0))))
 
     @torch.no_grad()
     def act(
@@ -87,38 +107,21 @@ class PolicyNetwork(nn.Module):
         return action, distribution.log_prob(action), states[0]
 
 
-class ValueNetwork(nn.Module):
+class ValueNetwork(_ConditionedTrunk):
     """A policy's features (with the action beside them for a Q-function) and task ids to one value each."""
 
-    def __init__(self, task_encoder: nn.Module, trunk: Trunk, head: nn.Module, value_head: ValueHead) -> None:
-        super().__init__()
-        self.task_encoder, self.head = task_encoder, head
-        self.trunk: Trunk = trunk
+    def __init__(self, task_encoder: TaskEncoder, trunk: Trunk, head: nn.Module, value_head: ValueHead) -> None:
+        super().__init__(task_encoder, trunk, head)
         self.value_head: ValueHead = value_head
 
     def forward(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        return self.value_head(self._raw(features, task))
+        return self.value_head(self._through(features, task))
 
     def loss(
         self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"], target: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
         """Of each sample, for a target in the units of the output."""
-        return self.value_head.loss(self._raw(features, task), target)
-
-    def _raw(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch O"]:
-        context = self.task_encoder(task)
-        return self.head(self.trunk(features, context), context)
-
-    def aux(
-        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
-    ) -> tuple[Float[Tensor, ""], Metrics]:
-        """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
-        return self.trunk.aux(features[..., ::AUX_STRIDE, :], self.task_encoder(task[..., ::AUX_STRIDE]))
-
-    @torch.no_grad()
-    def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
-        """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
-        return usage(self.trunk(some(features, 1), self.task_encoder(some(task, 0))))
+        return self.value_head.loss(self._through(features, task), target)
 
 
 class Ensemble(nn.ModuleList):
@@ -150,8 +153,14 @@ class Ensemble(nn.ModuleList):
 
 
 def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvSpec) -> tuple[Any, Any]:
-    encoder = build("task_encoder", description["task_encoder"], num_tasks=spec.num_tasks, task_names=spec.task_names)
-    sizes = {"features": features, "context": encoder.dim, "num_tasks": spec.num_tasks}
+    known = {"num_tasks": spec.num_tasks, "task_names": spec.task_names, "history": spec.history}
+    encoder = build("task_encoder", description["task_encoder"], **known)
+    before = description["torso"]["name"], description["core"]["name"]
+    if encoder.history_size and before != ("none", "none"):
+        raise UserError(
+            f"task_encoder={description['task_encoder']['name']} reads raw observations: use torso=none and core=none."
+        )
+    sizes = {"features": features - encoder.history_size, "context": encoder.dim, "num_tasks": spec.num_tasks}
     return encoder, build("trunk", description["trunk"], **sizes)
 
 

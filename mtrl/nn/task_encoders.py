@@ -6,29 +6,41 @@ import json
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.nn.layers import mark_per_task
-from mtrl.registry import register
+from mtrl.registry import positive, register
 from mtrl.types import TaskContext
 
 
+class TaskEncoder(nn.Module):
+    """Base of the task encoders."""
+
+    dim: int
+    """E, the size of an embedding."""
+    history_size: int = 0
+    """Features, the first ones, that this encoder reads in place of the trunk: what came before in the episode."""
+
+    def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch F"]) -> TaskContext:
+        raise NotImplementedError
+
+
 @register("task_encoder", "one_hot")
-class OneHot(nn.Module):
+class OneHot(TaskEncoder):
     """The task id as a one-hot vector of size K."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.dim = num_tasks
 
-    def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
+    def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch 0"]) -> TaskContext:
         return TaskContext(task, functional.one_hot(task, self.dim).float())
 
 
 @register("task_encoder", "embedding")
-class Embedding(nn.Module):
+class Embedding(TaskEncoder):
     """A learned vector of length 1 for each task (as in BRC and FastTD3).
 
     Normalised in the forward pass, not by `max_norm`, which changes the weights in place.
@@ -42,12 +54,12 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_tasks, dim))
         mark_per_task(self.weight)
 
-    def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
+    def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch 0"]) -> TaskContext:
         return TaskContext(task, functional.normalize(self.weight, dim=-1)[task])
 
 
 @register("task_encoder", "language")
-class Language(nn.Module):
+class Language(TaskEncoder):
     """Fixed vectors of length 1, made of the tasks' descriptions; they ship with the package for Meta-World's tasks.
 
     So that tasks with like descriptions are alike from the start, as in CARE (Sodhani et al. 2021). There the vectors
@@ -65,5 +77,32 @@ class Language(nn.Module):
         self.register_buffer("vectors", torch.tensor([known[name] for name in task_names]))
         self.dim = self.vectors.shape[1]
 
-    def forward(self, task: Int[Tensor, "*batch"]) -> TaskContext:
+    def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch 0"]) -> TaskContext:
         return TaskContext(task, self.vectors[task])
+
+
+@register("task_encoder", "context")
+class Context(TaskEncoder):
+    """What the last transitions of the episode tell of the task: the mean of their embeddings, at length 1.
+
+    As in PEARL (Rakelly et al. 2019) the order of the transitions does not matter. The task id is not looked at: heads
+    and value scalings per task still have it, the trunk does not. Needs `env.history`.
+
+    Differences from the paper:
+        1. A vector, not a distribution to sample from.
+        2. Of the running episode alone, so that it knows nothing in the first step.
+        3. Trained by whatever loss the network has, not by the critic's alone.
+    """
+
+    def __init__(self, history: tuple[int, int], dim: int = 32, width: int = 128) -> None:
+        super().__init__()
+        positive(dim=dim, width=width)
+        if not history[0]:
+            raise ValueError("it needs to see what came before: set env.history, for example to 8.")
+        self.dim, self.shape = dim, history
+        self.history_size = history[0] * history[1]
+        self.embed = nn.Sequential(nn.Linear(history[1], width), nn.ReLU(), nn.Linear(width, dim))
+
+    def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch F"]) -> TaskContext:
+        embedded = self.embed(history.unflatten(-1, self.shape))
+        return TaskContext(task, functional.normalize(embedded.mean(-2), dim=-1))

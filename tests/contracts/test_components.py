@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +42,9 @@ SHAPES: list[tuple[int, ...]] = [(), (7,), (K, 4)]
 TASKS = ("reach-v3", "door-lock-v3", "door-unlock-v3")
 """Names that `language` knows."""
 
+HISTORY = (2, 3)
+"""Transitions that encoders which look at the past are given, and the numbers in each."""
+
 Forward = Callable[[nn.Module, Tensor, TaskContext], Tensor]
 
 
@@ -67,12 +71,12 @@ def build_head(name: str) -> tuple[nn.Module, Forward]:
 
 def build_encoder(name: str) -> tuple[nn.Module, Forward]:
     def forward(module: nn.Module, x: Tensor, context: TaskContext) -> Tensor:
-        out = module(context.task)
+        out = module(context.task, x.repeat_interleave(2, -1)[..., : module.history_size])
         assert torch.equal(out.task, context.task)
         assert out.embedding.shape[-1] == module.dim
         return out.embedding
 
-    return build("task_encoder", {"name": name}, num_tasks=K, task_names=TASKS), forward
+    return build("task_encoder", {"name": name}, num_tasks=K, task_names=TASKS, history=HISTORY), forward
 
 
 def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
@@ -206,7 +210,7 @@ import mtrl.nn
 from mtrl.registry import build
 from mtrl.types import TaskContext
 
-runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0, task_names=tuple(sys.argv[2:]))
+runtime = dict(features=4, context=5, outputs=2, num_tasks=3, gain=1.0, history=(2, 2), task_names=tuple(sys.argv[2:]))
 task = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 x, embedding = torch.randn(7, 4), torch.randn(7, 5)
 for kind, node in json.loads(sys.argv[1]):
@@ -214,7 +218,7 @@ for kind, node in json.loads(sys.argv[1]):
 
     def call(x, task, embedding):
         if kind == "task_encoder":
-            return module(task).embedding
+            return module(task, x[:, : module.history_size]).embedding
         return module(x, TaskContext(task, embedding))
 
     torch.compiler.reset()
@@ -243,11 +247,12 @@ def test_trunks_heads_and_encoders_compile_whole() -> None:
 @pytest.mark.parametrize("task_encoder", names("task_encoder"))
 def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     """A policy and a Q-function of every combination: finite, and all of their parameters are learned."""
-    spec = dataclasses.replace(make_spec(K, F, 2), task_names=TASKS)
+    size = math.prod(HISTORY) + F
+    spec = dataclasses.replace(make_spec(K, size, 2), task_names=TASKS, history=HISTORY)
     description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
     torch.manual_seed(0)
-    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, F + 2)
-    obs, task = torch.randn(K, 8, F), torch.arange(K)[:, None].expand(K, 8)
+    policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, size + 2)
+    obs, task = torch.randn(K, 8, size), torch.arange(K)[:, None].expand(K, 8)
     action, log_prob = policy(obs, task).sample()
     value = q(torch.cat([obs, action], -1), task)
     assert action.shape == (K, 8, 2)
@@ -276,7 +281,7 @@ def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskCont
     torch.manual_seed(0)
     trunk = build("trunk", small(name) | options, features=F, context=num_tasks, num_tasks=num_tasks)
     task = torch.arange(4 * num_tasks) % num_tasks
-    return trunk, OneHot(num_tasks)(task), torch.randn(len(task), F)
+    return trunk, OneHot(num_tasks)(task, torch.empty(len(task), 0)), torch.randn(len(task), F)
 
 
 def test_the_documentation_names_every_component() -> None:

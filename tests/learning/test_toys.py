@@ -25,6 +25,7 @@ SAC = [
     "total_steps=20000",
 ]
 PPO = ["agent=ppo", "agent.rollout_length=50", "agent.minibatches=4", "total_steps=300000"]
+CONTEXT = ["task_encoder=context", "env.history=4", "network.head=shared"]
 IMPALA = ["agent=impala", "agent.optimizer.lr=1.5e-3", "total_steps=400000"]
 
 
@@ -46,6 +47,8 @@ def final_success(run_dir: Path, *arguments: str) -> dict[str, float]:
             id="sac-scale-popart",
         ),
         pytest.param([*PPO, "env=toy_reach"], id="ppo-reach"),
+        # Nobody tells this policy its task.
+        pytest.param([*SAC, "env=toy_reach", *CONTEXT], id="sac-reach-context"),
         pytest.param([*PPO, "env=toy_scale"], id="ppo-scale"),
         pytest.param([*PPO, "env=toy_grid"], id="ppo-grid"),
         pytest.param([*IMPALA, "env=toy_reach"], id="impala-reach"),

@@ -49,7 +49,7 @@ def test_only_trunks_compute_in_bfloat16() -> None:
     learner, data = make("impala")
     set_precision(learner.networks, "bfloat16")
     policy = learner.policy
-    features = policy.trunk(data.obs, policy.task_encoder(data.task))
+    features = policy.trunk(data.obs, policy.task_encoder(data.task, data.obs[..., :0]))
     assert features.dtype == torch.float32
     assert torch.equal(features, features.bfloat16().float())
     mean = policy.distribution(data.obs, data.task).mean

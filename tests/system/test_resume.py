@@ -52,6 +52,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         pytest.param([*tiny("impala", "toy_grid"), "core=lstm", "core.width=8"], 3, id="impala-lstm"),
         pytest.param(tiny("sac", total_steps=240), 12, id="sac"),
         pytest.param([*tiny("sac", total_steps=240), "agent.obs_norm=running"], 2, id="sac-norm"),
+        pytest.param([*tiny("ppo"), "task_encoder=context", "env.history=3"], 2, id="ppo-context"),
         pytest.param([*tiny("ppo"), "task_encoder=embedding", "network=mlp", "value_norm=none"], 2, id="ppo-embedding"),
         pytest.param([*tiny("ppo"), "network=soft_modules", "task_sampling=ea4c"], 5, id="ppo-soft_modules-ea4c"),
         pytest.param([*tiny("ppo"), "aggregation=gradvac", "weighting=gradnorm"], 5, id="ppo-gradvac-gradnorm"),

@@ -1,9 +1,10 @@
-"""The vectors of task descriptions."""
+"""The vectors of task descriptions, and what is found out from the past."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 
 import mtrl.nn.task_encoders
 from mtrl.envs.metaworld.catalog import DESCRIPTIONS, MT50
-from mtrl.nn.task_encoders import Language
+from mtrl.nn.networks import build_policy
+from mtrl.nn.task_encoders import Context, Language
 from mtrl.registry import build
 from mtrl.types import UserError
+from tests.helpers import describe, make_spec
 
 
 @pytest.fixture
@@ -48,14 +51,14 @@ def test_the_shipped_vectors_are_the_scripts(script: Any) -> None:
 def test_language() -> None:
     """One vector of length 1 per task, in the order of the ids; like tasks are alike, and no two are the same."""
     encoder = Language(MT50)
-    context = encoder(torch.arange(50))
+    context = encoder(torch.arange(50), torch.empty(50, 0))
     torch.testing.assert_close(context.embedding.norm(dim=1), torch.ones(50))
     cosine = context.embedding @ context.embedding.T - torch.eye(50)
     assert float(cosine.max()) < 0.9
     nearest = {MT50[i]: MT50[int(cosine[i].argmax())] for i in range(50)}
     assert nearest["door-lock-v3"] == "door-unlock-v3"
     assert nearest["push-wall-v3"] == "push-v3"
-    few = Language(("push-v3", "reach-v3"))(torch.tensor([1, 0]))
+    few = Language(("push-v3", "reach-v3"))(torch.tensor([1, 0]), torch.empty(2, 0))
     assert torch.equal(few.embedding, context.embedding[[MT50.index("reach-v3"), MT50.index("push-v3")]])
     assert not list(encoder.parameters())
 
@@ -63,3 +66,43 @@ def test_language() -> None:
 def test_a_task_without_a_vector() -> None:
     with pytest.raises(UserError, match=r"task_encoder 'language': .* none of Pong, Breakout\."):
         build("task_encoder", {"name": "language"}, num_tasks=3, task_names=("Pong", "reach-v3", "Breakout"))
+
+
+def test_context_by_a_loop() -> None:
+    torch.manual_seed(0)
+    encoder = Context((3, 4), dim=2, width=5)
+    history = torch.randn(6, 12)
+    found = encoder(torch.zeros(6, dtype=torch.int64), history).embedding
+    first, _, second = encoder.embed.double()
+    for row, embedding in zip(history.double(), found, strict=True):
+        total = torch.zeros(2, dtype=torch.float64)
+        for begin in (0, 4, 8):
+            hidden = (first.weight @ row[begin : begin + 4] + first.bias).clamp(min=0)
+            total += second.weight @ hidden + second.bias
+        torch.testing.assert_close(embedding.double(), total / total.norm(), rtol=0, atol=1e-5)
+
+
+def test_context_without_a_past() -> None:
+    with pytest.raises(UserError, match=r"task_encoder 'context': .* set env\.history, for example to 8\."):
+        build("task_encoder", {"name": "context"}, history=(0, 0))
+
+
+def test_context_has_its_part_and_the_trunk_the_rest() -> None:
+    """Not even the task does anything to a policy with a shared head; nor does the past to what the trunk is given."""
+    torch.manual_seed(0)
+    spec = replace(make_spec(3, 2 * 5 + 4), history=(2, 5))
+    description = describe("gaussian", "shared") | {"task_encoder": {"name": "context"}}
+    policy = build_policy(description, spec)
+    assert policy.trunk.input.in_features == 4  # type: ignore[union-attr]
+    obs, other = torch.randn(2, 1, 14)
+    other[:, 10:] = obs[:, 10:]
+    one, two = torch.tensor([1]), torch.tensor([2])
+    assert torch.equal(policy(obs, one).mode(), policy(obs, two).mode())
+    assert not torch.equal(policy(obs, one).mode(), policy(other, one).mode())
+
+
+def test_context_reads_no_pictures() -> None:
+    spec = replace(make_spec(3, 14), history=(2, 5))
+    description = describe("gaussian") | {"task_encoder": {"name": "context"}, "core": {"name": "lstm"}}
+    with pytest.raises(UserError, match="task_encoder=context reads raw observations: use torso=none and core=none"):
+        build_policy(description, spec)
