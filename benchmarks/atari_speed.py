@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
 
-
 Backend = Literal["ale", "envpool"]
 
 
@@ -149,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 measured = measure(candidates, FRAME_SKIP * options.steps * num_envs, options.rounds)
                 print(f"{name} ({len(games)} games), {num_envs} slots, {threads} threads")
                 for candidate, numbers in measured.items():
-                    print(f"  {candidate:15} {numbers['frames_per_s']:9.0f} frames/s {numbers['of_ale']:6.2f} of ale-py")
+                    rate, ratio = numbers["frames_per_s"], numbers["of_ale"]
+                    print(f"  {candidate:15} {rate:9.0f} frames/s {ratio:6.2f} of ale-py")
                     setting = {"games": name, "num_envs": num_envs, "threads": threads}
                     rows.append({**setting, "candidate": candidate, **numbers})
     if options.output:

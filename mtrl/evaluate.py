@@ -28,8 +28,7 @@ METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld", "ml1", "ml10", "ml25", 
 
 
 class Evaluator:
-    """Evaluates policies on a run's tasks, whatever simulated these in training: Meta-World's always on the official
-    environments, Atari's on ale-py.
+    """Evaluates policies on a run's tasks: Meta-World's always on the official environments, Atari's on ale-py.
 
     Args:
         env: Config node of the training environment.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from ale_py import ALEInterface
+from ale_py import ALEInterface, LoggerMode
 from ale_py.roms import get_rom_path
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from mtrl.types import UserError
 
 Frames = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Lives = NDArray[np.int32]
 
 
 class Played(NamedTuple):
@@ -23,11 +24,12 @@ class Played(NamedTuple):
     reward: NDArray[np.float32]
     terminated: Mask
     truncated: Mask
-    lives: NDArray[np.int64]
+    lives: Lives
     final_obs: Frames
     """Last observations of the episodes that ended; elsewhere it means nothing."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """N rows of one game. All of them are reset before the first step."""
 
@@ -36,7 +38,7 @@ class Rows(Protocol):
     actions: list[int]
     """ALE's numbers of the game's actions, in the order in which the rows count them."""
 
-    def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, NDArray[np.int64]]:
+    def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, Lives]:
         """Begins episodes in the rows of the mask, a seed for each. First observations and lives, of all N rows."""
         ...
 
@@ -59,7 +61,7 @@ class AleRows:
         self.actions = [action.value for action in self._env.ale.get_action_set()]
         self._env.reset()  # rows can be reset one by one only after all were
 
-    def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, NDArray[np.int64]]:
+    def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, Lives]:
         obs, info = self._env.reset(seed=seeds, options={"reset_mask": rows})
         return obs, info["lives"]
 
@@ -90,8 +92,9 @@ class EnvPoolRows:
             raise UserError(
                 'backend=envpool needs EnvPool: pip install -c constraints.txt -e ".[atari,envpool]"'
             ) from error
+        ALEInterface.setLoggerMode(LoggerMode.Error)
         ale = ALEInterface()
-        ale.loadROM(get_rom_path(game))
+        ale.loadROM(str(get_rom_path(game)))
         minimal = ale.getLegalActionSet() if options["full_action_space"] else ale.getMinimalActionSet()
         self.actions = [action.value for action in minimal]
         self._make = envpool.make_gymnasium
@@ -101,7 +104,7 @@ class EnvPoolRows:
             "num_threads": options["num_threads"],
             "full_action_space": options["full_action_space"],
             "repeat_action_probability": options["repeat_action_probability"],
-            "noop_max": max(1, options["noop_max"]),  # it draws from 0 to one less
+            "noop_max": max(1, options["noop_max"]),  # it draws from 1 on
             "max_episode_steps": options["max_num_frames_per_episode"] // options["frameskip"],
             "frame_skip": options["frameskip"],
             "stack_num": options["stack_num"],
@@ -111,7 +114,7 @@ class EnvPoolRows:
         }
         self._env: Any = None
 
-    def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, NDArray[np.int64]]:
+    def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, Lives]:
         if rows.all():
             self._env = self._make(env_seed=seeds.tolist(), **self._settings)
         return self._begin(rows)
@@ -121,16 +124,16 @@ class EnvPoolRows:
 
     def recv(self) -> Played:
         obs, reward, terminated, truncated, info = self._env.recv()
-        lives, final_obs, done = info["lives"].astype(np.int64), obs, terminated | truncated
+        lives, final_obs, done = info["lives"], obs, terminated | truncated
         if done.any():
             final_obs = obs.copy()
             obs[done], lives[done] = (first[done] for first in self._begin(done))
         return Played(obs, reward, terminated, truncated, lives, final_obs)
 
-    def _begin(self, rows: Mask) -> tuple[Frames, NDArray[np.int64]]:
+    def _begin(self, rows: Mask) -> tuple[Frames, Lives]:
         """Begins the next episodes of some rows, in the time of a step."""
         first, info = self._env.reset(np.flatnonzero(rows))
-        obs, lives = np.empty((len(rows), *first.shape[1:]), np.uint8), np.zeros(len(rows), np.int64)
+        obs, lives = np.empty((len(rows), *first.shape[1:]), np.uint8), np.zeros(len(rows), np.int32)
         obs[rows], lives[rows] = first, info["lives"]
         return obs, lives
 

@@ -1,4 +1,4 @@
-"""`AtariVecEnv`: Atari games on ale-py's native vector environment or EnvPool, one pool per game, all at work at once."""
+"""`AtariVecEnv`: Atari games on ale-py's vector environment or EnvPool, one pool per game, all at work at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.atari.rows import BACKENDS, Frames, Rows
+from mtrl.envs.atari.rows import BACKENDS, Frames, Lives, Rows
 from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.types import EnvSpec, State, Step
 
@@ -103,8 +103,8 @@ class AtariVecEnv:
         horizon: Steps after which an episode is truncated.
         zero_discount_on_life_loss: Whether `Step.life_lost` is reported. The episode goes on in any case.
         num_workers: Threads; None for one per core, 0 for as few as can be. Every pool has at least one.
-        backend: What plays. On "envpool" no episode is seeded, all goals are -1, and the frames before an episode's
-            first are copies of it.
+        backend: What plays. On "envpool" no episode is seeded, all goals are -1, the frames before an episode's first
+            are copies of it, and it begins after 1 to `noop_max` no-ops.
 
     Raises:
         UserError: `num_envs` is no multiple of the number of games.
@@ -263,7 +263,7 @@ class AtariVecEnv:
                 self._pools[task][-1].lend(left)
         touched = [pool for pool in self._all_pools() if pool.rows(slots).any()]
 
-        def reset(pool: Pool) -> tuple[Frames, NDArray[np.int64]]:
+        def reset(pool: Pool) -> tuple[Frames, Lives]:
             rows = pool.rows(slots)
             return pool.env.reset(self._goal[pool.slot[rows]], rows)
 
