@@ -227,12 +227,13 @@ class AtariVecEnv:
             for pool in busy:
                 pool.env.send(np.where(pool.slot >= 0, index[pool.slot], 0))
             for pool in busy:
-                played, rows = pool.env.recv(), pool.slot >= 0
+                played, lent = pool.env.recv(), pool.slot >= 0
+                rows = slice(None) if lent.all() else lent  # the slice copies nothing
                 slots = pool.slot[rows]
                 outcome.obs[slots], outcome.reward[slots] = played.obs[rows], played.reward[rows]
                 outcome.terminated[slots], outcome.truncated[slots] = played.terminated[rows], played.truncated[rows]
                 outcome.lives[slots] = played.lives[rows]
-                ended = rows & (played.terminated | played.truncated)
+                ended = lent & (played.terminated | played.truncated)
                 if ended.any():
                     outcome.final_obs.append((pool.slot[ended], played.final_obs[ended]))
         except BaseException:  # also an interrupt: what a pool has not handed over would answer the next action
