@@ -4,7 +4,8 @@
     python benchmarks/atari_speed.py --games pong atari57 --slots-per-game 8 32 --threads 16 --output speed.json
 
 What is compared: this project's `env=atari`, ale-py's own `AtariVectorEnv` with the same settings (same-step
-autoreset, one per game, all at work at once, as many threads), and EnvPool where it is installed. Actions are drawn
+autoreset, one per game, all at work at once, as many threads), and where it is installed EnvPool, alone and under
+`env=atari env.backend=envpool`. Actions are drawn
 beforehand, uniformly from each game's own. A step is four frames.
 
 The candidates take turns in short rounds, and each is compared with ale-py on as many threads in the same round, so
@@ -23,7 +24,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from numpy.typing import NDArray
 
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
+
+Backend = Literal["ale", "envpool"]
 
 
 class Candidate(Protocol):
@@ -45,8 +48,8 @@ class Candidate(Protocol):
 class Mtrl:
     """This project's environment. Its actions, as their ranks among those of the game, are everybody's."""
 
-    def __init__(self, games: Sequence[str], num_envs: int, threads: int, steps: int) -> None:
-        self.env = AtariVecEnv(games, num_envs, num_workers=threads)
+    def __init__(self, games: Sequence[str], num_envs: int, threads: int, steps: int, backend: Backend = "ale") -> None:
+        self.env = AtariVecEnv(games, num_envs, num_workers=threads, backend=backend)
         self.env.reset()
         mask = torch.tensor(self.env.spec.action_mask)
         generator = torch.Generator().manual_seed(0)
@@ -77,7 +80,7 @@ class Pools:
 def ale(mtrl: Mtrl, games: Sequence[str], num_envs: int) -> Pools:
     """ale-py's vector environments with the same settings."""
     rows = num_envs // len(games)
-    pools = [AtariVectorEnv(game, rows, **mtrl.env._options) for game in games]
+    pools = [AtariVectorEnv(game, rows, autoreset_mode="SameStep", **mtrl.env._options) for game in games]
     return Pools(pools, mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows))
 
 
@@ -139,12 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 candidates: dict[str, Candidate] = {"ale-py": ale(mtrl, games, num_envs), "mtrl": mtrl}
                 try:
                     candidates["EnvPool"] = env_pool(mtrl, games, num_envs, threads)
+                    candidates["mtrl on EnvPool"] = Mtrl(games, num_envs, threads, options.steps, "envpool")
                 except ImportError:
                     print("EnvPool is not installed: left out (pip install envpool).")
                 measured = measure(candidates, FRAME_SKIP * options.steps * num_envs, options.rounds)
                 print(f"{name} ({len(games)} games), {num_envs} slots, {threads} threads")
                 for candidate, numbers in measured.items():
-                    print(f"  {candidate:8} {numbers['frames_per_s']:9.0f} frames/s {numbers['of_ale']:6.2f} of ale-py")
+                    rate, ratio = numbers["frames_per_s"], numbers["of_ale"]
+                    print(f"  {candidate:15} {rate:9.0f} frames/s {ratio:6.2f} of ale-py")
                     setting = {"games": name, "num_envs": num_envs, "threads": threads}
                     rows.append({**setting, "candidate": candidate, **numbers})
     if options.output:

@@ -28,7 +28,7 @@ METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld", "ml1", "ml10", "ml25", 
 
 
 class Evaluator:
-    """Evaluates policies on a run's tasks; Meta-World's always on the official environments, whatever it trained on.
+    """Evaluates policies on a run's tasks: Meta-World's always on the official environments, Atari's on ale-py.
 
     Args:
         env: Config node of the training environment.
@@ -42,6 +42,8 @@ class Evaluator:
         self.node = {key: value for key, value in env.items() if key != "num_envs"} | {"device": device}
         if self.node["name"] in METAWORLD:
             self.node["physics"] = "official"
+        if self.node["name"] == "atari":
+            self.node["backend"] = "ale"
         self.seed, self.episodes_per_task = seed, episodes_per_task
         self._env: VecEnv | None = None
 

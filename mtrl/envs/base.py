@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 
 import torch
@@ -49,13 +50,18 @@ def check_action(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Tens
         raise ValueError(f"Discrete actions must be integers, not {action.dtype}.")
     action = action.detach().long()
     inside = (action >= 0) & (action < spec.action_dim)
-    mask = torch.tensor(spec.action_mask, device=action.device)
+    mask = _action_mask(spec.action_mask, action.device)
     valid = inside & mask[task.to(action.device), action.clamp(0, spec.action_dim - 1)]
     if not valid.all():
         slots = (~valid).nonzero().flatten().tolist()
         found = action[~valid].tolist()
         raise ValueError(f"Slots {slots} were given actions {found}, which do not exist in their tasks.")
     return action
+
+
+@functools.cache
+def _action_mask(mask: tuple[tuple[bool, ...], ...], device: torch.device) -> Bool[Tensor, "K A"]:
+    return torch.tensor(mask, device=device)
 
 
 def check_cut(cut: Tensor | None, num_envs: int) -> Bool[Tensor, " B"]:

@@ -59,6 +59,7 @@ def atari(
     horizon: int = 27_000,
     zero_discount_on_life_loss: bool = True,
     num_workers: int | None = None,
+    backend: Literal["ale", "envpool"] = "ale",
     render: bool = False,
     slots_per_task: int = 1,
 ) -> VecEnv:
@@ -91,6 +92,7 @@ def atari(
             horizon=horizon,
             zero_discount_on_life_loss=zero_discount_on_life_loss,
             num_workers=num_workers,
+            backend=backend,
             slots_per_task=slots_per_task,
         )
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`AtariVecEnv`: Atari games on ale-py's native vector environment, one pool per game, all pools at work at once."""
+"""`AtariVecEnv`: Atari games on ale-py's vector environment or EnvPool, one pool per game, all at work at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl.envs.atari.rows import BACKENDS, Frames, Lives, Rows
 from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.types import EnvSpec, State, Step
 
@@ -28,22 +28,17 @@ Slots = NDArray[np.int64]
 
 
 class Pool:
-    """Rows that run one game and step together. A row is lent to a slot, or idle: then it is stepped for nothing.
+    """Rows of one game. A row is lent to a slot, or idle: then it is stepped for nothing.
 
     Args:
-        options: Of `AtariVectorEnv`.
+        env: The rows.
+        num_envs: How many.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self.env = AtariVectorEnv(**options)
-        self.slot = np.full(self.env.num_envs, -1)
+    def __init__(self, env: Rows, num_envs: int) -> None:
+        self.env = env
+        self.slot = np.full(num_envs, -1)
         """Slot that each row is lent to, or -1."""
-        self.env.reset()  # rows can be reset one by one only after all were
-
-    @property
-    def actions(self) -> list[int]:
-        """ALE's numbers of the game's actions, in the order in which the pool counts them."""
-        return [action.value for action in self.env.ale.get_action_set()]
 
     def lend(self, slots: Slots) -> Slots:
         """Lends the idle rows; returns the slots that got none."""
@@ -63,12 +58,12 @@ class Pool:
 class _Outcome:
     """What the emulators made of the actions, by slot; where an episode ended, the next has begun."""
 
-    obs: NDArray[np.uint8]
+    obs: Frames
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     lives: NDArray[np.int64]
-    final_obs: list[tuple[Slots, NDArray[np.uint8]]]
+    final_obs: list[tuple[Slots, Frames]]
     """Slots whose episodes ended, and their last observations."""
 
 
@@ -108,6 +103,8 @@ class AtariVecEnv:
         horizon: Steps after which an episode is truncated.
         zero_discount_on_life_loss: Whether `Step.life_lost` is reported. The episode goes on in any case.
         num_workers: Threads; None for one per core, 0 for as few as can be. Every pool has at least one.
+        backend: What plays. On "envpool" no episode is seeded, all goals are -1, the frames before an episode's first
+            are copies of it, and it begins after 1 to `noop_max` no-ops.
 
     Raises:
         UserError: `num_envs` is no multiple of the number of games.
@@ -126,6 +123,7 @@ class AtariVecEnv:
         horizon: int = 27_000,
         zero_discount_on_life_loss: bool = True,
         num_workers: int | None = None,
+        backend: Literal["ale", "envpool"] = "ale",
         slots_per_task: int = 1,
     ) -> None:
         self._games = tuple(games)
@@ -142,13 +140,12 @@ class AtariVecEnv:
             "stack_num": STACK,
             "img_height": SIZE,
             "img_width": SIZE,
-            "autoreset_mode": "SameStep",
             "reward_clipping": False,
             "use_fire_reset": False,  # a pressed button is not part of the preprocessing compared with
         }
-        rows = self.num_envs // len(games)
-        self._pools = [[Pool(game=game, num_envs=rows, **self._options)] for game in games]
-        actions = [pools[0].actions for pools in self._pools]
+        self._rows = BACKENDS[backend]
+        self._pools = [[self._pool(game, self.num_envs // len(games))] for game in games]
+        actions = [pools[0].env.actions for pools in self._pools]
         all_actions = range(NUM_ACTIONS) if action_set == "full_masked" else sorted(set().union(*actions))
         # How each game's pool counts an action; 0 stands in for those that it does not have.
         self._index = np.array([[own.index(a) if a in own else 0 for a in all_actions] for own in actions])
@@ -167,7 +164,7 @@ class AtariVecEnv:
         self._task, self._goal = self._assignments.task.numpy().copy(), self._assignments.goal.numpy().copy()
         self.task, self.goal = self._tensor(self._task.copy()), self._tensor(self._goal.copy())
         self._lives = np.zeros(self.num_envs, np.int64)
-        self._obs: NDArray[np.uint8] | None = None
+        self._obs: Frames | None = None
         self._loaded = False
         """Whether the slots show saved episodes, which no emulator runs."""
 
@@ -230,15 +227,15 @@ class AtariVecEnv:
             for pool in busy:
                 pool.env.send(np.where(pool.slot >= 0, index[pool.slot], 0))
             for pool in busy:
-                obs, reward, terminated, truncated, info = pool.env.recv()
-                rows = pool.slot >= 0
+                played, lent = pool.env.recv(), pool.slot >= 0
+                rows = slice(None) if lent.all() else lent  # the slice copies nothing
                 slots = pool.slot[rows]
-                outcome.obs[slots], outcome.reward[slots] = obs[rows], reward[rows]
-                outcome.terminated[slots], outcome.truncated[slots] = terminated[rows], truncated[rows]
-                outcome.lives[slots] = info["lives"][rows]
-                ended = rows & (terminated | truncated)
+                outcome.obs[slots], outcome.reward[slots] = played.obs[rows], played.reward[rows]
+                outcome.terminated[slots], outcome.truncated[slots] = played.terminated[rows], played.truncated[rows]
+                outcome.lives[slots] = played.lives[rows]
+                ended = lent & (played.terminated | played.truncated)
                 if ended.any():
-                    outcome.final_obs.append((pool.slot[ended], info["final_obs"][ended]))
+                    outcome.final_obs.append((pool.slot[ended], played.final_obs[ended]))
         except BaseException:  # also an interrupt: what a pool has not handed over would answer the next action
             self.close()
             raise
@@ -250,7 +247,7 @@ class AtariVecEnv:
         nowhere = np.zeros(self.num_envs, dtype=bool)
         return _Outcome(self._obs, np.zeros(self.num_envs, np.float32), nowhere, nowhere, self._lives, [])
 
-    def _begin(self, begins: NDArray[np.bool_], obs: NDArray[np.uint8]) -> None:
+    def _begin(self, begins: NDArray[np.bool_], obs: Frames) -> None:
         """Begins the assigned episodes in some slots, seeded, and writes their first observations to `obs`."""
         slots = np.flatnonzero(begins)
         self._task[slots] = self._assignments.task.numpy()[slots]
@@ -263,24 +260,28 @@ class AtariVecEnv:
             for pool in self._pools[task]:
                 left = pool.lend(left)
             if len(left):
-                self._pools[task].append(Pool(game=self._games[task], num_envs=len(left), **self._options))
+                self._pools[task].append(self._pool(self._games[task], len(left)))
                 self._pools[task][-1].lend(left)
         touched = [pool for pool in self._all_pools() if pool.rows(slots).any()]
 
-        def reset(pool: Pool) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+        def reset(pool: Pool) -> tuple[Frames, Lives]:
             rows = pool.rows(slots)
-            return pool.env.reset(seed=self._goal[pool.slot[rows]], options={"reset_mask": rows})
+            return pool.env.reset(self._goal[pool.slot[rows]], rows)
 
         with ThreadPoolExecutor(self._num_workers) as executor:  # loading games takes long, and pools wait in turn
-            for pool, (first, info) in zip(touched, executor.map(reset, touched), strict=True):
+            for pool, (first, lives) in zip(touched, executor.map(reset, touched), strict=True):
                 rows = pool.rows(slots)
-                obs[pool.slot[rows]], self._lives[pool.slot[rows]] = first[rows], info["lives"][rows]
+                obs[pool.slot[rows]], self._lives[pool.slot[rows]] = first[rows], lives[rows]
+        if not self._rows.seeds_episodes:
+            self._goal[slots] = -1
         self.task, self.goal = self._tensor(self._task.copy()), self._tensor(self._goal.copy())
 
     def assign(self, task: Tensor, goal: Tensor | None = None) -> None:
+        if goal is not None and (goal >= 0).any() and not self._rows.seeds_episodes:
+            raise ValueError("EnvPool cannot seed an episode, which is what a goal is here: use backend=ale.")
         self._assignments.assign(task, goal)
 
-    def render(self, slot: int = 0) -> NDArray[np.uint8]:
+    def render(self, slot: int = 0) -> Frames:
         """What the policy sees of a slot: the newest frame as an RGB picture, four times its size."""
         self._check_open()
         if self._obs is None:
@@ -314,6 +315,9 @@ class AtariVecEnv:
     def _check_open(self) -> None:
         if not self._pools:
             raise RuntimeError("The environment is closed.")
+
+    def _pool(self, game: str, rows: int) -> Pool:
+        return Pool(self._rows(game, rows, **self._options), rows)
 
     def _all_pools(self) -> Iterator[Pool]:
         return (pool for pools in self._pools for pool in pools)

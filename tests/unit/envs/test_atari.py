@@ -359,7 +359,8 @@ def test_missing_rom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mtrl.envs.atari.vector")
+    for module in ("vector", "rows"):
+        monkeypatch.delitem(sys.modules, f"mtrl.envs.atari.{module}")
     monkeypatch.setitem(sys.modules, "ale_py.vector_env", None)
     with pytest.raises(UserError, match=r'pip install -c constraints.txt -e "\.\[atari\]"'):
         make("pong", 1)
