@@ -180,7 +180,7 @@ def _comparison(name: str) -> list[str]:
 
 
 def _speed(path: Path) -> list[str]:
-    """The section on what `benchmarks/metaworld_speed.py` measured: each candidate beside the published environments."""
+    """The section on what `benchmarks/metaworld_speed.py` measured, beside the published environments."""
     if not path.exists():
         return []
     measured = json.loads(path.read_text())
