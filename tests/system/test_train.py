@@ -30,7 +30,7 @@ def test_run_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     config = load_yaml(run_dir / "config.yaml")
     assert config["seed"] == 3
-    assert config["env"] == {"name": "toy_reach", "num_envs": 8}
+    assert config["env"] == {"name": "toy_reach", "num_envs": 8, "history": 0}
     assert train_config(config).plain() == config
     assert "torch: " in (run_dir / "env.txt").read_text()
     assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
@@ -111,7 +111,11 @@ def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
     assert not any(name.startswith("train/success_rate") for row in rows(run_dir) for name in row)
 
 
-NEEDED = {"alpha_softmax": ("sac", []), "gradnorm": ("ppo", ["aggregation=measured_mean"])}
+NEEDED = {
+    "alpha_softmax": ("sac", []),
+    "context": ("ppo", ["env.history=2"]),
+    "gradnorm": ("ppo", ["aggregation=measured_mean"]),
+}
 """Options that need another agent or setting."""
 
 
