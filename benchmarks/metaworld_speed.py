@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,6 +163,32 @@ class EnvPool:
                 pool.recv()
 
 
+def groups(name: str, num_envs: int, threads: Sequence[int], actions: torch.Tensor) -> Iterator[dict[str, Candidate]]:
+    """Candidates that take turns, each group with the ceiling on all cores (the last of `threads`).
+
+    All at once would need more than 24 GB with mt50. So whoever takes a group empties it. Candidates of different
+    groups are compared by their ratios to the ceiling.
+    """
+    cores = threads[-1]
+    for count in threads:
+        batched = Batched(name, num_envs, count, actions)
+        group: dict[str, Candidate] = {f"rollout, {count} threads": batched}
+        group |= {f"ceiling, {n} threads": Ceiling(batched, n) for n in (count, cores)}
+        del batched
+        if count == cores:
+            try:
+                group["EnvPool"] = EnvPool(name, num_envs, cores, actions)
+            except ImportError:
+                print("EnvPool is not installed: left out (pip install envpool).")
+        yield group
+    official = [Official(name, num_envs, strategy, actions) for strategy in ("sync", "async")]
+    group = {"official sync": official[0], "official async": official[1]}
+    group[f"ceiling, {cores} threads"] = Ceiling(Batched(name, num_envs, cores, actions), cores)
+    yield group
+    for candidate in official:
+        candidate.env.close()
+
+
 def measure(candidates: dict[str, Candidate], ceiling: str, steps: int, rounds: int) -> dict[str, dict[str, float]]:
     """Steps per second and the ratio to the ceiling of the same round: medians over all rounds but a first one."""
     rates: dict[str, list[float]] = {name: [] for name in candidates}
@@ -216,27 +242,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rows = []
     for name in options.env:
-        official: dict[str, Candidate] = {}
         for num_envs in options.num_envs or [{"mt1": 16, "mt10": 160, "mt50": 500}[name]]:
             actions = torch.rand((options.steps, num_envs, 4), generator=torch.Generator().manual_seed(0)) * 2 - 1
-            if not official:
-                official = {f"official {s}": Official(name, num_envs, s, actions) for s in ("sync", "async")}
-            candidates: dict[str, Candidate] = dict(official)
-            for threads in sorted({*options.threads, cores}):
-                batched = Batched(name, num_envs, threads, actions)
-                candidates[f"rollout, {threads} threads"] = batched
-                candidates[f"ceiling, {threads} threads"] = Ceiling(batched, threads)
-            try:
-                candidates["EnvPool"] = EnvPool(name, num_envs, cores, actions)
-            except ImportError:
-                print("EnvPool is not installed: left out (pip install envpool).")
-            measured = measure(candidates, f"ceiling, {cores} threads", options.steps, options.rounds)
+            print(f"{name}, {num_envs} slots")
+            seen: set[str] = set()
+            for group in groups(name, num_envs, sorted({*options.threads, cores}), actions):
+                measured = measure(group, f"ceiling, {cores} threads", options.steps, options.rounds)
+                for candidate, numbers in measured.items():
+                    if candidate in seen:
+                        continue
+                    seen.add(candidate)
+                    rate, ratio = numbers["steps_per_s"], numbers["of_ceiling"]
+                    print(f"  {candidate:20} {rate:8.0f} steps/s {ratio:6.2f} of ceiling", flush=True)
+                    rows.append({"env": name, "num_envs": group[candidate].num_envs, "candidate": candidate, **numbers})
+                group.clear()
             memory = peak_memory(name, num_envs)
-            print(f"{name}, {num_envs} slots: {memory:.2f} GB at the peak")
-            for candidate, numbers in measured.items():
-                print(f"  {candidate:20} {numbers['steps_per_s']:8.0f} steps/s {numbers['of_ceiling']:6.2f} of ceiling")
-                slots = candidates[candidate].num_envs
-                rows.append({"env": name, "num_envs": slots, "candidate": candidate, **numbers})
+            print(f"  {memory:.2f} GB at the peak")
             rows.append({"env": name, "num_envs": num_envs, "peak_memory_gb": memory})
     if options.output:
         machine = {"cores": cores, "machine": platform.machine(), "mujoco": version("mujoco")}
