@@ -5,8 +5,7 @@
 
 What is compared: this project's `env=atari`, ale-py's own `AtariVectorEnv` with the same settings (same-step
 autoreset, one per game, all at work at once, as many threads), and where it is installed EnvPool, alone and under
-`env=atari env.backend=envpool`. Actions are drawn
-beforehand, uniformly from each game's own. A step is four frames.
+`env=atari env.backend=envpool`. Actions are drawn beforehand, uniformly from each game's own. A step is four frames.
 
 The candidates take turns in short rounds, and each is compared with ale-py on as many threads in the same round, so
 that whatever else runs on the machine slows all of them; the numbers are medians over rounds. Episodes go on from round
@@ -31,6 +30,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
+from mtrl.envs.atari.rows import EnvPoolRows
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
 
@@ -84,21 +84,13 @@ def ale(mtrl: Mtrl, games: Sequence[str], num_envs: int) -> Pools:
     return Pools(pools, mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows))
 
 
-def env_pool(mtrl: Mtrl, games: Sequence[str], num_envs: int, threads: int) -> Pools:
-    """EnvPool's environments, next-step autoreset."""
+def env_pool(mtrl: Mtrl, games: Sequence[str], num_envs: int) -> Pools:
+    """EnvPool's environments with the same settings, next-step autoreset."""
     import envpool
 
     rows = num_envs // len(games)
-    settings = {"repeat_action_probability": 0.25, "use_fire_reset": False, "noop_max": 30, "seed": 0}
-    pools = [
-        envpool.make_gymnasium(
-            "".join(word.capitalize() for word in game.split("_")) + "-v5",
-            num_envs=rows,
-            num_threads=-(-threads // len(games)),
-            **settings,
-        )
-        for game in games
-    ]
+    settings = [EnvPoolRows(game, rows, **mtrl.env._options)._settings for game in games]
+    pools = [envpool.make_gymnasium(seed=0, **own) for own in settings]
     return Pools(pools, mtrl.ranks.reshape(len(mtrl.ranks), len(games), rows).astype(np.int32))
 
 
@@ -141,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 mtrl = Mtrl(games, num_envs, threads, options.steps)
                 candidates: dict[str, Candidate] = {"ale-py": ale(mtrl, games, num_envs), "mtrl": mtrl}
                 try:
-                    candidates["EnvPool"] = env_pool(mtrl, games, num_envs, threads)
+                    candidates["EnvPool"] = env_pool(mtrl, games, num_envs)
                     candidates["mtrl on EnvPool"] = Mtrl(games, num_envs, threads, options.steps, "envpool")
                 except ImportError:
                     print("EnvPool is not installed: left out (pip install envpool).")

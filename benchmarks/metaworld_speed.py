@@ -173,7 +173,7 @@ def groups(name: str, num_envs: int, threads: Sequence[int], actions: torch.Tens
     for count in threads:
         batched = Batched(name, num_envs, count, actions)
         group: dict[str, Candidate] = {f"rollout, {count} threads": batched}
-        group |= {f"ceiling, {n} threads": Ceiling(batched, n) for n in (count, cores)}
+        group |= {f"ceiling, {n} threads": Ceiling(batched, n) for n in sorted({count, cores})}
         del batched
         if count == cores:
             try:
