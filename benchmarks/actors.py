@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 
 from mtrl.config import TrainConfig, composed, train_config
+from mtrl.envs.base import available_cores
 from mtrl.parallel.actors import Asynchronous
 from mtrl.run.logger import PhaseTimer
 from mtrl.run.loop import seed_everything
@@ -64,7 +64,7 @@ class Candidate:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="as for mtrl.train: env=... agent=...")
     parser.add_argument("--actors", nargs="+", type=int, default=sorted({1, cores}))

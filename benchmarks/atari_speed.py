@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from mtrl.envs.atari.rows import EnvPoolRows
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
+from mtrl.envs.base import available_cores
 
 Backend = Literal["ale", "envpool"]
 
@@ -113,7 +113,7 @@ def measure(candidates: dict[str, Candidate], frames: int, rounds: int) -> dict[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", nargs="+", default=["pong", "atari6"], help="games or sets of games, each by itself")
     parser.add_argument("--slots-per-game", nargs="+", type=int, default=[16])

@@ -4,7 +4,12 @@
     python benchmarks/component_runs.py pcgrad moore seed=2
     python benchmarks/results.py render                     # then: the table and the plot in docs/results.md
 
-A run that was stopped goes on. A variant is the preset in configs/ as it is: widths and activations differ.
+A run that was stopped goes on. Every trunk has the default's width, 256; the rest of a variant is the preset in
+configs/ as it is (activations differ, and experts multiply the parameters). Two runs side by side, each with a core of
+its own, take less time than one after the other on both:
+
+    taskset -c 0 python benchmarks/component_runs.py default moore &
+    taskset -c 1 python benchmarks/component_runs.py film paco
 """
 
 from __future__ import annotations
@@ -22,10 +27,10 @@ BUDGET = ["env=mt10", "total_steps=3000000", "eval.every=0"]
 VARIANTS = {
     "default": [],
     "soft_modules": ["network=soft_modules"],
-    "moore": ["network=moore"],
-    "paco": ["network=paco"],
+    "moore": ["network=moore", "network.trunk.width=256"],
+    "paco": ["network=paco", "network.trunk.width=256"],
     "mmoe": ["network=mmoe"],
-    "film": ["network=film"],
+    "film": ["network=film", "network.trunk.width=256"],
     "sum": ["aggregation=sum"],
     "pcgrad": ["aggregation=pcgrad"],
     "cagrad": ["aggregation=cagrad"],

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from mujoco.rollout import Rollout
 from numpy.typing import NDArray
 
 import mtrl.envs
+from mtrl.envs.base import available_cores
 from mtrl.envs.metaworld.rollout_physics import CONTROL, FRAME_SKIP, RolloutVecEnv, Scene
 
 PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -216,7 +216,7 @@ def peak_memory(name: str, num_envs: int) -> float:
 
 def print_own_peak_memory(name: str, num_envs: int) -> None:
     """What `peak_memory` runs."""
-    batched = Batched(name, num_envs, os.cpu_count() or 1, torch.zeros(20, num_envs, 4))
+    batched = Batched(name, num_envs, available_cores(), torch.zeros(20, num_envs, 4))
     batched.reset()
     batched.run()
     # Not `ru_maxrss`: a process that another starts begins with the peak of that one.
@@ -225,7 +225,7 @@ def print_own_peak_memory(name: str, num_envs: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=["mt1", "mt10", "mt50"], choices=("mt1", "mt10", "mt50"))
     parser.add_argument("--num-envs", nargs="+", type=int, help="slots; by default 16 for mt1, 160, 500")

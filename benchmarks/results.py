@@ -159,22 +159,29 @@ def _comparison(name: str) -> list[str]:
     variants: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted((RESULTS / name).glob("*/seed*.json")):
         variants[path.parent.name].append(json.loads(path.read_text()))
-    finals = {variant: [run["evaluations"][-1] for run in runs] for variant, runs in variants.items()}
-    success = {variant: [final["summary"]["success_rate"] for final in found] for variant, found in finals.items()}
-    order = sorted(finals, key=lambda variant: -float(np.mean(success[variant])))
+    final = {
+        variant: np.mean([run["evaluations"][-1]["summary"]["success_rate"] for run in runs])
+        for variant, runs in variants.items()
+    }
+    order = sorted(variants, key=lambda variant: -final[variant])
     lines = [f"## {name}", "", *_note(name)]
     lines += ["| variant | seeds | steps | success | 95% interval (Wilson) | training, minutes | command |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for variant in order:
-        outcomes = [
-            flag for final in finals[variant] for episodes in final["episodes"].values() for flag in episodes["success"]
-        ]
-        low, high = wilson_interval(sum(outcomes), len(outcomes))
-        minutes = np.mean([final["training_s"] for final in finals[variant]]) / 60
-        lines.append(
-            f"| {variant} | {len(finals[variant])} | {finals[variant][0]['step']:,} | {np.mean(success[variant]):.3f} "
-            f"| {low:.3f} to {high:.3f} | {minutes:.0f} | `{_command(variants[variant])}` |"
-        )
+        by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for run in variants[variant]:
+            for evaluation in run["evaluations"]:
+                by_step[evaluation["step"]].append(evaluation)
+        for step, found in by_step.items():
+            outcomes = [
+                flag for result in found for episodes in result["episodes"].values() for flag in episodes["success"]
+            ]
+            low, high = wilson_interval(sum(outcomes), len(outcomes))
+            minutes = np.mean([result["training_s"] for result in found]) / 60
+            lines.append(
+                f"| {variant} | {len(found)} | {step:,} | {np.mean(outcomes):.3f} | {low:.3f} to {high:.3f} "
+                f"| {minutes:.1f} | `{_command(variants[variant])}` |"
+            )
     _plot_comparison(name, {variant: variants[variant] for variant in order})
     return [*lines, "", f"![{name}](results_{name}.svg)"]
 
@@ -222,8 +229,12 @@ def _plot_comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> No
             step, seconds, success = np.array(run["training_curve"]["rows"]).T
             by_step.plot(step / 1e6, success, label=variant if run is runs[0] else None, **style)
             by_minute.plot(seconds / 60, success, **style)
+            for evaluation in run["evaluations"]:
+                rate = evaluation["summary"]["success_rate"]
+                by_step.plot(evaluation["step"] / 1e6, rate, "o", color=style["color"])
+                by_minute.plot(evaluation["wall_s"] / 60, rate, "o", color=style["color"])
     by_step.set(
-        xlabel="environment steps (millions)", ylabel="success rate while exploring", ylim=(0, 1.02), title=name
+        xlabel="environment steps (millions)", ylabel="success exploring; dots: official", ylim=(0, 1.02), title=name
     )
     by_minute.set(xlabel="wall-clock with evaluations (minutes)")
     for axes in (by_step, by_minute):

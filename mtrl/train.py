@@ -8,7 +8,6 @@ python -m mtrl.train --help                                     # every choice a
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
+from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
@@ -259,7 +259,7 @@ def environment_description() -> str:
         f"git changes: {len(git('status', '--porcelain').splitlines())} files",
         f"python: {platform.python_version()} on {platform.system()} {platform.machine()}",
         *(f"{package}: {installed(package)}" for package in packages),
-        f"cores: {os.cpu_count()}, torch threads: {torch.get_num_threads()}",
+        f"cores: {available_cores()}, torch threads: {torch.get_num_threads()}",
         f"gpu: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
     ]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,6 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtrl.types import EnvSpec, State, Step, UserError
+
+
+def available_cores() -> int:
+    """Cores that this process may run on: fewer than the machine has under a job scheduler or `taskset`."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_num_envs(num_envs: int | None, num_tasks: int, slots_per_task: int = 1) -> int:

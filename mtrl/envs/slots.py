@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -13,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
+from mtrl.envs.base import (
+    Assignments,
+    available_cores,
+    check_action,
+    check_cut,
+    check_num_envs,
+    check_num_slots,
+)
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
 from mtrl.parallel.process import ServingProcess
 from mtrl.types import EnvSpec, State, Step
@@ -110,7 +116,7 @@ class SlotVecEnv:
         self._device = torch.device(device)
         self._assignments = Assignments(self.num_envs, spec.num_tasks, num_goals, seed, torch.device("cpu"))
         if num_workers is None:
-            num_workers = os.cpu_count() or 1
+            num_workers = available_cores()
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, but is {num_workers}.")
         num_workers = min(num_workers, self.num_envs)

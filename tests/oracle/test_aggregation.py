@@ -204,6 +204,53 @@ def test_agem_is_the_naive_loop(num_tasks: int) -> None:
     torch.testing.assert_close(combine("agem", jacobian), torch.stack(projected).mean(0))
 
 
+@pytest.mark.parametrize("num_tasks", [1, 2, 5])
+def test_great_is_the_naive_loop(num_tasks: int) -> None:
+    """Three steps in the formulas' derivatives: of |v|^-1 v, softmax and cross-entropy."""
+    ours = build("aggregation", {"name": "great", "lr": 0.1, "adversary_lr": 0.5}, num_tasks=num_tasks)
+    scale, adversary = np.ones((num_tasks, P)), np.zeros((num_tasks, P))
+    for seed in range(3):
+        jacobian = gradients(num_tasks, seed, scales=True)
+        jacobian[1:2] *= seed != 1  # a task that is absent once
+        expected, to_scale, to_adversary = np.zeros(P), np.zeros((num_tasks, P)), np.zeros((num_tasks, P))
+        for k, gradient in enumerate(jacobian.numpy()):
+            norm = np.linalg.norm(gradient)
+            if norm == 0:
+                continue
+            u = gradient / norm
+            v = scale[k] * u
+            a = v / np.linalg.norm(v)
+            expected += norm * a / num_tasks
+            logits = adversary @ a
+            error = np.exp(logits) / np.exp(logits).sum() - np.eye(num_tasks)[k]
+            to_a = adversary.T @ error
+            to_scale[k] = (to_a - a * (a @ to_a)) / np.linalg.norm(v) * u
+            to_adversary += np.outer(error, a)
+        torch.testing.assert_close(ours.combine(jacobian), torch.from_numpy(expected))
+        scale = np.clip(scale + 0.1 * P * to_scale, 0, 10)
+        adversary = adversary - 0.5 * to_adversary
+    torch.testing.assert_close(ours.scale, torch.from_numpy(scale))
+    torch.testing.assert_close(ours.adversary, torch.from_numpy(adversary))
+    assert num_tasks == 1 or not np.allclose(scale, 1, atol=0.01)
+
+
+def test_great_aligns_the_gradients() -> None:
+    """What the tasks have in common stays, what tells one from another goes: cosines rise from .2 to above .8."""
+    ours = build("aggregation", {"name": "great"}, num_tasks=4)
+    g = torch.Generator().manual_seed(0)
+    common, own = torch.randn(1, P, generator=g), 3 * torch.randn(4, P, generator=g)
+    common[:, P // 2 :], own[:, : P // 2] = 0, 0
+
+    def cosine(rows: Tensor) -> float:
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        return float((rows @ rows.T)[~torch.eye(4, dtype=torch.bool)].mean())
+
+    for _ in range(500):
+        ours.combine(common + own + 0.1 * torch.randn(4, P, generator=g))
+    assert cosine(common + own) < 0.3
+    assert cosine(ours.scale * (common + own)) > 0.8
+
+
 @pytest.mark.parametrize("name", ["pcgrad", "gradvac", "gem", "agem", "measured_mean"])
 def test_without_conflict_it_is_the_mean(name: str) -> None:
     jacobian = gradients(5, 0).abs()

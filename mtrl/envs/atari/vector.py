@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.envs.atari.rows import BACKENDS, Frames, Lives, Rows
-from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
+from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.types import EnvSpec, State, Step
 
 FRAME_SKIP, STACK, SIZE = 4, 4, 84
@@ -129,7 +128,7 @@ class AtariVecEnv:
         self._games = tuple(games)
         self.num_envs = check_num_envs(num_envs, len(games), slots_per_task)
         self._device = torch.device(device)
-        self._num_workers = max(1, (os.cpu_count() or 1) if num_workers is None else num_workers)
+        self._num_workers = max(1, available_cores() if num_workers is None else num_workers)
         self._options = {
             "num_threads": -(-self._num_workers // len(games)),  # rounded up
             "full_action_space": action_set == "full",

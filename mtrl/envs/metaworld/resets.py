@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.envs.base import available_cores
 from mtrl.envs.metaworld.cache import cache_path, read_arrays, write_arrays
 from mtrl.envs.metaworld.official import SharedCompilation, make_env, official_task
 
@@ -81,7 +81,7 @@ def reset_pool(task_names: Sequence[str], goals: Sequence[Array], num_threads: i
     arrays = read_arrays(path)
     pool = None if arrays is None else _unpack(path, arrays, task_names, goals)
     if pool is None:
-        with ThreadPoolExecutor(num_threads or os.cpu_count()) as executor:
+        with ThreadPoolExecutor(num_threads or available_cores()) as executor:
             pool = list(executor.map(_make, task_names, goals))
         write_arrays(path, _pack(task_names, pool))
     return pool

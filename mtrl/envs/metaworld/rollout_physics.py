@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs, check_num_slots
+from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs, check_num_slots
 from mtrl.envs.metaworld.resets import STATE, TaskResets, reset_pool, scene_path
 from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS, Outcome, Task, TaskState
@@ -225,7 +224,7 @@ class RolloutVecEnv:
         self.num_goals = len(suite.goals[0])
         self._device = torch.device(device)
         self._horizon = suite.horizon
-        self._num_threads = min(max(1, (os.cpu_count() or 1) if num_workers is None else num_workers), self.num_envs)
+        self._num_threads = min(max(1, available_cores() if num_workers is None else num_workers), self.num_envs)
         self._executor = ThreadPoolExecutor(self._num_threads - 1) if self._num_threads > 1 else None
 
         self._pool = reset_pool(suite.task_names, suite.goals, self._num_threads)

@@ -10,6 +10,7 @@ from mtrl.optim.aggregation.base import Sum as Sum
 from mtrl.optim.aggregation.cagrad import CAGrad as CAGrad
 from mtrl.optim.aggregation.gem import GEM as GEM
 from mtrl.optim.aggregation.gradvac import GradVac as GradVac
+from mtrl.optim.aggregation.great import GREAT as GREAT
 from mtrl.optim.aggregation.mgda import MGDA as MGDA
 from mtrl.optim.aggregation.pcgrad import PCGrad as PCGrad
 from mtrl.optim.aggregation.torchjd import TorchJD as TorchJD

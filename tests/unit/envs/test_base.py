@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
 
 import mtrl.envs
-from mtrl.envs.base import Assignments
+from mtrl.envs.base import Assignments, available_cores
 from mtrl.types import UserError
 
 CPU = torch.device("cpu")
+
+
+def test_cores_that_a_scheduler_leaves_us() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert available_cores() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_goals_are_drawn_uniformly() -> None:
