@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mtrl.envs import register_with_gymnasium
 
 __all__ = ["load_policy"]
 __version__ = "0.1.0"
+
+# Read when torch is imported. By default torch's idle threads spin for milliseconds (GNU OpenMP: 300,000 turns), and
+# take the cores that the simulation's threads need; this is long enough for the next operation of a network.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 register_with_gymnasium()
 
