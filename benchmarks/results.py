@@ -93,6 +93,7 @@ def render() -> None:
     for name in sorted({path.parents[1].name for path in RESULTS.glob("*/*/seed*.json")}):
         parts += [*_comparison(name), ""]
     parts += _speed(RESULTS / "metaworld_speed.json")
+    parts += _atari_speed(RESULTS / "atari_speed.json")
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
     _update_readme(groups)
 
@@ -212,6 +213,29 @@ def _speed(path: Path) -> list[str]:
     memory = [row for row in measured["rows"] if "peak_memory_gb" in row]
     peaks = ", ".join(f"{row['env']} with {row['num_envs']} slots {row['peak_memory_gb']:.2f} GB" for row in memory)
     return [*lines, "", f"Peak memory of a process with `physics=rollout`: {peaks}.", ""]
+
+
+def _atari_speed(path: Path) -> list[str]:
+    """The section on what `benchmarks/atari_speed.py` measured, beside ale-py's own vector environment."""
+    if not path.exists():
+        return []
+    measured = json.loads(path.read_text())
+    lines = [
+        "## Simulation speed of Atari",
+        "",
+        "Frames per second with random actions, side by side in one run; a step is four frames.",
+        f"Machine: {measured['cores']} cores, {measured['machine']}, ale-py {measured['ale-py']}. Command:",
+        "`python benchmarks/atari_speed.py --output results/atari_speed.json`.",
+        "",
+        "| games, slots | threads | candidate | frames/s | of ale-py |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in measured["rows"]:
+        lines.append(
+            f"| {row['games']}, {row['num_envs']} | {row['threads']} | {row['candidate']} "
+            f"| {row['frames_per_s']:,.0f} | {row['of_ale']:.2f} |"
+        )
+    return [*lines, ""]
 
 
 def _note(name: str) -> list[str]:
