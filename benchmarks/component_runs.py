@@ -35,6 +35,7 @@ VARIANTS = {
     "pcgrad": ["aggregation=pcgrad"],
     "cagrad": ["aggregation=cagrad"],
     "a5c": ["task_sampling=a5c"],
+    "a5c_mild": ["task_sampling=a5c", "task_sampling.tau=1"],
     "no_popart": ["value_norm=none"],
 }
 """The default is an MLP with a head per task, the mean of the gradients, uniform sampling, PopArt."""
