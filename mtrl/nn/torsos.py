@@ -53,9 +53,9 @@ class PixelTorso(Torso):
         self.linear = nn.Linear(maps.numel(), width)
 
     def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
-        # With the channels innermost, convolutions take half the time on a CPU.
+        # On a CPU, convolutions take half the time with the channels innermost, and a division in place a fifth.
         layout, dtype = torch.channels_last, self.linear.weight.dtype
-        pictures = obs.reshape(-1, *obs.shape[-3:]).to(dtype, memory_format=layout) / 255
+        pictures = obs.reshape(-1, *obs.shape[-3:]).to(dtype, memory_format=layout, copy=True).div_(255)
         features = functional.relu(self.linear(self.layers(pictures).flatten(1)))
         return features.reshape(*obs.shape[:-3], self.out_features)
 
