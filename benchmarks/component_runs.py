@@ -37,6 +37,7 @@ VARIANTS = {
     "a5c": ["task_sampling=a5c"],
     "a5c_mild": ["task_sampling=a5c", "task_sampling.tau=1"],
     "no_popart": ["value_norm=none"],
+    "bfloat16": ["precision=bfloat16"],
 }
 """The default is an MLP with a head per task, the mean of the gradients, uniform sampling, PopArt."""
 

@@ -1,6 +1,6 @@
 """Cost of one update with each gradient aggregation, trunk and switch, as a ratio to `sum` with an MLP of that width.
 
-    python benchmarks/update_cost.py --tasks 10 50 --agents sac impala
+    python benchmarks/update_cost.py --tasks 10 50 --agents sac impala --output results/update_cost.json
     python benchmarks/update_cost.py --tasks 10 --only pcgrad cagrad "pcgrad, K backward passes"
     python benchmarks/update_cost.py --device cuda --only "sum, bfloat16" "sum, compiled" "sum, bfloat16, compiled"
 
@@ -16,13 +16,14 @@ import ctypes
 import functools
 import gc
 import inspect
-import statistics
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -231,8 +232,10 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def compare(agent: str, num_tasks: int, device: str, rounds: int, slow_rounds: int, only: Sequence[str]) -> None:
-    """Prints the table of one agent and number of tasks."""
+def compare(
+    agent: str, num_tasks: int, device: str, rounds: int, slow_rounds: int, only: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Prints the table of one agent and number of tasks, and returns its rows."""
     candidates = {("sum", "mlp"): rounds}
     candidates |= {(name, "mlp"): rounds for name in (*names("aggregation"), *SWITCHES)}
     candidates |= {("sum", name): rounds for name in names("trunk")}
@@ -249,15 +252,21 @@ def compare(agent: str, num_tasks: int, device: str, rounds: int, slow_rounds: i
                 measured[key].append(measure(update, device))
     print(f"\n{agent}, {num_tasks} tasks, {device}")
     print(f"{'aggregation':28}{'trunk':16}{'ms':>8}{'ratio':>8}{'MB':>8}{'ratio':>8}")
-    base = measured["sum", "mlp"]
-    for key in sorted(
-        updates, key=lambda key: (key[1] != "mlp", statistics.median(next(zip(*measured[key], strict=True))))
-    ):
-        row = f"{key[0]:28}{key[1]:16}"
-        for values, base_values in zip(zip(*measured[key], strict=True), zip(*base, strict=True), strict=True):
-            ratio = statistics.median(value / other for value, other in zip(values, base_values, strict=False))
-            row += f"{statistics.median(values):8.0f}{ratio:8.2f}"
-        print(row, flush=True)
+    rows = []
+    for aggregation, trunk in updates:
+        row: dict[str, Any] = {"agent": agent, "tasks": num_tasks, "aggregation": aggregation, "trunk": trunk}
+        pairs = zip(measured[aggregation, trunk], measured["sum", "mlp"], strict=False)  # slow ones have fewer rounds
+        own, base = (np.array(side) for side in zip(*pairs, strict=True))
+        row["ms"], row["mb"] = np.median(own, axis=0).tolist()
+        row["of_ms"], row["of_mb"] = np.median(own / base, axis=0).tolist()
+        rows.append(row)
+    for row in sorted(rows, key=lambda row: (row["trunk"] != "mlp", row["ms"])):
+        print(
+            f"{row['aggregation']:28}{row['trunk']:16}"
+            f"{row['ms']:8.0f}{row['of_ms']:8.2f}{row['mb']:8.0f}{row['of_mb']:8.2f}",
+            flush=True,
+        )
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -269,11 +278,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=1, help="of those with K backward passes; 0: without them")
     parser.add_argument("--only", nargs="+", default=[], help="names of aggregations and trunks")
+    parser.add_argument("--output", type=Path, help="a JSON file for the numbers, written after each table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    machine = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
+    rows = []
     for num_tasks in options.tasks:
         for agent in options.agents:
-            compare(agent, num_tasks, options.device, options.rounds, options.slow_rounds, options.only)
+            rows += compare(agent, num_tasks, options.device, options.rounds, options.slow_rounds, options.only)
+            if options.output:
+                options.output.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
