@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from speed_sections import speed_sections
 
 from mtrl.config import load_yaml
 from mtrl.run.evaluation import bootstrap_interval, wilson_interval
@@ -50,21 +51,30 @@ def store(run: Path, name: str) -> Path:
     config = load_yaml(run / "config.yaml")
     del config["run_dir"]  # of one machine
     evaluations = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
+    curves = {"success_rate while exploring": "train/success_rate_mean"}
+    if _scored(evaluations):
+        curves = {f"score of {game} while exploring": f"train/return/{game}" for game in evaluations[-1]["episodes"]}
     curve = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        if "train/success_rate_mean" in row:
-            curve.append([row["step"], round(row["time/wall_s"], 1), round(row["train/success_rate_mean"], 4)])
+        values = [round(row[key], 4) if key in row else None for key in curves.values()]
+        if values != [None] * len(values):
+            curve.append([row["step"], round(row["time/wall_s"], 1), *values])
     kept = {
         "config": config,
         "environment": [_without_paths(line) for line in (run / "env.txt").read_text().splitlines()],
         "evaluations": evaluations,
-        "training_curve": {"columns": ["step", "wall_s", "success_rate while exploring"], "rows": curve},
+        "training_curve": {"columns": ["step", "wall_s", *curves], "rows": curve},
     }
     path = RESULTS / name / f"seed{config['seed']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept) + "\n")
     return path
+
+
+def _scored(evaluations: list[dict[str, Any]]) -> bool:
+    """Whether the tasks are games, with scores, and not tasks that succeed or fail."""
+    return bool(evaluations[-1].get("scores"))
 
 
 def _without_paths(line: str) -> str:
@@ -77,9 +87,6 @@ def _without_paths(line: str) -> str:
 
 def render() -> None:
     """Rewrites docs/results.md: a table and a plot for each name under results/."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted(RESULTS.glob("*/seed*.json")):
-        groups[path.parent.name].append(json.loads(path.read_text()))
     parts = [
         "# Results",
         "",
@@ -87,23 +94,38 @@ def render() -> None:
         " [Evaluation protocol](protocol.md). Every row is the policy at that step, not the best of a series.",
         "",
     ]
-    for name, runs in groups.items():
-        parts += [*_section(name, runs), ""]
-        _plot(name, runs)
-    for name in sorted({path.parents[1].name for path in RESULTS.glob("*/*/seed*.json")}):
-        parts += [*_comparison(name), ""]
-    parts += _speed(RESULTS / "metaworld_speed.json")
-    parts += _atari_speed(RESULTS / "atari_speed.json")
+    groups = _groups("*/seed*.json")
+    for name, variants in {**groups, **_groups("*/*/seed*.json")}.items():
+        if _scored(next(iter(variants.values()))[0]["evaluations"]):
+            parts += [*_games(name, variants), ""]
+        elif name in groups:
+            parts += [*_section(name, variants[name]), ""]
+        else:
+            parts += [*_comparison(name, variants), ""]
+    parts += speed_sections(RESULTS)
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
-    _update_readme(groups)
+    _update_readme({name: variants[name] for name, variants in groups.items()})
+
+
+def _groups(pattern: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Runs by name and variant; where there are no variants, the name stands for the only one."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for path in sorted(RESULTS.glob(pattern)):
+        variants = groups.setdefault(path.relative_to(RESULTS).parts[0], {})
+        variants.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+    return groups
 
 
 def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
     """Writes one row for each name between the markers in README.md."""
-    lines = ["| runs | command | seeds | steps | success | minutes each |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| runs | command | seeds | steps | success or score | minutes each |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
     for name, runs in groups.items():
         finals = [run["evaluations"][-1] for run in runs]
-        success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
+        if _scored(finals):
+            success = " ".join(f"{final['summary']['mean_return']:.1f}" for final in finals)
+        else:
+            success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
         minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
         seeds = " ".join(str(run["config"]["seed"]) for run in runs)
         lines.append(f"| {name} | `{_command(runs)}` | {seeds} | {finals[0]['step']:,} | {success} | {minutes} |")
@@ -115,17 +137,77 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    lines = [f"## {name}", "", *_note(name), _protocol(runs), ""]
+    lines += [*_runs_table(runs), "", *_tasks_table(runs), "", *_commands(runs), "", f"![{name}](results_{name}.svg)"]
+    _plot(name, runs)
+    return lines
+
+
+def _protocol(runs: list[dict[str, Any]]) -> str:
     protocols = [run["evaluations"][-1]["protocol"] for run in runs]
     # What differs between the runs (the goals follow from the seed) is given for each.
     merged = {key: " / ".join(dict.fromkeys(str(p[key]) for p in protocols)) for key in protocols[0]}
-    protocol = "; ".join(f"{key}: {value}" for key, value in merged.items())
-    lines = [f"## {name}", "", *_note(name), f"Protocol: {protocol}.", ""]
-    lines += [*_runs_table(runs), "", *_tasks_table(runs), ""]
+    return f"Protocol: {'; '.join(f'{key}: {value}' for key, value in merged.items())}."
+
+
+def _commands(runs: list[dict[str, Any]]) -> list[str]:
     commands = [
         line.removeprefix("command: ") for run in runs for line in run["environment"] if line.startswith("command")
     ]
-    lines += ["Commands:", "", "```", *commands, "```", "", f"![{name}](results_{name}.svg)"]
-    return lines
+    return ["Commands:", "", "```", *commands, "```"]
+
+
+def _games(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A section on runs whose tasks are games: scores and per-game curves, of each variant beside the others."""
+    runs = [run for own in variants.values() for run in own]
+    games = list(runs[0]["evaluations"][-1]["episodes"])
+    lines = [f"## {name}", "", *_note(name), _protocol(runs), ""]
+    lines += ["Mean score, and in brackets the 95% bootstrap interval over the episodes of the one policy.", ""]
+    lines += [f"| variant | seed | steps (frames of each game) | {' | '.join(games)} | training, minutes |"]
+    lines += ["| --- | --- | --- |" + " --- |" * len(games) + " --- |"]
+    for variant, own in variants.items():
+        for run in own:
+            for evaluation in run["evaluations"]:
+                step = evaluation["step"]
+                cells = [_score(evaluation["episodes"][game]["return"]) for game in games]
+                lines.append(
+                    f"| {variant} | {run['config']['seed']} | {step:,} ({_frames(step, games):.1f}M) "
+                    f"| {' | '.join(cells)} | {evaluation['training_s'] / 60:.0f} |"
+                )
+    _plot_games(name, variants, games)
+    return [*lines, "", *_commands(runs), "", f"![{name}](results_{name}.svg)"]
+
+
+def _score(returns: list[float]) -> str:
+    low, high = bootstrap_interval(returns)
+    return f"{np.mean(returns):,.1f} ({low:,.1f} to {high:,.1f})"
+
+
+def _frames(step: Any, games: list[str]) -> Any:
+    """Millions of frames of each game: a step is four frames, and the games share the steps evenly."""
+    return 4e-6 * step / len(games)
+
+
+def _plot_games(name: str, variants: dict[str, list[dict[str, Any]]], games: list[str]) -> None:
+    plt = _pyplot(name)
+    figure, all_axes = plt.subplots(1, len(games), figsize=(5 * len(games) + 1, 4), squeeze=False)
+    for index, (game, axes) in enumerate(zip(games, all_axes[0], strict=True)):
+        lines = [(variant, run) for variant, runs in variants.items() for run in runs]
+        for number, (variant, run) in enumerate(lines):
+            rows = np.array(run["training_curve"]["rows"], dtype=float)  # NaN where no episode ended
+            known = rows[~np.isnan(rows[:, 2 + index])]
+            label = f"{variant}, seed {run['config']['seed']}"
+            axes.plot(_frames(known[:, 0], games), known[:, 2 + index], color=f"C{number}", label=label)
+            for evaluation in run["evaluations"]:
+                mean = np.mean(evaluation["episodes"][game]["return"])
+                axes.plot(_frames(evaluation["step"], games), mean, "o", color=f"C{number}")
+        axes.set(xlabel="frames of the game (millions)", title=game)
+        axes.grid(alpha=0.3)
+    all_axes[0, 0].set(ylabel="score exploring; dots: deterministic")
+    all_axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(DOCS / f"results_{name}.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 def _runs_table(runs: list[dict[str, Any]]) -> list[str]:
@@ -155,11 +237,8 @@ def _tasks_table(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _comparison(name: str) -> list[str]:
+def _comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A section on the variants stored under results/NAME/, each beside the others."""
-    variants: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted((RESULTS / name).glob("*/seed*.json")):
-        variants[path.parent.name].append(json.loads(path.read_text()))
     final = {
         variant: np.mean([run["evaluations"][-1]["summary"]["success_rate"] for run in runs])
         for variant, runs in variants.items()
@@ -185,57 +264,6 @@ def _comparison(name: str) -> list[str]:
             )
     _plot_comparison(name, {variant: variants[variant] for variant in order})
     return [*lines, "", f"![{name}](results_{name}.svg)"]
-
-
-def _speed(path: Path) -> list[str]:
-    """The section on what `benchmarks/metaworld_speed.py` measured, beside the published environments."""
-    if not path.exists():
-        return []
-    measured = json.loads(path.read_text())
-    lines = [
-        "## Simulation speed of Meta-World",
-        "",
-        "Environment steps per second with random actions, side by side in one run; the ceiling is the bare physics.",
-        f"Machine: {measured['cores']} cores, {measured['machine']}, mujoco {measured['mujoco']}. Command:",
-        "`python benchmarks/metaworld_speed.py --output results/metaworld_speed.json`.",
-        "",
-        "| environment, slots | candidate | steps/s | times official sync | of the ceiling |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    rows = [row for row in measured["rows"] if "candidate" in row]
-    sync = {row["env"]: row["of_ceiling"] for row in rows if row["candidate"] == "official sync"}
-    for row in rows:
-        ratio = row["of_ceiling"]
-        lines.append(
-            f"| {row['env']}, {row['num_envs']} | {row['candidate']} | {row['steps_per_s']:,.0f} "
-            f"| {ratio / sync[row['env']]:.1f} | {ratio:.2f} |"
-        )
-    memory = [row for row in measured["rows"] if "peak_memory_gb" in row]
-    peaks = ", ".join(f"{row['env']} with {row['num_envs']} slots {row['peak_memory_gb']:.2f} GB" for row in memory)
-    return [*lines, "", f"Peak memory of a process with `physics=rollout`: {peaks}.", ""]
-
-
-def _atari_speed(path: Path) -> list[str]:
-    """The section on what `benchmarks/atari_speed.py` measured, beside ale-py's own vector environment."""
-    if not path.exists():
-        return []
-    measured = json.loads(path.read_text())
-    lines = [
-        "## Simulation speed of Atari",
-        "",
-        "Frames per second with random actions, side by side in one run; a step is four frames.",
-        f"Machine: {measured['cores']} cores, {measured['machine']}, ale-py {measured['ale-py']}. Command:",
-        "`python benchmarks/atari_speed.py --output results/atari_speed.json`.",
-        "",
-        "| games, slots | threads | candidate | frames/s | of ale-py |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in measured["rows"]:
-        lines.append(
-            f"| {row['games']}, {row['num_envs']} | {row['threads']} | {row['candidate']} "
-            f"| {row['frames_per_s']:,.0f} | {row['of_ale']:.2f} |"
-        )
-    return [*lines, ""]
 
 
 def _note(name: str) -> list[str]:

@@ -1,0 +1,89 @@
+"""The sections of docs/results.md that come from benchmarks of speed and cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def speed_sections(results: Path) -> list[str]:
+    """Of every such file that is stored."""
+    sections = {
+        "metaworld_speed.json": _metaworld_speed,
+        "atari_speed.json": _atari_speed,
+        "update_cost.json": _update_cost,
+    }
+    lines: list[str] = []
+    for name, section in sections.items():
+        if (results / name).exists():
+            lines += section(json.loads((results / name).read_text()))
+    return lines
+
+
+def _metaworld_speed(measured: dict[str, Any]) -> list[str]:
+    """What `benchmarks/metaworld_speed.py` measured, beside the published environments."""
+    lines = [
+        "## Simulation speed of Meta-World",
+        "",
+        "Environment steps per second with random actions, side by side in one run; the ceiling is the bare physics.",
+        f"Machine: {measured['cores']} cores, {measured['machine']}, mujoco {measured['mujoco']}. Command:",
+        "`python benchmarks/metaworld_speed.py --output results/metaworld_speed.json`.",
+        "",
+        "| environment, slots | candidate | steps/s | times official sync | of the ceiling |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows = [row for row in measured["rows"] if "candidate" in row]
+    sync = {row["env"]: row["of_ceiling"] for row in rows if row["candidate"] == "official sync"}
+    for row in rows:
+        ratio = row["of_ceiling"]
+        lines.append(
+            f"| {row['env']}, {row['num_envs']} | {row['candidate']} | {row['steps_per_s']:,.0f} "
+            f"| {ratio / sync[row['env']]:.1f} | {ratio:.2f} |"
+        )
+    memory = [row for row in measured["rows"] if "peak_memory_gb" in row]
+    peaks = ", ".join(f"{row['env']} with {row['num_envs']} slots {row['peak_memory_gb']:.2f} GB" for row in memory)
+    return [*lines, "", f"Peak memory of a process with `physics=rollout`: {peaks}.", ""]
+
+
+def _atari_speed(measured: dict[str, Any]) -> list[str]:
+    """What `benchmarks/atari_speed.py` measured, beside ale-py's own vector environment."""
+    lines = [
+        "## Simulation speed of Atari",
+        "",
+        "Frames per second with random actions, side by side in one run; a step is four frames.",
+        f"Machine: {measured['cores']} cores, {measured['machine']}, ale-py {measured['ale-py']}. Command:",
+        "`python benchmarks/atari_speed.py --output results/atari_speed.json`.",
+        "",
+        "| games, slots | threads | candidate | frames/s | of ale-py |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in measured["rows"]:
+        lines.append(
+            f"| {row['games']}, {row['num_envs']} | {row['threads']} | {row['candidate']} "
+            f"| {row['frames_per_s']:,.0f} | {row['of_ale']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _update_cost(measured: dict[str, Any]) -> list[str]:
+    """What `benchmarks/update_cost.py` measured: time, and in brackets memory, as ratios to `sum` with an MLP."""
+    tables: dict[str, dict[tuple[str, str], str]] = {}
+    for row in measured["rows"]:
+        cells = tables.setdefault(f"{row['agent']}, {row['tasks']} tasks", {})
+        cells[row["aggregation"], row["trunk"]] = f"{row['of_ms']:.2f} ({row['of_mb']:.2f})"
+    lines = [
+        "## Cost of an update",
+        "",
+        "Time of an update and, in brackets, the memory that it adds: ratios to `aggregation=sum` with an MLP of equal",
+        "width, in turns in one run; the networks are those of the agents' presets for Meta-World, the data random.",
+        f"Machine: {measured['device']}, {measured['threads']} thread, torch {measured['torch']}. Command:",
+        "`python benchmarks/update_cost.py --tasks 10 50 --agents sac impala --output results/update_cost.json`.",
+        "",
+        f"| aggregation | trunk | {' | '.join(tables)} |",
+        "| --- | --- |" + " --- |" * len(tables),
+    ]
+    for aggregation, trunk in next(iter(tables.values())):
+        cells = " | ".join(table.get((aggregation, trunk), "") for table in tables.values())
+        lines.append(f"| {aggregation} | {trunk} | {cells} |")
+    return [*lines, ""]
