@@ -27,7 +27,7 @@ from mtrl.envs.base import available_cores
 from mtrl.parallel.actors import Asynchronous
 from mtrl.run.logger import PhaseTimer
 from mtrl.run.loop import seed_everything
-from mtrl.train import make_actors, make_agent
+from mtrl.train import make_actors, make_agent, threads_beside
 
 
 class Candidate:
@@ -35,7 +35,7 @@ class Candidate:
 
     def __init__(self, config: TrainConfig) -> None:
         seed_everything(config.seed)
-        self.timer = PhaseTimer()
+        self.timer, self.config = PhaseTimer(), config
         self.actors = make_actors(config, self.timer, print)
         self.agent = make_agent(config, self.actors)
         self.waited = 0.0
@@ -51,12 +51,13 @@ class Candidate:
 
     def rate(self, updates: int) -> float:
         """Steps per second over this many iterations."""
-        self.iterate()
-        self.timer.reset()
-        start = time.perf_counter()
-        steps = sum(self.iterate() for _ in range(updates))
-        elapsed = time.perf_counter() - start
-        self.waited = self.timer.seconds.get("wait", 0.0) / elapsed
+        with threads_beside(self.config.actors):
+            self.iterate()
+            self.timer.reset()
+            start = time.perf_counter()
+            steps = sum(self.iterate() for _ in range(updates))
+            elapsed = time.perf_counter() - start
+            self.waited = self.timer.seconds.get("wait", 0.0) / elapsed
         if isinstance(self.actors, Asynchronous):
             while not all(process.connection.poll() for process in self.actors.processes):
                 time.sleep(0.05)

@@ -12,7 +12,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -65,7 +66,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     progress = Progress()
     actors = make_actors(config, timer, progress.print)
     evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
-    try:
+    with threads_beside(config.actors), closing(actors), closing(evaluator):
         spec = actors.episodes.spec
         agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
@@ -110,10 +111,22 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         if loop.last_evaluation is not None:
             show(loop.last_evaluation)
         print_summary(loop, loop.state.step - step)
-    finally:
-        evaluator.close()
-        actors.close()
     return 0
+
+
+@contextmanager
+def threads_beside(actors: int) -> Iterator[None]:
+    """Within, torch has no more threads than cores that actors leave, and at least one.
+
+    All threads of an operation wait for the one that shares its core with an actor, which costs more than it brings
+    (see `benchmarks/actors.py`).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, available_cores() - actors)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_actors(config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None]) -> Actors:

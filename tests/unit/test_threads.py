@@ -1,4 +1,4 @@
-"""How long torch's idle threads spin is settled before torch is imported."""
+"""How long torch's idle threads spin, and how many there are beside actors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from mtrl import train
 
 SHOW = """
 import os, sys
@@ -28,3 +31,17 @@ def test_when_torch_is_imported(given: dict[str, str], expected: str) -> None:
     others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     shown = subprocess.run([sys.executable, "-c", SHOW], env=others | given, capture_output=True, text=True)
     assert shown.stdout.strip() == expected, shown.stderr
+
+
+@pytest.mark.parametrize(("actors", "expected"), [(0, 4), (3, 4), (6, 2), (20, 1)])
+def test_beside_actors(actors: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 cores, 4 are torch's."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(train, "available_cores", lambda: 8)
+    torch.set_num_threads(4)
+    try:
+        with train.threads_beside(actors):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
