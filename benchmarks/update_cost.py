@@ -35,6 +35,7 @@ from mtrl.optim.aggregation import Aggregation, PCGrad
 from mtrl.parallel.actors import Serial
 from mtrl.registry import lookup, names
 from mtrl.run.logger import PhaseTimer
+from mtrl.train import keep_freed_memory
 from mtrl.types import Batch, EnvSpec, Metrics, Rollout, Step
 
 OBS, ACTIONS = 39, 4
@@ -281,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the numbers, written after each table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     machine = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
     rows = []
     for num_tasks in options.tasks:

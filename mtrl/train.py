@@ -8,6 +8,7 @@ python -m mtrl.train --help                                     # every choice a
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     """
     check_device(config.device)
     check_extras(config)
+    keep_freed_memory()
     run_dir = resume or new_run_dir(config)
     seed_everything(config.seed)
     timer = PhaseTimer()
@@ -112,6 +114,22 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             show(loop.last_evaluation)
         print_summary(loop, loop.state.step - step)
     return 0
+
+
+def keep_freed_memory() -> None:
+    """What this process frees stays its own.
+
+    glibc returns large blocks to the system, and every one that comes from there is filled with zeros, a page at a
+    time: 5 to 20 % of an update on a CPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+    mallopt(mmap_threshold, 2**30)
 
 
 @contextmanager
