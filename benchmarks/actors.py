@@ -2,6 +2,7 @@
 
     python benchmarks/actors.py env=toy_reach agent=impala                    # 1 actor, and one per core
     python benchmarks/actors.py env=mt10 agent=ppo --actors 2 4 --rounds 5 --updates 3 --output actors.json
+    taskset -c 0 python benchmarks/actors.py env=mt10 agent=ppo --actors      # of one core: N can give N times this
 
 Everything is timed that training does, apart from logs, evaluations and checkpoints: acting, simulation, learning, and
 what passes between the processes. The candidates take turns in short rounds, and each is compared with the serial one
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cores = available_cores()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="as for mtrl.train: env=... agent=...")
-    parser.add_argument("--actors", nargs="+", type=int, default=sorted({1, cores}))
+    parser.add_argument("--actors", nargs="*", type=int, default=sorted({1, cores}))
     parser.add_argument("--updates", type=int, default=10, help="in a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="a JSON file for the numbers")

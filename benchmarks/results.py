@@ -73,8 +73,8 @@ def store(run: Path, name: str) -> Path:
 
 
 def _scored(evaluations: list[dict[str, Any]]) -> bool:
-    """Whether the tasks are games, with scores, and not tasks that succeed or fail."""
-    return bool(evaluations[-1].get("scores"))
+    """Whether the tasks have scores, as games do, and do not succeed or fail."""
+    return not evaluations[-1].get("has_success", True)
 
 
 def _without_paths(line: str) -> str:

@@ -21,7 +21,7 @@ from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
 from mtrl.run.evaluation import evaluate, record_videos, show, summary, write_eval
-from mtrl.run.logger import Progress
+from mtrl.run.logger import NO_RESULTS, Progress
 from mtrl.types import Actor, EnvSpec, EvalResult, UserError, VecEnv
 
 METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld", "ml1", "ml10", "ml25", "ml45")
@@ -137,7 +137,7 @@ def evaluate_run(
 
             def report(done: int, total: int) -> None:
                 rate = done / (time.perf_counter() - began)
-                progress.update(done, total, rate, {}, {}, "evaluation", unit="episodes")
+                progress.update(done, total, rate, NO_RESULTS, {}, "evaluation", unit="episodes")
 
             result = evaluator(policy.network, report)
         target = Path(out) if out else run_dir

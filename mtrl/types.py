@@ -206,6 +206,8 @@ class EvalResult:
     episodes: tuple[EpisodeResult, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     """What the benchmark makes of the episodes, for example human-normalised scores."""
+    has_success: bool = True
+    """Whether the environment reports success; without, `EpisodeResult.success` means nothing."""
 
 
 @runtime_checkable

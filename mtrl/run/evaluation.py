@@ -70,7 +70,8 @@ def evaluate(
         outcomes = _run_round(actor, env, batch, seed + index, finished)
         for (task, goal), (success, episode_return, length) in zip(batch, outcomes, strict=True):
             episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length))
-    return EvalResult(dict(protocol), tuple(itertools.chain.from_iterable(episodes)))
+    every = tuple(itertools.chain.from_iterable(episodes))
+    return EvalResult(dict(protocol), every, has_success=env.spec.has_success)
 
 
 def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
@@ -162,7 +163,8 @@ def summary(result: EvalResult) -> dict[str, Any]:
     """Statistics of an evaluation, as plain values.
 
     `success_rate` and `mean_return` are means over tasks; `tasks` holds, by name, `success_rate` with its 95% Wilson
-    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`.
+    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`. Success is left out where the
+    environment reports none.
     """
     by_task: dict[str, list[EpisodeResult]] = {}
     for episode in result.episodes:
@@ -170,27 +172,26 @@ def summary(result: EvalResult) -> dict[str, Any]:
     tasks: dict[str, dict[str, Any]] = {}
     for name, episodes in by_task.items():
         n, successes = len(episodes), sum(episode.success for episode in episodes)
+        success = {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))}
         tasks[name] = {
-            "success_rate": successes / n,
-            "interval": list(wilson_interval(successes, n)),
+            **(success if result.has_success else {}),
             "mean_return": math.fsum(episode.episode_return for episode in episodes) / n,
             "mean_length": sum(episode.length for episode in episodes) / n,
             "episodes": n,
         }
-    means = {key: math.fsum(task[key] for task in tasks.values()) / len(tasks) for key in _AVERAGED}
+    averaged = ("success_rate", "mean_return") if result.has_success else ("mean_return",)
+    means = {key: math.fsum(task[key] for task in tasks.values()) / len(tasks) for key in averaged}
     return {**means, "tasks": tasks}
-
-
-_AVERAGED = ("success_rate", "mean_return")
 
 
 def metrics(result: EvalResult) -> dict[str, float]:
     """Scores and summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, and the same of `eval/return`."""
     found = summary(result)
     named = {f"eval/{name}": value for name, value in result.scores.items()}
-    for key, name in zip(_AVERAGED, ("eval/success_rate", "eval/return"), strict=True):
-        named[name] = found[key]
-        named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items()}
+    for key, name in (("success_rate", "eval/success_rate"), ("mean_return", "eval/return")):
+        if key in found:
+            named[name] = found[key]
+            named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items()}
     return named
 
 
@@ -211,6 +212,7 @@ def to_json(result: EvalResult) -> dict[str, Any]:
     return {
         "protocol": dict(result.protocol),
         "scores": dict(result.scores),
+        "has_success": result.has_success,
         "summary": summary(result),
         "episodes": episodes,
     }
@@ -223,7 +225,7 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
         for task, columns in data["episodes"].items()
         for row in zip(columns["goal"], columns["success"], columns["return"], columns["length"], strict=True)
     ]
-    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}))
+    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("has_success", True))
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -239,17 +241,22 @@ def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
 # Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
-_COLUMNS = ("task", "success", "95% interval", "return", "length", "episodes")
-
 
 def _rows(result: EvalResult) -> list[tuple[str, ...]]:
+    """Heading, tasks, mean."""
     found = summary(result)
-    rows = []
+    rows: list[tuple[str, ...]] = [("task", "return", "length", "episodes")]
     for name, task in found["tasks"].items():
-        low, high = task["interval"]
-        numbers = (f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}", f"{task['mean_return']:.1f}")
-        rows.append((name, *numbers, f"{task['mean_length']:.0f}", str(task["episodes"])))
-    return [*rows, ("mean", f"{found['success_rate']:.3f}", "", f"{found['mean_return']:.1f}", "", "")]
+        rows.append((name, f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])))
+    rows.append(("mean", f"{found['mean_return']:.1f}", "", ""))
+    if result.has_success:
+        success = [("success", "95% interval")]
+        for task in found["tasks"].values():
+            low, high = task["interval"]
+            success.append((f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}"))
+        success.append((f"{found['success_rate']:.3f}", ""))
+        rows = [(row[0], *cells, *row[1:]) for row, cells in zip(rows, success, strict=True)]
+    return rows
 
 
 def _caption(result: EvalResult) -> str:
@@ -261,9 +268,9 @@ def _caption(result: EvalResult) -> str:
 
 def table(result: EvalResult) -> Table:
     """Per-task results and their mean for a terminal, with scores and the protocol beneath."""
-    *tasks, mean = _rows(result)
+    heading, *tasks, mean = _rows(result)
     drawn = Table(caption=_caption(result), caption_justify="left")
-    for column in _COLUMNS:
+    for column in heading:
         drawn.add_column(column, justify="left" if column == "task" else "right")
     for row in tasks:
         drawn.add_row(*row)
@@ -274,7 +281,7 @@ def table(result: EvalResult) -> Table:
 
 def plain_table(result: EvalResult) -> str:
     """The same as plain text, for logs and files."""
-    rows = [_COLUMNS, *_rows(result)]
+    rows = _rows(result)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:

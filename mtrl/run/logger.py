@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -252,8 +253,32 @@ class MetricAccumulator:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class TaskResults:
+    """How each task goes, as far as known: success rates, or returns where the environment reports no success."""
+
+    measure: str
+    """success or return."""
+    by_task: Mapping[str, float]
+    """NaN for a task without episodes."""
+
+    def text(self, value: float) -> str:
+        """A result of this kind."""
+        if math.isnan(value):
+            return " -- "
+        return f"{value:.2f}" if self.measure == "success" else f"{value:,.1f}"
+
+    def mean(self) -> str | None:
+        """Over the tasks with episodes, with its name."""
+        known = [value for value in self.by_task.values() if not math.isnan(value)]
+        return f"{self.measure} {self.text(sum(known) / len(known))}" if known else None
+
+
+NO_RESULTS = TaskResults("success", {})
+
+
 class Progress:
-    """Rate, time left, success per task and time by phase: drawn in place on a terminal, else as a line now and then.
+    """Rate, time left, result per task and time by phase: drawn in place on a terminal, else as a line now and then.
 
     Used as a context manager; the console is free for other output again after it.
 
@@ -288,7 +313,7 @@ class Progress:
         step: int,
         total: int,
         rate: float,
-        success: Mapping[str, float],
+        results: TaskResults,
         shares: Mapping[str, float],
         label: str = "training",
         unit: str = "steps",
@@ -299,7 +324,6 @@ class Progress:
             step: Done so far.
             total: Where it ends.
             rate: Steps per second.
-            success: Success rate by task, as far as known; NaN for a task without episodes.
             shares: Fraction of time by phase.
             label: What is going on.
             unit: What is counted.
@@ -309,10 +333,10 @@ class Progress:
             return
         self._next = now + self._interval
         if self._live:
-            self._live.update(_display(step, total, rate, success, shares, label, unit), refresh=True)
+            self._live.update(_display(step, total, rate, results, shares, label, unit), refresh=True)
         else:
-            line = _headline(step, total, rate, success, shares, label, unit)
-            tasks = " ".join(f"{name} {_rate(value)}" for name, value in success.items())
+            line = _headline(step, total, rate, results, shares, label, unit)
+            tasks = " ".join(f"{name} {results.text(value)}" for name, value in results.by_task.items())
             self.console.out(f"{line} | {tasks}" if tasks else line, highlight=False)
 
 
@@ -320,7 +344,7 @@ def _headline(
     step: int,
     total: int,
     rate: float,
-    success: Mapping[str, float],
+    results: TaskResults,
     shares: Mapping[str, float],
     label: str,
     unit: str,
@@ -328,9 +352,8 @@ def _headline(
     left = duration((total - step) / rate) if rate > 0 else "?"
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
     parts = [f"{label} {step:,}/{total:,} ({step / max(total, 1):.1%})", f"{speed} {unit}/s", f"{left} left"]
-    known = [value for value in success.values() if not math.isnan(value)]
-    if known:
-        parts.append(f"success {sum(known) / len(known):.2f}")
+    if mean := results.mean():
+        parts.append(mean)
     if shares:
         parts.append(" ".join(f"{phase} {share:.0%}" for phase, share in shares.items()))
     return "  ".join(parts)
@@ -340,23 +363,21 @@ def _display(
     step: int,
     total: int,
     rate: float,
-    success: Mapping[str, float],
+    results: TaskResults,
     shares: Mapping[str, float],
     label: str,
     unit: str,
 ) -> Group:
     tasks = Table.grid(padding=(0, 3), pad_edge=True)
-    cells = [Text.assemble((_rate(value), "bold green" if value >= 0.5 else "yellow"), " ", name)
-             for name, value in success.items()]  # fmt: skip
+    cells = []
+    for name, value in results.by_task.items():
+        done = results.measure == "success" and value >= 0.5
+        cells.append(Text.assemble((results.text(value), "bold green" if done else "yellow"), " ", name))
     columns = 2 if len(cells) <= 10 else 3
     for start in range(0, len(cells), columns):
         tasks.add_row(*cells[start : start + columns])
     bar = ProgressBar(total=max(total, 1), completed=step, width=60)
-    return Group(bar, Text(_headline(step, total, rate, success, shares, label, unit)), tasks)
-
-
-def _rate(value: float) -> str:
-    return " -- " if math.isnan(value) else f"{value:.2f}"
+    return Group(bar, Text(_headline(step, total, rate, results, shares, label, unit)), tasks)
 
 
 def duration(seconds: float) -> str:

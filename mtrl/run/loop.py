@@ -16,7 +16,15 @@ import torch
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
 from mtrl.run.evaluation import metrics as eval_metrics
 from mtrl.run.evaluation import write_eval
-from mtrl.run.logger import Logger, MetricAccumulator, PhaseTimer, Progress, peak_memory_bytes
+from mtrl.run.logger import (
+    NO_RESULTS,
+    Logger,
+    MetricAccumulator,
+    PhaseTimer,
+    Progress,
+    TaskResults,
+    peak_memory_bytes,
+)
 from mtrl.run.schedule import Every, Until
 from mtrl.types import EvalResult, Experience, Learner, NonFiniteLossError, State, UserError
 
@@ -81,7 +89,7 @@ class Loop:
         self.state = RunState()
         self.metrics = MetricAccumulator()
         self.last_evaluation: EvalResult | None = None
-        self._success: dict[str, float] = {}
+        self._results = NO_RESULTS
         self._batch: Any = None  # the last of this iteration
         self._stop: int | None = None
 
@@ -150,14 +158,15 @@ class Loop:
         state.wall_time += elapsed
         state.training_time += elapsed
         rate = state.step / state.training_time
-        self.progress.update(state.step, self.until.total, rate, self._success, self.timer.shares())
+        self.progress.update(state.step, self.until.total, rate, self._results, self.timer.shares())
 
     def _log(self) -> None:
         state, statistics = self.state, self.experience.statistics()
         names = self.logger.task_names
-        if "success_rate" in statistics:
-            seen = dict(zip(names, statistics["success_rate"].tolist(), strict=True))
-            self._success |= {name: rate for name, rate in seen.items() if rate == rate}  # NaN: no episode ended
+        key, measure = ("success_rate", "success") if "success_rate" in statistics else ("return", "return")
+        latest = zip(names, statistics[key].tolist(), strict=True)
+        seen = {name: value for name, value in latest if value == value}  # NaN: no episode ended
+        self._results = TaskResults(measure, {**self._results.by_task, **seen})
         diagnostics = {} if self._batch is None else self.learner.diagnostics(self._batch)
         row: dict[str, Any] = {
             name if "/" in name else f"train/{name}": value
@@ -182,7 +191,9 @@ class Loop:
         def show(done: int, total: int) -> None:
             self._raise_if_stopped()
             rate = done / (time.perf_counter() - began)
-            self.progress.update(done, total, rate, {}, {}, label=f"evaluation at {state.step:,}", unit="episodes")
+            self.progress.update(
+                done, total, rate, NO_RESULTS, {}, label=f"evaluation at {state.step:,}", unit="episodes"
+            )
 
         state.evaluating = True
         with self.timer("evaluation"):
@@ -205,8 +216,8 @@ class Loop:
             self.progress.print(f"WARNING: Could not save the evaluation: {reason}. Training goes on.")
         values = eval_metrics(result)
         self.logger.log(state.step, {**values, "time/wall_s": state.wall_time})
-        mean = values["eval/success_rate"]
-        self.progress.print(f"step {state.step:,}: evaluation success {mean:.3f}, return {values['eval/return']:.1f}")
+        success = f"success {values['eval/success_rate']:.3f}, " if result.has_success else ""
+        self.progress.print(f"step {state.step:,}: evaluation {success}return {values['eval/return']:.1f}")
 
     def _save(self, checkpointer: Checkpointer) -> None:
         with self.timer("checkpoint"):

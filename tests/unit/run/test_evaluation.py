@@ -219,6 +219,20 @@ def test_scores_of_the_benchmark():
     assert from_json(json.loads(json.dumps(to_json(scored)))) == scored
 
 
+def test_without_success():
+    """Where the environment reports none, nothing speaks of it."""
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, has_success=False)
+    returns = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert set(metrics(returns)) == {f"eval/return{task}" for task in ("", "/task/0", "/task/1", "/task/2")}
+    assert "success_rate" not in json.dumps(summary(returns))
+    lines = plain_table(returns).splitlines()
+    assert lines[0].split() == ["task", "return", "length", "episodes"]
+    assert lines[1].split() == ["task/0", "3.5", "3", "3"]
+    assert lines[4].split() == ["mean", "9.2"]
+    assert from_json(json.loads(json.dumps(to_json(returns)))) == returns
+
+
 # --- files and tables -----------------------------------------------------------------------------------------------
 
 

@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 
 from mtrl.run.logger import (
+    NO_RESULTS,
     Logger,
     MetricAccumulator,
     PhaseTimer,
     Progress,
+    TaskResults,
     TensorBoardSink,
     WandbSink,
     duration,
@@ -219,7 +221,7 @@ def test_accumulator_resumes_exactly(cut):
 
 # --- Progress -------------------------------------------------------------------------------------------------------
 
-SUCCESS = {"reach-v3": 1.0, "push-v3": 0.5, "door/x": math.nan}
+SUCCESS = TaskResults("success", {"reach-v3": 1.0, "push-v3": 0.5, "door/x": math.nan})
 SHARES = {"env": 0.55, "update": 0.45}
 
 
@@ -239,12 +241,21 @@ def test_plain_lines():
     assert last.startswith("training 100,000/100,000 (100.0%)")
 
 
+def test_returns_where_no_success_is_reported():
+    console = Console(file=io.StringIO(), width=60)
+    returns = TaskResults("return", {"pong": -20.25, "qbert": 1234.0})
+    with Progress(interval=1000, console=console) as progress:
+        progress.update(1000, 2000, 500.0, returns, {})
+    # (-20.25 + 1234) / 2 = 606.875
+    assert console.file.getvalue().endswith("return 606.9 | pong -20.2 qbert 1,234.0\n")
+
+
 def test_terminal_display():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with Progress(console=console) as progress:
-        progress.update(1000, 100_000, 0.0, {f"task-{k}": k / 50 for k in range(50)}, SHARES)
+        progress.update(1000, 100_000, 0.0, TaskResults("success", {f"task-{k}": k / 50 for k in range(50)}), SHARES)
         progress.print("saved")
-        progress.update(100_000, 100_000, 2000.0, {}, {})
+        progress.update(100_000, 100_000, 2000.0, NO_RESULTS, {})
     text = console.file.getvalue()
     assert all(part in text for part in ("task-49", "? left", "saved", "100,000/100,000"))
 
