@@ -21,6 +21,7 @@ from mtrl.types import UserError
 
 CURVES: dict[str, tuple[str, ...]] = {
     "success": ("eval/success_rate", "train/success_rate"),
+    "return": ("eval/return", "train/return"),
     "conflicts": ("grad/*_conflict_rate", "grad/*_cosine_mean"),
     "task_weights": ("grad/*_task_weight",),
     "task_shares": ("train/task_share",),

@@ -19,6 +19,7 @@ ROWS: list[dict[str, Any]] = [
         "train/task_share/a": 0.25,
         "train/task_share/b/c": 0.75,  # a task's name may have a slash
         "train/success_rate/a": step / 40,
+        "train/return/a": 100.0 + step,
         "grad/policy_conflict_rate": 0.5,
         "grad/policy_cosine": [[1.0, step / 100], [None, 1.0]],
         "train/policy_routing_entropy/a": 0.3,
