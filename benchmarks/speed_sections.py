@@ -18,7 +18,7 @@ def speed_sections(results: Path) -> list[str]:
     for name, section in sections.items():
         if (results / name).exists():
             lines += section(json.loads((results / name).read_text()))
-    return lines
+    return lines + _actors([json.loads(path.read_text()) for path in sorted(results.glob("actors_*.json"))])
 
 
 def _metaworld_speed(measured: dict[str, Any]) -> list[str]:
@@ -86,4 +86,29 @@ def _update_cost(measured: dict[str, Any]) -> list[str]:
     for aggregation, trunk in next(iter(tables.values())):
         cells = " | ".join(table.get((aggregation, trunk), "") for table in tables.values())
         lines.append(f"| {aggregation} | {trunk} | {cells} |")
+    return [*lines, ""]
+
+
+def _actors(runs: list[dict[str, Any]]) -> list[str]:
+    """What `benchmarks/actors.py` measured, for each of several trainings."""
+    if not runs:
+        return []
+    lines = [
+        "## Speed of training with actors",
+        "",
+        "Environment steps per second of whole training, with asynchronous actors and without, in turns in one run. All",
+        "cores can give no more than their number times the rate of one core by itself.",
+        "Commands: `python benchmarks/actors.py TRAINING --output results/actors_NAME.json`, and for one core",
+        "`taskset -c 0 python benchmarks/actors.py TRAINING --actors --output results/actors_NAME_1core.json`.",
+        "",
+        "| training | cores | actors | steps/s | of serial | learner waits |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        training = " ".join(run["command"])
+        for row in run["rows"]:
+            lines.append(
+                f"| `{training}` | {run['cores']} | {row['actors']} | {row['steps_per_s']:,.0f} "
+                f"| {row['of_serial']:.2f} | {row['waited']:.0%} |"
+            )
     return [*lines, ""]
