@@ -96,8 +96,8 @@ def _actors(runs: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Speed of training with actors",
         "",
-        "Environment steps per second of whole training, with asynchronous actors and without, in turns in one run. All",
-        "cores can give no more than their number times the rate of one core by itself.",
+        "Environment steps per second of whole training, with asynchronous actors and without, in turns in one run.",
+        "No number of cores can give more than as many times the rate of one core by itself.",
         "Commands: `python benchmarks/actors.py TRAINING --output results/actors_NAME.json`, and for one core",
         "`taskset -c 0 python benchmarks/actors.py TRAINING --actors --output results/actors_NAME_1core.json`.",
         "",
