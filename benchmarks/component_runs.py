@@ -5,7 +5,8 @@
     python benchmarks/results.py render                     # then: the table and the plot in docs/results.md
 
 A run that was stopped goes on. Every trunk has the default's width, 256; the rest of a variant is the preset in
-configs/ as it is (activations differ, and experts multiply the parameters). Two runs side by side, each with a core of
+configs/ as it is (experts multiply the parameters, and activations differ: `relu` is the default with those of the
+other trunks). Two runs side by side, each with a core of
 its own, take less time than one after the other on both:
 
     taskset -c 0 python benchmarks/component_runs.py default moore &
@@ -37,6 +38,7 @@ VARIANTS = {
     "a5c": ["task_sampling=a5c"],
     "a5c_mild": ["task_sampling=a5c", "task_sampling.tau=1"],
     "no_popart": ["value_norm=none"],
+    "relu": ["network.trunk.activation=relu", "network.trunk.init=he_uniform"],
     "bfloat16": ["precision=bfloat16"],
 }
 """The default is an MLP with a head per task, the mean of the gradients, uniform sampling, PopArt."""
