@@ -6,8 +6,7 @@
 
 A run that was stopped goes on. Every trunk has the default's width, 256; the rest of a variant is the preset in
 configs/ as it is (experts multiply the parameters, and activations differ: `relu` is the default with those of the
-other trunks). Two runs side by side, each with a core of
-its own, take less time than one after the other on both:
+other trunks). Two runs side by side, each with a core of its own, take less time than one after the other on both:
 
     taskset -c 0 python benchmarks/component_runs.py default moore &
     taskset -c 1 python benchmarks/component_runs.py film paco

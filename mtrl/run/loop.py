@@ -191,9 +191,7 @@ class Loop:
         def show(done: int, total: int) -> None:
             self._raise_if_stopped()
             rate = done / (time.perf_counter() - began)
-            self.progress.update(
-                done, total, rate, NO_RESULTS, {}, label=f"evaluation at {state.step:,}", unit="episodes"
-            )
+            self.progress.update(done, total, rate, NO_RESULTS, {}, f"evaluation at {state.step:,}", "episodes")
 
         state.evaluating = True
         with self.timer("evaluation"):
