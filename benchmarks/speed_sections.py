@@ -12,13 +12,14 @@ def speed_sections(results: Path) -> list[str]:
     sections = {
         "metaworld_speed.json": _metaworld_speed,
         "atari_speed.json": _atari_speed,
-        "update_cost.json": _update_cost,
     }
     lines: list[str] = []
     for name, section in sections.items():
         if (results / name).exists():
             lines += section(json.loads((results / name).read_text()))
-    return lines + _actors([json.loads(path.read_text()) for path in sorted(results.glob("actors_*.json"))])
+    for pattern, section_of in {"update_cost_*.json": _update_cost, "actors_*.json": _actors}.items():
+        lines += section_of([json.loads(path.read_text()) for path in sorted(results.glob(pattern))])
+    return lines
 
 
 def _metaworld_speed(measured: dict[str, Any]) -> list[str]:
@@ -66,10 +67,12 @@ def _atari_speed(measured: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _update_cost(measured: dict[str, Any]) -> list[str]:
+def _update_cost(runs: list[dict[str, Any]]) -> list[str]:
     """What `benchmarks/update_cost.py` measured: time, and in brackets memory, as ratios to `sum` with an MLP."""
+    if not runs:
+        return []
     tables: dict[str, dict[tuple[str, str], str]] = {}
-    for row in measured["rows"]:
+    for row in (row for run in runs for row in run["rows"]):
         cells = tables.setdefault(f"{row['agent']}, {row['tasks']} tasks", {})
         cells[row["aggregation"], row["trunk"]] = f"{row['of_ms']:.2f} ({row['of_mb']:.2f})"
     lines = [
@@ -77,8 +80,11 @@ def _update_cost(measured: dict[str, Any]) -> list[str]:
         "",
         "Time of an update and, in brackets, the memory that it adds: ratios to `aggregation=sum` with an MLP of equal",
         "width, in turns in one run; the networks are those of the agents' presets for Meta-World, the data random.",
-        f"Machine: {measured['device']}, {measured['threads']} thread, torch {measured['torch']}. Command:",
-        "`python benchmarks/update_cost.py --tasks 10 50 --agents sac impala --output results/update_cost.json`.",
+        f"Machine: {runs[0]['device']}, {runs[0]['threads']} thread, torch {runs[0]['torch']}. Commands:",
+        "",
+        "```",
+        *(run["command"] for run in runs),
+        "```",
         "",
         f"| aggregation | trunk | {' | '.join(tables)} |",
         "| --- | --- |" + " --- |" * len(tables),

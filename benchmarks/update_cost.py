@@ -1,12 +1,16 @@
 """Cost of one update with each gradient aggregation, trunk and switch, as a ratio to `sum` with an MLP of that width.
 
-    python benchmarks/update_cost.py --tasks 10 50 --agents sac impala --output results/update_cost.json
+    python benchmarks/update_cost.py --tasks 10 --output results/update_cost_mt10.json
+    python benchmarks/update_cost.py --tasks 50 --without nddr sluice cross_stitch soft_sharing --output cost.json
     python benchmarks/update_cost.py --tasks 10 --only pcgrad cagrad "pcgrad, K backward passes"
     python benchmarks/update_cost.py --device cuda --only "sum, bfloat16" "sum, compiled" "sum, bfloat16, compiled"
 
 Networks, batches and rollouts are those of the agents' presets on Meta-World; the data are random. Rounds alternate
 between the candidates and the table shows medians over the rounds, of processor time on a CPU (so that what else runs
 on the machine counts less) and of wall time on a GPU. Memory is what an update adds to that of the process at its peak.
+
+Trunks with a column per task (cross-stitch, sluice, NDDR) send every sample through all columns, so that a sample costs
+K times as much as with an MLP; with NDDR, which mixes all columns with each other, K^2 times: not with 50 tasks.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import functools
 import gc
 import inspect
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -234,7 +240,13 @@ def resident(field: str) -> int:
 
 
 def compare(
-    agent: str, num_tasks: int, device: str, rounds: int, slow_rounds: int, only: Sequence[str]
+    agent: str,
+    num_tasks: int,
+    device: str,
+    rounds: int,
+    slow_rounds: int,
+    only: Sequence[str],
+    without: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Prints the table of one agent and number of tasks, and returns its rows."""
     candidates = {("sum", "mlp"): rounds}
@@ -243,6 +255,7 @@ def compare(
     candidates |= {(name, "mlp"): slow_rounds for name in OTHERS}
     if only:
         candidates = {key: n for key, n in candidates.items() if key == ("sum", "mlp") or set(key) & set(only)}
+    candidates = {key: n for key, n in candidates.items() if not set(key) & set(without)}
     updates = {key: make_update(agent, num_tasks, device, *key) for key, n in candidates.items() if n}
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in updates}
     for update in updates.values():
@@ -279,17 +292,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=1, help="of those with K backward passes; 0: without them")
     parser.add_argument("--only", nargs="+", default=[], help="names of aggregations and trunks")
+    parser.add_argument("--without", nargs="+", default=[], help="names of aggregations and trunks")
     parser.add_argument("--output", type=Path, help="a JSON file for the numbers, written after each table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     machine = {"device": options.device, "threads": options.threads, "torch": torch.__version__}
+    command = shlex.join(["python", "benchmarks/update_cost.py", *(sys.argv[1:] if arguments is None else arguments)])
+    rounds, chosen = (options.rounds, options.slow_rounds), (options.only, options.without)
     rows = []
     for num_tasks in options.tasks:
         for agent in options.agents:
-            rows += compare(agent, num_tasks, options.device, options.rounds, options.slow_rounds, options.only)
+            rows += compare(agent, num_tasks, options.device, *rounds, *chosen)
             if options.output:
-                options.output.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+                options.output.write_text(json.dumps({**machine, "command": command, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
