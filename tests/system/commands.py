@@ -256,3 +256,8 @@ def only_run(folder: Path) -> Path:
 
 def overrides(*parts: str | Sequence[str]) -> list[str]:
     return [word for part in parts for word in ([part] if isinstance(part, str) else part)]
+
+
+def shared_memory() -> set[str]:
+    """Names of shared memory; folders there are another test's."""
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.is_dir()}

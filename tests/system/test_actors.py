@@ -9,14 +9,10 @@ from pathlib import Path
 import pytest
 
 from mtrl.run.checkpoint import load_state, newest_valid
-from tests.system.commands import TINY, alive, descendants, rows, run, start, the_error, tiny, wait_for
+from tests.system.commands import TINY, alive, descendants, rows, run, shared_memory, start, the_error, tiny, wait_for
 
 ACTORS = [*tiny("impala"), "actors=2"]
 ENDLESS = [*tiny("impala", total_steps=100_000_000), "actors=2", "eval.every=0", "checkpoint.every=0", "log.every=1000"]
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def wait_for_rows(run_dir: Path, count: int = 1) -> None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from mtrl.parallel.actor import Ended
 from mtrl.parallel.actors import ActorError, ActorProcess, Asynchronous, AsyncOnPolicy
 from mtrl.types import Rollout, UserError, VecEnv
 from tests.helpers import describe, no_timer, random_rollout
-from tests.system.commands import alive, wait_for
+from tests.system.commands import alive, shared_memory, wait_for
 from tests.unit.parallel.actor_envs import make_counting, make_dead, make_failing
 
 K, T, B = 3, 7, 6  # B slots of each actor
@@ -84,7 +83,7 @@ class Run:
 @contextmanager
 def running(make_env: Callable[[], VecEnv], count: int = 2) -> Iterator[Run]:
     """Ends the actors, and checks that nothing of them is left."""
-    before = set(Path("/dev/shm").iterdir())
+    before = shared_memory()
     run = Run(make_env, count)
     try:
         yield run
@@ -92,7 +91,7 @@ def running(make_env: Callable[[], VecEnv], count: int = 2) -> Iterator[Run]:
         pids = run.pids
         run.actors.close()
         assert not any(map(alive, pids))
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert shared_memory() <= before
 
 
 @pytest.fixture(scope="module")
