@@ -80,6 +80,7 @@ def _update_cost(runs: list[dict[str, Any]]) -> list[str]:
         "",
         "Time of an update and, in brackets, the memory that it adds: ratios to `aggregation=sum` with an MLP of equal",
         "width, in turns in one run; the networks are those of the agents' presets for Meta-World, the data random.",
+        "Cells are empty where a candidate was left out: networks per task are too dear for 50 of them.",
         f"Machine: {runs[0]['device']}, {runs[0]['threads']} thread, torch {runs[0]['torch']}. Commands:",
         "",
         "```",
