@@ -285,7 +285,7 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[10])
     parser.add_argument("--agents", nargs="+", default=["sac", "impala"], choices=("sac", "impala", "ppo"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
