@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
     """What this process frees stays its own.
 
     glibc returns large blocks to the system, and every one that comes from there is filled with zeros, a page at a
-    time: 5 to 20 % of an update on a CPU.
+    time, in every update anew.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

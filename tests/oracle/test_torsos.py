@@ -78,3 +78,11 @@ def test_the_other_kind_of_observation_is_refused() -> None:
         NatureCNN((39,))
     with pytest.raises(UserError, match="torso 'impala_resnet'"):
         build("torso", {"name": "impala_resnet"}, obs_shape=(39,))
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_observations_stay_as_they_are(name: str) -> None:
+    """Also those that need no conversion, and that a division in place could reach."""
+    obs = torch.full((2, *SHAPE), 255.0).contiguous(memory_format=torch.channels_last)
+    make(name)(obs)
+    assert (obs == 255).all()
