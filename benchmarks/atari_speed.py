@@ -9,7 +9,8 @@ autoreset, one per game, all at work at once, as many threads), and where it is 
 
 The candidates take turns in short rounds, and each is compared with ale-py on as many threads in the same round, so
 that whatever else runs on the machine slows all of them; the numbers are medians over rounds. Episodes go on from round
-to round, and those that end are reset in the time that is measured.
+to round, and those that end are reset in the time that is measured. The process keeps the memory that it frees, as
+`python -m mtrl.train` does.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mtrl.envs.atari.rows import EnvPoolRows
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
 from mtrl.envs.base import available_cores
+from mtrl.train import keep_freed_memory
 
 Backend = Literal["ale", "envpool"]
 
@@ -123,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the numbers")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    keep_freed_memory()
 
     rows = []
     for name in options.games:

@@ -33,6 +33,10 @@ from mtrl.types import EnvSpec, Experience, Learner, UserError
 Node = Mapping[str, Any]
 
 
+PICTURE_NORMS = {"none": "scaled_pictures", "running": "centred_pictures"}
+"""What an agent's `obs_norm` means where observations are pictures."""
+
+
 @dataclass(frozen=True)
 class Components:
     """The config nodes of the slots, which are the same for every agent, and how the learner computes."""
@@ -54,7 +58,7 @@ class Components:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
         flat = len(self.spec.obs_shape) == 1
         return {
-            "obs_norm": {"name": obs_norm if flat else "none"},  # a torso scales pictures by itself
+            "obs_norm": {"name": obs_norm if flat else PICTURE_NORMS.get(obs_norm, obs_norm)},
             "torso": dict(self.torso),
             "core": dict(self.core),
             "task_encoder": dict(self.task_encoder),

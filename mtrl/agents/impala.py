@@ -108,7 +108,7 @@ class Impala:
             for chosen in order.tensor_split(self.minibatches):
                 steps.append(self._step({key: tensor[:, chosen] for key, tensor in samples.items()}, entropy_coef))
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
-        self.policy.obs_norm.update(rollout.obs)
+        self.policy.obs_norm.update(rollout.obs, task)
 
         metrics = {key: _mean([step[key] for step in steps]) for key in steps[0]}
         metrics["value_scale"] = self.value_norm.sigma.float()
@@ -117,7 +117,7 @@ class Impala:
     @torch.no_grad()
     def diagnostics(self, rollout: Rollout) -> Metrics:
         """How much of the policy and of the value network is in use."""
-        features, _ = self.policy.unroll(rollout.obs, rollout.first, rollout.state)
+        features, _ = self.policy.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
         policy, value = self.policy.usage(features, rollout.task), self.value.usage(features, rollout.task)
         return {
             **{f"policy_{key}": number for key, number in policy.items()},
@@ -130,7 +130,7 @@ class Impala:
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
         """Log-probabilities under the current policy; V-trace targets, advantages (in units of the reward), weights."""
         task = rollout.task
-        features, states = self.policy.unroll(rollout.obs, rollout.first, rollout.state)
+        features, states = self.policy.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
         log_prob = self.policy.distribution(features, task).log_prob(rollout.action)
         value = self._value(features, task)
         # V(s_{t+1}) is the next row's value, except where an episode or the rollout ends.
@@ -138,7 +138,8 @@ class Impala:
         ends = rollout.done.clone()
         ends[-1] = True
         last_obs = rollout.next_obs[ends][None]
-        last, _ = self.policy.unroll(last_obs, torch.zeros_like(task[ends], dtype=torch.bool)[None], states[ends])
+        first = torch.zeros_like(task[ends], dtype=torch.bool)
+        last, _ = self.policy.unroll(last_obs, task[ends][None], first[None], states[ends])
         next_value[ends] = self._value(last[0], task[ends])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
@@ -176,7 +177,7 @@ class Impala:
         }
 
     def _features(self, batch: dict[str, Tensor]) -> Float[Tensor, "L N F"]:
-        features, _ = self.policy.unroll(batch["obs"], batch["first"], batch["state"][0])
+        features, _ = self.policy.unroll(batch["obs"], batch["task"], batch["first"], batch["state"][0])
         return features
 
     def _policy_loss(

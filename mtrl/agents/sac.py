@@ -79,7 +79,7 @@ class Sac:
     def update(self, batch: Batch, progress: float) -> Metrics:
         """One gradient step of critics, policy and temperatures on a stratified batch."""
         task = batch.task
-        obs, next_obs = self.policy.obs_norm(batch.obs), self.policy.obs_norm(batch.next_obs)
+        obs, next_obs = self.policy.obs_norm(batch.obs, task), self.policy.obs_norm(batch.next_obs, task)
 
         target = self._target(batch, next_obs)
         require_finite(target, task)  # before it can reach a statistic
@@ -99,7 +99,7 @@ class Sac:
         surplus = -log_prob - self.target_entropy[task]
         temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
         self.temperature_step(task, signed=temperature_loss)
-        self.policy.obs_norm.update(batch.obs)
+        self.policy.obs_norm.update(batch.obs, task)
 
         with torch.no_grad():
             for target_critic, critic in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
@@ -119,7 +119,7 @@ class Sac:
 
     def diagnostics(self, batch: Batch) -> Metrics:
         """How much of the policy and of the first critic is in use."""
-        obs, task = self.policy.obs_norm(batch.obs), batch.task
+        obs, task = self.policy.obs_norm(batch.obs, batch.task), batch.task
         policy, critic = self.policy.usage(obs, task), self.critics.usage(torch.cat([obs, batch.action], -1), task)
         return {
             **{f"policy_{key}": value for key, value in policy.items()},

@@ -60,8 +60,7 @@ class _ConditionedTrunk(nn.Module):
 class PolicyNetwork(_ConditionedTrunk):
     """The deployable module: raw observations and task ids to a distribution over actions.
 
-    What comes before the trunk (normaliser, torso, core) knows nothing of the task. Learners give its features to their
-    value networks too.
+    Torso and core know nothing of the task. Learners give their features to the value networks too.
     """
 
     def __init__(
@@ -73,10 +72,14 @@ class PolicyNetwork(_ConditionedTrunk):
         self.core: Core = core
 
     def unroll(
-        self, obs: Shaped[Tensor, "L N *obs"], first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
+        self,
+        obs: Shaped[Tensor, "L N *obs"],
+        task: Int[Tensor, "L N"],
+        first: Bool[Tensor, "L N"],
+        state: Float[Tensor, "N S"],
     ) -> tuple[Float[Tensor, "L N F"], Float[Tensor, "L N S"]]:
         """Features of N sequences of raw observations, and the core's state after each step: see `Core.forward`."""
-        return self.core(self.torso(self.obs_norm(obs)), first, state)
+        return self.core(self.torso(self.obs_norm(obs, task)), first, state)
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         """What `forward` gives, from the features of `unroll`."""
@@ -86,7 +89,8 @@ class PolicyNetwork(_ConditionedTrunk):
         """Of every observation (*batch, *obs) by itself, as if an episode began with it."""
         N = task.numel()
         alone = obs.reshape(1, N, *obs.shape[task.ndim :])
-        features, _ = self.unroll(alone, task.new_ones(1, N, dtype=torch.bool), self.initial_state(N))
+        first = task.new_ones(1, N, dtype=torch.bool)
+        features, _ = self.unroll(alone, task.reshape(1, N), first, self.initial_state(N))
         return self.distribution(features.reshape(*task.shape, -1), task)
 
     def initial_state(self, num: int) -> Float[Tensor, "{num} S"]:
@@ -99,7 +103,7 @@ class PolicyNetwork(_ConditionedTrunk):
         self, obs: Shaped[Tensor, "B *obs"], task: Int[Tensor, " B"], state: Float[Tensor, "B S"], explore: bool
     ) -> tuple[Tensor, Float[Tensor, " B"], Float[Tensor, "B S"]]:
         """Actions, their log-probabilities, and the state for the next call: sampled when exploring, else the mode."""
-        features, states = self.unroll(obs[None], torch.zeros_like(task, dtype=torch.bool)[None], state)
+        features, states = self.unroll(obs[None], task[None], torch.zeros_like(task, dtype=torch.bool)[None], state)
         distribution = self.distribution(features[0], task)
         if explore:
             return *distribution.sample(), states[0]
@@ -172,7 +176,7 @@ def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork
     head = build(
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )
-    obs_norm = build("obs_norm", description["obs_norm"], obs_dim=spec.obs_shape[-1])
+    obs_norm = build("obs_norm", description["obs_norm"], obs_shape=spec.obs_shape, num_tasks=spec.num_tasks)
     return PolicyNetwork(obs_norm, torso, core, encoder, trunk, head)
 
 

@@ -1,11 +1,11 @@
-"""Torsos: observations as the environment gives them to flat features, what trunks work on."""
+"""Torsos: normalised observations to flat features, what trunks work on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,8 +18,8 @@ class Torso(nn.Module):
     out_features: int
     """F, the size of what `forward` returns."""
 
-    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
-        """Features of observations (*batch, *obs)."""
+    def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+        """Features of normalised observations (*batch, *obs)."""
         raise NotImplementedError
 
 
@@ -33,15 +33,15 @@ class NoTorso(Torso):
             raise ValueError(f"observations of shape {tuple(obs_shape)} need torso=nature_cnn or another for pixels.")
         (self.out_features,) = obs_shape
 
-    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+    def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         return obs
 
 
 class PixelTorso(Torso):
-    """Base of the torsos for pictures (C, H, W) of 0 to 255: `layers`, then a linear layer of `width` units and ReLU.
+    """Base of the torsos for pictures (C, H, W) of 0 to 1: `layers`, then a linear layer of `width` units and ReLU.
 
     Args:
-        layers: Pictures of 0 to 1 to feature maps.
+        layers: Pictures to feature maps.
     """
 
     def __init__(self, obs_shape: Sequence[int], layers: nn.Module, width: int) -> None:
@@ -52,19 +52,18 @@ class PixelTorso(Torso):
             maps = layers(torch.zeros(1, *obs_shape))
         self.linear = nn.Linear(maps.numel(), width)
 
-    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
-        # With the channels innermost, convolutions take half the time on a CPU. The division is in place, as one that
-        # makes another array of this size takes longer than the convolutions after it.
-        layout, dtype = torch.channels_last, self.linear.weight.dtype
-        pictures = obs.reshape(-1, *obs.shape[-3:]).to(dtype, memory_format=layout, copy=True).div_(255)
-        features = functional.relu(self.linear(self.layers(pictures).flatten(1)))
+    def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+        maps = self.layers(obs.reshape(-1, *obs.shape[-3:]))
+        features = functional.relu(self.linear(maps.flatten(1)))
         return features.reshape(*obs.shape[:-3], self.out_features)
 
 
 def check_pixels(obs_shape: Sequence[int]) -> None:
     """Raises `ValueError` for the shape of no picture."""
     if len(obs_shape) != 3:
-        raise ValueError(f"observations of shape {tuple(obs_shape)} are no pictures: use torso=none.")
+        raise ValueError(
+            f"observations of shape {tuple(obs_shape)} are no pictures: use torso=none and obs_norm=none or running."
+        )
 
 
 def orthogonal(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:

@@ -93,10 +93,17 @@ def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
     return build("action_head", {"name": name}, head=head, features=F, spec=spec), forward
 
 
+def make_obs_norm(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A normaliser, and the shape of the F numbers that make one of its observations."""
+    shape = (1, 1, F) if "pictures" in name else (F,)
+    return build("obs_norm", {"name": name}, obs_shape=shape, num_tasks=K), shape
+
+
 def build_obs_norm(name: str) -> tuple[nn.Module, Forward]:
-    norm = build("obs_norm", {"name": name}, obs_dim=F)
-    norm.update(2 * torch.randn(50, F, generator=torch.Generator().manual_seed(1)) + 1)
-    return norm, lambda m, x, c: m(x)
+    norm, shape = make_obs_norm(name)
+    obs = 2 * torch.randn(50, *shape, generator=torch.Generator().manual_seed(1)) + 1
+    norm.update(obs, torch.arange(50) % K)
+    return norm, lambda m, x, c: m(x.reshape(*x.shape[:-1], *shape), c.task).reshape(x.shape)
 
 
 MODULES: dict[str, Callable[[], tuple[nn.Module, Forward]]] = {
@@ -444,19 +451,49 @@ def test_value_norms(name: str) -> None:
 @pytest.mark.parametrize("name", names("obs_norm"))
 def test_obs_norms_merge_batches(name: str) -> None:
     """Statistics of two updates are those of one with all observations, whatever the leading shapes."""
-    obs = 3 * torch.randn(4, 6, F, generator=torch.Generator().manual_seed(0)) - 2
+    (whole, shape), (parts, _) = make_obs_norm(name), make_obs_norm(name)
+    g = torch.Generator().manual_seed(0)
+    obs, task = 3 * torch.randn(4, 6, *shape, generator=g) - 2, torch.randint(K, (4, 6), generator=g)
     obs[..., 0] = 7.0  # a constant feature
-    whole, parts = (build("obs_norm", {"name": name}, obs_dim=F) for _ in range(2))
-    whole.update(obs)
-    parts.update(obs[0])
-    parts.update(obs[1:])
-    torch.testing.assert_close(parts(obs), whole(obs))
-    assert torch.isfinite(whole(obs)).all()
+    before = obs.clone()
+    whole.update(obs, task)
+    parts.update(obs[0], task[0])
+    parts.update(obs[1:], task[1:])
+    torch.testing.assert_close(parts(obs, task), whole(obs, task))
+    assert torch.isfinite(whole(obs, task)).all()
+    assert torch.equal(obs, before)
     if name == "running":
-        scaled = whole(obs).flatten(0, 1)
+        scaled = whole(obs, task).flatten(0, 1)
         torch.testing.assert_close(scaled.mean(0), torch.zeros(F), rtol=0, atol=1e-5)
         torch.testing.assert_close(scaled.std(0, unbiased=False), torch.tensor([0.0, 1, 1, 1]), rtol=1e-5, atol=1e-5)
-        assert whole(obs + 1e6).max() == whole.clip
+        assert whole(obs + 1e6, task).max() == whole.clip
+
+
+def test_pictures_are_scaled_to_one() -> None:
+    """255 and 51 are 1 and 0.2, whatever the task."""
+    norm = build("obs_norm", {"name": "scaled_pictures"}, obs_shape=(1, 1, 2))
+    pictures = torch.tensor([[[[255, 51]]], [[[0, 255]]]], dtype=torch.uint8)
+    norm.update(pictures, torch.tensor([0, 0]))
+    scaled = norm(pictures, torch.tensor([0, 1]))
+    torch.testing.assert_close(scaled, torch.tensor([[[[1.0, 0.2]]], [[[0.0, 1.0]]]]))
+
+
+def test_pictures_lose_the_mean_of_their_task() -> None:
+    """Of two frames each, the newest counts: 100 and 200 in task 0, mean 150; 40 in task 2; nothing seen of task 1."""
+    norm = build("obs_norm", {"name": "centred_pictures"}, obs_shape=(2, 1, 1), num_tasks=3)
+    seen = torch.tensor([[7, 100], [9, 200], [0, 40]], dtype=torch.uint8).reshape(3, 2, 1, 1)
+    task = torch.tensor([0, 0, 2])
+    norm.update(seen, task)
+    norm.update(seen[:0], task[:0])
+    expected = torch.tensor([[7 - 150, 100 - 150], [9 - 150, 200 - 150], [0 - 40, 40 - 40]]) / 255
+    torch.testing.assert_close(norm(seen, task).flatten(1), expected)
+    torch.testing.assert_close(norm(seen[0], torch.tensor(1)).flatten(), torch.tensor([7, 100]) / 255)
+
+
+@pytest.mark.parametrize("name", ["scaled_pictures", "centred_pictures"])
+def test_flat_observations_are_no_pictures(name: str) -> None:
+    with pytest.raises(UserError, match=r"obs_norm '.*_pictures'.*\(39,\) are no pictures"):
+        build("obs_norm", {"name": name}, obs_shape=(39,), num_tasks=K)
 
 
 # --- value heads ----------------------------------------------------------------------------------------------------
@@ -649,10 +686,11 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
 def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str) -> None:
     """Those of the tasks' losses one by one, of both networks together."""
     torch.manual_seed(0)
-    shape, width = ((F,), {}) if torso == "none" else ((2, 44, 44), {"width": 8})
+    flat = torso == "none"
+    shape, width = ((F,), {}) if flat else ((2, 44, 44), {"width": 8})
     spec = dataclasses.replace(make_spec(K, F), obs_shape=shape)
     nodes = {"torso": {"name": torso, **width}, "core": {"name": core, **({} if core == "none" else {"width": 5})}}
-    description = describe("gaussian") | nodes
+    description = describe("gaussian", obs_norm="none" if flat else "scaled_pictures") | nodes
     policy = build_policy(description, spec)
     value = build_value(description, spec, "per_task", SCALAR, policy.core.out_features)
     parameters = [*policy.parameters(), *value.parameters()]
@@ -661,7 +699,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
     first, state = torch.rand(3, 4) < 0.3, torch.randn(4, policy.core.state_size)
 
     def losses() -> Tensor:
-        features, _ = policy.unroll(obs, first, state)
+        features, _ = policy.unroll(obs, task, first, state)
         action = policy.distribution(features, task).mode()
         return per_task_mean(action.square().sum(-1) + value(features, task).square(), task, K)
 

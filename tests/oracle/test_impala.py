@@ -212,9 +212,9 @@ def test_observation_statistics_move_only_after_learning() -> None:
     seen: list[Tensor] = []
     forward = norm.forward
 
-    def spy(obs: Tensor) -> Tensor:
+    def spy(obs: Tensor, task: Tensor) -> Tensor:
         seen.append(norm.mean.clone())
-        return forward(obs)
+        return forward(obs, task)
 
     norm.forward = spy
     learner.update(second, 0.0)

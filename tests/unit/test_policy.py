@@ -47,7 +47,7 @@ def made(
     network = build_policy(node, spec)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
-    network.obs_norm.update(torch.randn(50, *spec.obs_shape) * 3 + 1)
+    network.obs_norm.update(torch.randn(50, *spec.obs_shape) * 3 + 1, torch.zeros(50, dtype=torch.int64))
     return network, node, spec
 
 

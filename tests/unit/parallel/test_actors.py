@@ -72,7 +72,7 @@ class Run:
         with torch.no_grad():
             for parameter in self.policy.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
-        self.policy.obs_norm.update(batch.obs)
+        self.policy.obs_norm.update(batch.obs, batch.task)
         return [slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.experience._lags[known:]
 
     @property
@@ -109,7 +109,7 @@ def test_actors_act_as_the_learner_did(run: Run) -> None:
         assert not torch.equal(rollouts[0].action, rollouts[1].action)  # random numbers of their own
         for rollout, lag in zip(rollouts, lags, strict=True):
             behaviour = run.policies[-1 - lag]
-            features, _ = behaviour.unroll(rollout.obs, rollout.first, rollout.state)
+            features, _ = behaviour.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
             log_prob = behaviour.distribution(features, rollout.task).log_prob(rollout.action)
             torch.testing.assert_close(rollout.log_prob, log_prob)
             assert torch.equal(rollout.state.any(1), rollout.obs[0, :, STEP] > 0)
