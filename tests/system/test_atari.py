@@ -51,8 +51,8 @@ def test_trains_evaluates_and_loads(run_dir: Path, more: list[str]) -> None:
 @pytest.mark.parametrize(
     ("experiment", "games", "samples"),
     [
-        ("atari_pong", 1, 64 * 16 / 4),
-        ("atari3_popart", 3, 128 * 24 / 12),
+        ("atari_pong", 1, 64 * 16 / 8),
+        ("atari3_popart", 3, 128 * 24 / 24),
         ("atari57_impala", 57, 20 * 114 / 4),
     ],
 )
@@ -66,6 +66,7 @@ def test_presets(experiment: str, games: int, samples: float) -> None:
     assert config.value_norm["name"] == ("popart" if games == 3 else "none")
     assert config.network == {"trunk": {"name": "none"}, "head": "shared"}
     assert (agent["reward_clip"] == 1) == (games != 3)
+    assert agent["obs_norm"] == ("none" if games == 57 else "running")
     if games == 57:
         assert agent["optimizer"]["eps"] == pytest.approx(0.01 / samples, rel=0.01)
         assert agent["max_grad_norm"] == pytest.approx(40 / samples, rel=0.01)
