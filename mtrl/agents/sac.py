@@ -119,7 +119,8 @@ class Sac:
 
     def diagnostics(self, batch: Batch) -> Metrics:
         """How much of the policy and of the first critic is in use."""
-        obs, task = self.policy.obs_norm(batch.obs, batch.task), batch.task
+        task = batch.task
+        obs = self.policy.obs_norm(batch.obs, task)
         policy, critic = self.policy.usage(obs, task), self.critics.usage(torch.cat([obs, batch.action], -1), task)
         return {
             **{f"policy_{key}": value for key, value in policy.items()},

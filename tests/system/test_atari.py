@@ -31,7 +31,14 @@ TINY = (
         ["agent=impala", "env.games=[pong,breakout]", "aggregation=pcgrad", "weighting=dwa"],
         ["agent=impala", "env.games=pong", "core=lstm", "core.width=8", "env.num_workers=null", "actors=2"],
         ["agent=ppo", "env.games=pong", "agent.minibatches=2", "torso=shallow_cnn", "network=mlp", "torso.width=8"],
-        ["agent=impala", "env.games=pong", "torso=impala_resnet", "network=soft_modules", "env.action_set=full"],
+        [
+            "agent=impala",
+            "env.games=pong",
+            "torso=impala_resnet",
+            "network=soft_modules",
+            "env.action_set=full",
+            "agent.obs_norm=none",
+        ],
     ],
     ids=["lstm-popart", "pcgrad", "actors", "ppo-mlp", "resnet-soft_modules"],
 )
@@ -44,6 +51,9 @@ def test_trains_evaluates_and_loads(run_dir: Path, more: list[str]) -> None:
     assert logged["train/policy_effective_rank"] >= 1
     assert evaluate(f"run={run_dir}") == 0
     policy = mtrl.load_policy(run_dir)
+    plain = "agent.obs_norm=none" in more
+    norm = {key: bool(statistic.any()) for key, statistic in policy.network.obs_norm.state_dict().items()}
+    assert norm == ({} if plain else {"mean": True, "count": True})
     obs = np.random.default_rng(0).integers(256, size=(3, 4, 84, 84), dtype=np.uint8)
     assert policy.act(obs, "pong").shape == (3,)
 
