@@ -126,9 +126,10 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
             success = " ".join(f"{final['summary']['mean_return']:.1f}" for final in finals)
         else:
             success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
+        steps = " ".join(dict.fromkeys(f"{final['step']:,}" for final in finals))
         minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
         seeds = " ".join(str(run["config"]["seed"]) for run in runs)
-        lines.append(f"| {name} | `{_command(runs)}` | {seeds} | {finals[0]['step']:,} | {success} | {minutes} |")
+        lines.append(f"| {name} | `{_command(runs)}` | {seeds} | {steps} | {success} | {minutes} |")
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(README_MARKERS[0])
