@@ -349,7 +349,7 @@ def _headline(
     label: str,
     unit: str,
 ) -> str:
-    left = duration((total - step) / rate) if rate > 0 else "?"
+    left = duration(max(total - step, 0) / rate) if rate > 0 else "?"
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
     parts = [f"{label} {step:,}/{total:,} ({step / max(total, 1):.1%})", f"{speed} {unit}/s", f"{left} left"]
     if mean := results.mean():

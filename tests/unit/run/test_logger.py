@@ -231,14 +231,14 @@ def test_plain_lines():
         progress.update(1000, 100_000, 2000.0, SUCCESS, SHARES)
         progress.update(2000, 100_000, 2000.0, SUCCESS, SHARES)
         progress.print("[saved] checkpoint")
-        progress.update(100_000, 100_000, 2000.0, SUCCESS, SHARES)
+        progress.update(100_500, 100_000, 2000.0, SUCCESS, SHARES)  # the last rollout goes beyond
     first, saved, last = console.file.getvalue().splitlines()
     assert first == (
         "training 1,000/100,000 (1.0%)  2,000 steps/s  50s left  success 0.75  env 55% update 45%"
         " | reach-v3 1.00 push-v3 0.50 door/x  -- "
     )
     assert saved == "[saved] checkpoint"
-    assert last.startswith("training 100,000/100,000 (100.0%)")
+    assert last.startswith("training 100,500/100,000 (100.5%)  2,000 steps/s  0s left")
 
 
 def test_returns_where_no_success_is_reported():
