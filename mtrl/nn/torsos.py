@@ -38,7 +38,7 @@ class NoTorso(Torso):
 
 
 class PixelTorso(Torso):
-    """Base of the torsos for pictures (C, H, W) of 0 to 1: `layers`, then a linear layer of `width` units and ReLU.
+    """Base of the torsos for normalised pictures (C, H, W): `layers`, then a linear layer of `width` units and ReLU.
 
     Args:
         layers: Pictures to feature maps.
