@@ -130,7 +130,7 @@ class Impala:
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
         """Log-probabilities under the current policy; V-trace targets, advantages (in units of the reward), weights."""
         task = rollout.task
-        features, states = self.policy.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
+        features, states = self.policy.unroll(rollout.obs, task, rollout.first, rollout.state)
         log_prob = self.policy.distribution(features, task).log_prob(rollout.action)
         value = self._value(features, task)
         # V(s_{t+1}) is the next row's value, except where an episode or the rollout ends.

@@ -71,7 +71,11 @@ class RunningNorm(ObsNorm):
 
 @register("obs_norm", "scaled_pictures")
 class ScaledPictures(ObsNorm):
-    """Pictures (C, H, W) of 0 to 255 as numbers of 0 to 1."""
+    """Pictures (C, H, W) of 0 to 255 as numbers of 0 to 1.
+
+    Raises:
+        ValueError: Observations of another shape.
+    """
 
     def __init__(self, obs_shape: Sequence[int]) -> None:
         super().__init__()
@@ -92,6 +96,9 @@ class CentredPictures(ObsNorm):
 
     Pictures are stacks of gray frames, (C, H, W) of 0 to 255, the newest last. The mean is over all newest frames of
     the task that were seen, in float64; the result is in units of 255.
+
+    Raises:
+        ValueError: Observations of another shape.
     """
 
     mean: Tensor
