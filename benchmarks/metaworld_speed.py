@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 
 import mtrl.envs
 from mtrl.envs.base import available_cores
-from mtrl.envs.metaworld.rollout_physics import CONTROL, FRAME_SKIP, RolloutVecEnv, Scene
+from mtrl.envs.metaworld.rollout_physics import CONTROL, FRAME_SKIP, RolloutVecEnv
+from mtrl.envs.metaworld.scenes import Scene
 
 PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 Array = NDArray[Any]

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 import mtrl.build
-import mtrl.envs.metaworld.suite  # noqa: F401  # the two register what is listed
+import mtrl.envs.metaworld.physics  # noqa: F401  # the two register what is listed
 from mtrl.config import GROUPS, config_dir, load_yaml
 from mtrl.registry import lookup, names
 

@@ -12,7 +12,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -90,7 +90,8 @@ def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, A
     Args:
         what: What the messages call it.
     """
-    hints = typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    function = component.func if isinstance(component, partial) else component
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {key: p for key, p in inspect.signature(component).parameters.items() if p.kind not in variadic}
     settable = [key for key in parameters if key not in runtime]

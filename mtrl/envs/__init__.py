@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def register_all() -> None:
     """Registers the environments of this package under the kind "env" (and Meta-World's physics under "physics")."""
     import mtrl.envs.atari.suite
+    import mtrl.envs.metaworld.physics
     import mtrl.envs.metaworld.suite  # noqa: F401
     from mtrl.envs import counting, gym_suite, toy  # noqa: F401
 

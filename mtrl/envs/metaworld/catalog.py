@@ -106,33 +106,6 @@ ML10_TEST = (
     "sweep-into-v3",
     "lever-pull-v3",
 )
-ML25_TRAIN = (
-    "reach-v3",
-    "push-v3",
-    "pick-place-v3",
-    "door-open-v3",
-    "drawer-open-v3",
-    "drawer-close-v3",
-    "button-press-topdown-v3",
-    "peg-insert-side-v3",
-    "window-open-v3",
-    "window-close-v3",
-    "coffee-pull-v3",
-    "pick-out-of-hole-v3",
-    "disassemble-v3",
-    "pick-place-wall-v3",
-    "basketball-v3",
-    "stick-pull-v3",
-    "button-press-wall-v3",
-    "faucet-open-v3",
-    "door-lock-v3",
-    "lever-pull-v3",
-    "sweep-into-v3",
-    "faucet-close-v3",
-    "coffee-button-v3",
-    "button-press-topdown-wall-v3",
-    "dial-turn-v3",
-)
 ML25_TEST = (
     "basketball-v3",
     "door-close-v3",
@@ -194,3 +167,13 @@ ML45_TEST = (
     "door-lock-v3",
     "door-unlock-v3",
 )
+
+TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "MT10": {"train": MT10},
+    "MT25": {"train": MT25},
+    "MT50": {"train": MT50},
+    "ML10": {"train": ML10_TRAIN, "test": ML10_TEST},
+    "ML25": {"train": MT25, "test": ML25_TEST},
+    "ML45": {"train": ML45_TRAIN, "test": ML45_TEST},
+}
+"""The tasks of each benchmark's splits."""

@@ -9,11 +9,9 @@ a step of physics.
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -22,168 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs, check_num_slots
-from mtrl.envs.metaworld.resets import STATE, TaskResets, reset_pool, scene_path
+from mtrl.envs.metaworld.observe import FRAME, Constants, Gripper, Group, frames, outcomes
+from mtrl.envs.metaworld.resets import STATE, reset_pool
+from mtrl.envs.metaworld.scenes import Simulation, scenes
 from mtrl.envs.metaworld.suite import Suite
-from mtrl.envs.metaworld.tasks import TASKS, Outcome, Task, TaskState
-from mtrl.envs.metaworld.tasks.base import Pose, body_pos, scipy_quat, site_pos
-from mtrl.envs.metaworld.tasks.ops import Array, norm
+from mtrl.envs.metaworld.tasks import TASKS, Outcome
+from mtrl.envs.metaworld.tasks.ops import Array
 from mtrl.envs.metaworld.tasks_v1 import TASKS_V1
 from mtrl.types import State, Step, UserError
 
 FRAME_SKIP = 5
 """Physics steps in a step of the environment."""
-FRAME = 18
-"""Numbers in a frame; an observation is this frame, the previous one and the goal."""
 CONTROL = mujoco.mjtState.mjSTATE_CTRL | mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT
 """What an action sets: 2 controls, position and quaternion of the mocap body."""
 MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
-
-COMMON = (
-    body_pos("hand"),
-    body_pos("rightclaw"),
-    body_pos("leftclaw"),
-    site_pos("rightEndEffector"),
-    site_pos("leftEndEffector"),
-    body_pos("rightpad"),
-    body_pos("leftpad"),
-)
-"""Poses that every task needs. They lead the sensors of every scene, after the clock."""
-
-
-# --- Scenes: models with sensors for what the tasks read --------------------------------------------------------------
-
-_FRAME_OBJECTS = {"body": mujoco.mjtObj.mjOBJ_XBODY, "geom": mujoco.mjtObj.mjOBJ_GEOM, "site": mujoco.mjtObj.mjOBJ_SITE}
-_FRAME_SENSORS = {
-    "pos": (mujoco.mjtSensor.mjSENS_FRAMEPOS,),
-    "quat": (mujoco.mjtSensor.mjSENS_FRAMEQUAT,),
-    "mat": (
-        mujoco.mjtSensor.mjSENS_FRAMEXAXIS,
-        mujoco.mjtSensor.mjSENS_FRAMEYAXIS,
-        mujoco.mjtSensor.mjSENS_FRAMEZAXIS,
-    ),
-}
-_SIZES = {"pos": 3, "quat": 4, "mat": 9}
-
-
-class Scene:
-    """A compiled scene, and the simulations of it that no slot uses.
-
-    Args:
-        path: XML file.
-        poses: What its tasks read, besides `COMMON`.
-        edited: Fields of the model that the goals of its tasks edit.
-    """
-
-    def __init__(self, path: str, poses: Sequence[Pose], edited: set[str]) -> None:
-        self.edited = edited
-        spec = mujoco.MjSpec.from_file(path)
-        # Textures and the meshes of what cannot collide are five sixths of a model's 21 MB.
-        spec.compiler.discardvisual = True
-        spec.add_sensor(type=mujoco.mjtSensor.mjSENS_CLOCK)
-        self.columns: dict[Pose, slice] = {}
-        """Columns of each pose in the sensor data."""
-        start = 1
-        for pose in dict.fromkeys((*COMMON, *poses)):
-            what, kind = pose.kind.split("_")
-            if what == "joint":
-                joint = mujoco.mjtObj.mjOBJ_JOINT
-                spec.add_sensor(type=mujoco.mjtSensor.mjSENS_JOINTPOS, objtype=joint, objname=pose.name)
-                size = 1
-            else:
-                for sensor in _FRAME_SENSORS[kind]:
-                    spec.add_sensor(type=sensor, objtype=_FRAME_OBJECTS[what], objname=pose.name)
-                size = _SIZES[kind]
-            self.columns[pose] = slice(start, start + size)
-            start += size
-        self.model = spec.compile()
-        """As compiled; never simulated."""
-        self._idle: list[Simulation] = []
-        self.num_sensors = int(self.model.nsensordata)
-        self.state_size = mujoco.mj_stateSize(self.model, STATE)
-
-    def take(self) -> Simulation:
-        """An idle simulation, or a new one."""
-        if self._idle:
-            return self._idle.pop()
-        model = copy.copy(self.model)
-        return Simulation(self, model, mujoco.MjData(model))
-
-    def give(self, simulation: Simulation) -> None:
-        """Takes back a simulation."""
-        self._idle.append(simulation)
-
-    def read(self, sensors: Array, pose: Pose) -> Array:
-        """A pose (N, ...) out of the sensor data (N, W)."""
-        values = sensors[:, self.columns[pose]]
-        if pose.kind == "joint_pos":
-            return values[:, 0]
-        if pose.kind.endswith("mat"):
-            return values.reshape(-1, 3, 3).swapaxes(1, 2)  # the sensors are the columns of the matrix
-        return values
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What one slot simulates."""
-
-    scene: Scene
-    model: mujoco.MjModel
-    data: mujoco.MjData
-
-    def reset(self, resets: TaskResets, goal: int) -> None:
-        """Begins an episode."""
-        for field in self.scene.edited:
-            values = resets.model.get(field)
-            getattr(self.model, field)[:] = getattr(self.scene.model, field) if values is None else values[goal]
-        mujoco.mj_setState(self.model, self.data, resets.state[goal], STATE)
-
-    def touching(self, geom: str) -> bool:
-        """Whether both pads press the geom, as `SawyerXYZEnv.touching_object` says; False if there is no such geom."""
-        if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, geom) < 0:
-            return False
-        contact, target = self.data.contact, self.model.geom(geom).id
-        pairs = contact.geom  # (contacts, 2)
-        with_target = (pairs == target).any(axis=1)
-        for pad in ("leftpad_geom", "rightpad_geom"):
-            of_pad = with_target & (pairs == self.model.geom(pad).id).any(axis=1)
-            if not self.data.efc_force[contact.efc_address[of_pad]].sum() > 0:
-                return False
-        return True
-
-
-class Constants(Mapping[str, Array]):
-    """Constants of the slots of one task, gathered when first read."""
-
-    def __init__(self, by_goal: Mapping[str, Array], goal: Array) -> None:
-        self._by_goal, self._goal = by_goal, goal
-        self._gathered: dict[str, Array] = {}
-
-    def __getitem__(self, name: str) -> Array:
-        if name not in self._gathered:
-            self._gathered[name] = self._by_goal[name][self._goal]
-        return self._gathered[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_goal)
-
-    def __len__(self) -> int:
-        return len(self._by_goal)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The slots that run one task."""
-
-    task: Task
-    scene: Scene
-    slots: Array
-    rows: Array | slice
-    """`slots`, as a slice where they are neighbours, so that indexing copies nothing."""
-    constants: Constants
-    untouched: Array
-
-
-# --- The environment --------------------------------------------------------------------------------------------------
 
 
 class RolloutVecEnv:
@@ -229,7 +79,7 @@ class RolloutVecEnv:
 
         self._pool = reset_pool(suite.task_names, suite.goals, self._num_threads)
         self._tasks = [tasks[name] for name in suite.task_names]
-        self._scenes = _scenes(self._tasks, self._pool)
+        self._scenes = scenes(self._tasks, self._pool)
         self._first_obs = np.stack([resets.obs for resets in self._pool])  # (K, G, 39)
         self._obs_low, self._obs_high = (
             np.stack(bounds) for bounds in ([r.obs_low for r in self._pool], [r.obs_high for r in self._pool])
@@ -253,7 +103,7 @@ class RolloutVecEnv:
         self._assignments = Assignments(num_envs, self.spec.num_tasks, self.num_goals, seed, torch.device("cpu"))
         self._task, self._goal = self._assignments.task, self._assignments.goal
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._outcomes: list[tuple[Array | slice, Outcome]] = []
         self._exact_info = exact_info
         self._running, self._closed = False, False
@@ -384,7 +234,7 @@ class RolloutVecEnv:
             rows = slice(slots[0], slots[-1] + 1) if slots[-1] - slots[0] + 1 == len(slots) else slots
             constants = Constants(self._pool[task].constants, self._goal.numpy()[slots])
             untouched = np.zeros(len(slots), bool)
-            self._groups.append(_Group(self._tasks[task], self._scenes[task], slots, rows, constants, untouched))
+            self._groups.append(Group(self._tasks[task], task, slots, rows, constants, untouched))
         indices = self._task.numpy(), self._goal.numpy()
         self._goal_obs = self._first_obs[indices][:, 2 * FRAME :]
         self._low, self._high = self._obs_low[indices[0]], self._obs_high[indices[0]]
@@ -444,71 +294,21 @@ class RolloutVecEnv:
     def _evaluate(self, action: NDArray[np.float32]) -> tuple[Array, Array, Array]:
         """Observation (B, 39), reward (B,) and success (B,) of the sensors, in float64 and bool."""
         sensors, moves = self._sensors, action.astype(np.float64)
-        hand, right_claw, left_claw, right_finger, left_finger, right_pad, left_pad = (
-            sensors[:, column : column + 3] for column in range(1, 22, 3)
-        )
-        tcp_center = (right_finger + left_finger) / 2
-        frame = np.zeros((self.num_envs, FRAME))
-        frame[:, :3] = hand
-        frame[:, 3] = (norm(right_claw - left_claw) / 0.1).clip(0.0, 1.0)
-        poses, matrices = [], []
-        for group in self._groups:
-            seen = sensors[group.rows]
-            poses.append({name: group.scene.read(seen, pose) for name, pose in group.task.poses.items()})
-            column = 4
-            for position, orientation in group.task.objects(poses[-1]):
-                frame[group.rows, column : column + 3] = position
-                if orientation is not None and orientation.ndim == 3:
-                    matrices.append((group.rows, slice(column + 3, column + 7), orientation))
-                elif orientation is not None:
-                    frame[group.rows, column + 3 : column + 7] = orientation
-                column += 7
-        if matrices:
-            quats = scipy_quat(np.concatenate([matrix for *_, matrix in matrices]))
-            start = 0
-            for rows, columns, matrix in matrices:
-                frame[rows, columns] = quats[start : start + len(matrix)]
-                start += len(matrix)
+        gripper = Gripper(*(sensors[:, column : column + 3] for column in range(1, 22, 3)))
+        poses = [self._scenes[group.task_id].read(sensors[group.rows], group.task.poses) for group in self._groups]
+        frame = frames(gripper, self._groups, poses)
         obs = np.concatenate((frame, self._previous, self._goal_obs), axis=1).clip(self._low, self._high)
         self._previous = frame
-
+        found = outcomes(gripper, self._groups, poses, obs, moves, self._touching, self._exact_info)
+        self._outcomes = [(group.rows, outcome) for group, outcome in zip(self._groups, found, strict=True)]
         reward, success = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        self._outcomes = []
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # in branches that are not taken
-            for group, group_poses in zip(self._groups, poses, strict=True):
-                rows = group.rows
-                state = TaskState(
-                    obs=obs[rows],
-                    action=moves[rows],
-                    tcp_center=tcp_center[rows],
-                    left_pad=left_pad[rows],
-                    right_pad=right_pad[rows],
-                    poses=group_poses,
-                    constants=group.constants,
-                    touching=group.untouched,
-                )
-                matters = np.ones_like(group.untouched) if self._exact_info else group.task.touching_matters(state)
-                if matters is not None and matters.any():
-                    state = replace(state, touching=self._touching(group, matters))
-                outcome = group.task.evaluate(state)
-                reward[rows], success[rows] = outcome.reward, outcome.success
-                self._outcomes.append((rows, outcome))
+        for rows, outcome in self._outcomes:
+            reward[rows], success[rows] = outcome.reward, outcome.success
         return obs, reward, success
 
-    def _touching(self, group: _Group, matters: Array) -> Array:
+    def _touching(self, group: Group, matters: Array) -> Array:
         """(N,) bool: `TaskState.touching`, where it matters."""
         touching = np.zeros_like(matters)
         for i in np.flatnonzero(matters):
             touching[i] = self._simulation(int(group.slots[i])).touching(group.task.main_geom)
         return touching
-
-
-def _scenes(tasks: Sequence[Task], pool: Sequence[TaskResets]) -> list[Scene]:
-    """The scene of each task; tasks with the same file share it."""
-    poses: dict[str, list[Pose]] = {}
-    edited: dict[str, set[str]] = {}
-    for task, resets in zip(tasks, pool, strict=True):
-        poses.setdefault(resets.scene, []).extend(task.poses.values())
-        edited.setdefault(resets.scene, set()).update(resets.model)
-    compiled = {file: Scene(str(scene_path(file)), poses[file], edited[file]) for file in poses}
-    return [compiled[resets.scene] for resets in pool]

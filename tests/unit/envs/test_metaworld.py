@@ -15,9 +15,10 @@ from metaworld.policies import ENV_POLICY_MAP
 
 import mtrl.envs
 from mtrl.envs.metaworld import catalog, suite
+from mtrl.envs.metaworld import goals as goals_module
 from mtrl.envs.metaworld.cache import read_arrays
+from mtrl.envs.metaworld.goals import Benchmark, _draw_goals, official_goals
 from mtrl.envs.metaworld.official import official_task
-from mtrl.envs.metaworld.suite import Benchmark
 from mtrl.types import UserError
 
 TASKS = ["drawer-close-v3", "pick-place-v3"]
@@ -42,20 +43,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_lists_of_tasks_are_the_official_ones() -> None:
     for name, tasks in {"MT10": catalog.MT10, "MT25": catalog.MT25, "MT50": catalog.MT50}.items():
-        assert tasks == tuple(getattr(metaworld._env_dict, f"{name}_V3"))
+        assert tasks == catalog.TASKS_OF[name]["train"] == tuple(getattr(metaworld._env_dict, f"{name}_V3"))
 
 
 def test_lists_of_meta_learning_tasks_are_the_official_ones() -> None:
     for name in ("ML10", "ML25", "ML45"):
         for split, tasks in getattr(metaworld._env_dict, f"{name}_V3").items():
-            assert getattr(catalog, f"{name}_{split.upper()}") == tuple(tasks)
+            assert catalog.TASKS_OF[name][split] == tuple(tasks)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_goals_of_meta_learning_are_the_official_ones(split: Literal["train", "test"]) -> None:
     official = metaworld.ML1("push-v3", seed=SEED)
     tasks = official.train_tasks if split == "train" else official.test_tasks
-    (goals,) = suite.official_goals(Benchmark("ML1", ("push-v3",), split), SEED)
+    (goals,) = official_goals(Benchmark("ML1", ("push-v3",), split), SEED)
     assert len(goals) == len(tasks) == 50
     for task, vector in zip(tasks, goals, strict=True):
         ours = official_task("push-v3", vector, goal_visible=False)
@@ -64,7 +65,7 @@ def test_goals_of_meta_learning_are_the_official_ones(split: Literal["train", "t
 
 def test_goals_are_the_official_ones(official: metaworld.MT10) -> None:
     """Running `set_task` with our vector gives what it gives with the official task."""
-    goals = suite.official_goals(Benchmark("MT10", catalog.MT10), SEED)
+    goals = official_goals(Benchmark("MT10", catalog.MT10), SEED)
     assert [len(vectors) for vectors in goals] == [50] * 10
     for i, task in enumerate(official.train_tasks):
         ours = official_task(task.env_name, goals[i // 50][i % 50])
@@ -75,7 +76,7 @@ def test_goals_are_the_official_ones(official: metaworld.MT10) -> None:
 def test_goals_of_every_task_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """One goal of each of the 50, ours drawn without physics."""
     monkeypatch.setattr(metaworld, "_N_GOALS", 1)
-    goals = suite._draw_goals(Benchmark("MT50", catalog.MT50), SEED)
+    goals = _draw_goals(Benchmark("MT50", catalog.MT50), SEED, 1)
     for task, (vector,) in zip(metaworld.MT50(seed=SEED).train_tasks, goals, strict=True):
         assert sorted(official_task(task.env_name, vector).data) == sorted(task.data)
 
@@ -198,19 +199,19 @@ def test_goal_seed_decides_the_goals_and_seed_their_order() -> None:
 def test_goals_are_kept_on_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     for path in cache.iterdir():
         path.unlink()
-    drawn = suite.official_goals(Benchmark("", ("reach-v3",)), 3)
+    drawn = official_goals(Benchmark("", ("reach-v3",)), 3)
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(suite, "_draw_goals", None)  # would raise
-        assert np.array_equal(suite.official_goals(Benchmark("", ("reach-v3",)), 3)[0], drawn[0])
-    monkeypatch.setattr(suite, "_draw_goals", lambda *_: drawn)
+        patch.setattr(goals_module, "_draw_goals", None)  # would raise
+        assert np.array_equal(official_goals(Benchmark("", ("reach-v3",)), 3)[0], drawn[0])
+    monkeypatch.setattr(goals_module, "_draw_goals", lambda *_: drawn)
     flipped = bytes(byte ^ (i == len(whole) // 2) for i, byte in enumerate(whole))
     for damaged in (b"", whole[: len(whole) // 2], flipped, b"nonsense"):
         path.write_bytes(damaged)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert np.array_equal(suite.official_goals(Benchmark("", ("reach-v3",)), 3)[0], drawn[0])
+            assert np.array_equal(official_goals(Benchmark("", ("reach-v3",)), 3)[0], drawn[0])
         assert "damaged" in caplog.text
         assert read_arrays(path) is not None  # mended
     assert [other.name for other in cache.iterdir()] == [path.name]  # nothing temporary is left
@@ -221,9 +222,9 @@ def test_goals_without_a_writable_cache(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MTRL_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(suite, "_draw_goals", lambda *_: (np.zeros((50, 3)),))
+    monkeypatch.setattr(goals_module, "_draw_goals", lambda *_: (np.zeros((50, 3)),))
     with caplog.at_level(logging.WARNING):
-        assert suite.official_goals(Benchmark("MT1", ("reach-v3",)), 0)[0].shape == (50, 3)
+        assert official_goals(Benchmark("MT1", ("reach-v3",)), 0)[0].shape == (50, 3)
     assert "could not be cached" in caplog.text
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 import mtrl.envs
 from mtrl.envs.metaworld import resets, rollout_physics
 from mtrl.envs.metaworld.catalog import MT10, MT50
+from mtrl.envs.metaworld.goals import Benchmark, official_goals
 from mtrl.envs.metaworld.official import official_task
-from mtrl.envs.metaworld.suite import Benchmark, Suite, official_goals
+from mtrl.envs.metaworld.suite import Suite
 from mtrl.types import UserError, VecEnv
 
 SAMPLE = ("push-v3", "door-open-v3", "pick-place-v3", "stick-push-v3", "window-close-v3")

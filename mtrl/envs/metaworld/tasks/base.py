@@ -225,33 +225,14 @@ def task(name: str) -> Callable[[type[Task]], type[Task]]:
 
 # --- Shared pieces of the rewards -------------------------------------------------------------------------------------
 
-Sigmoid = Literal["gaussian", "hyperbolic", "long_tail", "reciprocal", "cosine", "linear", "quadratic", "tanh_squared"]
-"""Shapes of `tolerance` beyond its bounds, as in dm_control."""
+Sigmoid = Literal["gaussian", "long_tail"]
+"""Shapes of `tolerance` beyond its bounds, as in dm_control: those that the published rewards use."""
 
 
 def _sigmoid(x: Array, value_at_1: float, sigmoid: Sigmoid) -> Array:
     if sigmoid == "long_tail":
         return 1 / ((x * math.sqrt(1 / value_at_1 - 1)) ** 2 + 1)
-    if sigmoid == "gaussian":
-        return ops.exp(-0.5 * (x * math.sqrt(-2 * math.log(value_at_1))) ** 2)
-    if sigmoid == "hyperbolic":
-        return 1 / ops.cosh(x * math.acosh(1 / value_at_1))
-    if sigmoid == "reciprocal":
-        return 1 / (abs(x) * (1 / value_at_1 - 1) + 1)
-    if sigmoid == "tanh_squared":
-        return 1 - ops.tanh(x * math.atanh(math.sqrt(1 - value_at_1))) ** 2
-    if sigmoid == "cosine":
-        scaled = x * (math.acos(2 * value_at_1 - 1) / math.pi)
-        value = (1 + ops.cos(math.pi * scaled)) / 2
-    elif sigmoid == "linear":
-        scaled = x * (1 - value_at_1)
-        value = 1 - scaled
-    elif sigmoid == "quadratic":
-        scaled = x * math.sqrt(1 - value_at_1)
-        value = 1 - scaled**2
-    else:
-        raise ValueError(f"Unknown sigmoid {sigmoid!r}.")
-    return ops.where(abs(scaled) < 1, value, 0.0)
+    return ops.exp(-0.5 * (x * math.sqrt(-2 * math.log(value_at_1))) ** 2)
 
 
 def tolerance(
@@ -272,18 +253,8 @@ def tolerance(
     """
     lower, upper = bounds
     excess = ops.maximum(lower - x, x - upper)
-    # A margin of 0 makes the quotient infinite outside of the bounds, where every sigmoid is then 0.
+    # A margin of 0 makes the quotient infinite outside of the bounds, where either sigmoid is then 0.
     return ops.where(excess <= 0, 1.0, _sigmoid(excess / margin, value_at_margin, sigmoid))
-
-
-def inverse_tolerance(
-    x: Array,
-    bounds: tuple[float, float] = (0.0, 0.0),
-    margin: float | Array = 0.0,
-    sigmoid: Sigmoid = "reciprocal",
-) -> Array:
-    """0 where `x` is inside the bounds, rising outside: `1 - tolerance`."""
-    return 1 - tolerance(x, bounds, margin, sigmoid, 0.0)
 
 
 def hamacher_product(a: Array, b: Array) -> Array:

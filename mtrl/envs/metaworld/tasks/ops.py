@@ -50,15 +50,20 @@ def stack(arrays: Sequence[Array]) -> Array:
     return np.stack(arrays, axis=-1) if isinstance(arrays[0], np.ndarray) else torch.stack(tuple(arrays), dim=-1)
 
 
-def cat(arrays: Sequence[Array]) -> Array:
-    """Joined along the last axis."""
-    return np.concatenate(arrays, axis=-1) if isinstance(arrays[0], np.ndarray) else torch.cat(tuple(arrays), dim=-1)
+def cat(arrays: Sequence[Array], axis: int = -1) -> Array:
+    """Joined along an axis."""
+    return np.concatenate(arrays, axis=axis) if isinstance(arrays[0], np.ndarray) else torch.cat(tuple(arrays), axis)
 
 
 def take(x: Array, index: Array) -> Array:
     """`x[n, index[n]]` for every n: (N, K, ...) and (N,) to (N, ...)."""
     rows = np.arange(len(x)) if isinstance(x, np.ndarray) else torch.arange(len(x), device=x.device)
     return x[rows, index]
+
+
+def zeros(like: Array, *shape: int) -> Array:
+    """Zeros of the kind, dtype and device of `like`."""
+    return np.zeros(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_zeros(shape)
 
 
 def full_like(x: Array, value: float) -> Array:
@@ -72,7 +77,6 @@ def _elementwise(name: str) -> Callable[[Array], Array]:
 
 
 exp, log, sin, cos = (_elementwise(name) for name in ("exp", "log", "sin", "cos"))
-cosh, tanh = (_elementwise(name) for name in ("cosh", "tanh"))
 
 
 def vector(like: Array, *values: float) -> Array:
