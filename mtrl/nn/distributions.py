@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -29,6 +29,17 @@ class Distribution(Protocol):
         """The deterministic action."""
         ...
 
+    def kl_divergence(self, other: Any) -> Tensor:
+        """KL(self || other), in nats, of another distribution of the same kind over the same actions."""
+        ...
+
+
+def _gaussian_kl(p: Gaussian | TanhGaussian, q: Gaussian | TanhGaussian) -> Float[Tensor, "*batch"]:
+    """Of the Gaussians; that of any one-to-one function of them is the same."""
+    z = (p.mean - q.mean) * (-q.log_std).exp()
+    ratio = 2 * (p.log_std - q.log_std)  # of the variances, logarithmic
+    return (0.5 * (ratio.exp() + z.square() - 1 - ratio) * p.mask).sum(-1)
+
 
 class Gaussian:
     """Independent Gaussians. Samples may leave [-1, 1] (the environment clips); the mode is clipped."""
@@ -51,6 +62,10 @@ class Gaussian:
 
     def mode(self) -> Float[Tensor, "*batch A"]:
         return self.mean.clamp(-1, 1) * self.mask
+
+    def kl_divergence(self, other: Gaussian) -> Float[Tensor, "*batch"]:
+        """KL(self || other), before actions are clipped."""
+        return _gaussian_kl(self, other)
 
 
 class TanhGaussian:
@@ -84,6 +99,9 @@ class TanhGaussian:
     def mode(self) -> Float[Tensor, "*batch A"]:
         return self.mean.tanh() * self.mask
 
+    def kl_divergence(self, other: TanhGaussian) -> Float[Tensor, "*batch"]:
+        return _gaussian_kl(self, other)
+
 
 class Categorical:
     """Over the actions that the mask admits."""
@@ -105,3 +123,7 @@ class Categorical:
 
     def mode(self) -> Shaped[Tensor, "*batch"]:
         return self.log_probs.argmax(-1)
+
+    def kl_divergence(self, other: Categorical) -> Float[Tensor, "*batch"]:
+        """Practically infinite where `other` masks an action that this one may take."""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)

@@ -202,3 +202,36 @@ def test_samples_are_reparametrised(kind: type) -> None:
 def test_the_gaussian_mode_is_an_action() -> None:
     mean = torch.tensor([[-3.0, 0.5, 2.0]])
     assert Gaussian(mean, torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool)).mode().tolist() == [[-1, 0.5, 1]]
+
+
+@pytest.mark.parametrize("kind", [Gaussian, TanhGaussian])
+def test_divergence_of_gaussians_against_torch(kind: type) -> None:
+    """Masked components count for nothing; tanh changes nothing, which an integral over the actions shows."""
+    (mean, log_std, mask), (other_mean, other_log_std) = parameters(), [t.flip(0) for t in parameters()[:2]]
+    mask = mask.clone()
+    mask[0, :, 1] = False
+    p, q = kind(mean, log_std, mask), kind(other_mean, other_log_std, mask)
+    normal = torch.distributions.Normal
+    each = torch.distributions.kl_divergence(normal(mean, log_std.exp()), normal(other_mean, other_log_std.exp()))
+    torch.testing.assert_close(p.kl_divergence(q), (each * mask).sum(-1))
+    assert (p.kl_divergence(p) == 0).all()
+    p, q = one(0.3, 0.5, kind), one(-0.2, 0.8, kind)
+
+    def integrand(a: float) -> float:
+        action = torch.tensor([a], dtype=torch.float64)
+        return float(p.log_prob(action).exp() * (p.log_prob(action) - q.log_prob(action)))
+
+    end = 1.0 if kind is TanhGaussian else 6.0
+    total, _ = scipy.integrate.quad(integrand, -end, end, points=[-0.9, 0.3, 0.9], epsabs=1e-8)
+    assert p.kl_divergence(q).item() == pytest.approx(total, abs=1e-5)
+
+
+def test_divergence_of_categoricals_against_torch() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(2, 3, 5, generator=g, dtype=torch.float64)
+    mask = torch.tensor([True, True, False, True, True]).expand(3, 5)
+    p, q = Categorical(logits, mask), Categorical(other, mask)
+    kept = mask[0]
+    theirs = [torch.distributions.Categorical(logits=x[:, kept]) for x in (logits, other)]
+    torch.testing.assert_close(p.kl_divergence(q), torch.distributions.kl_divergence(*theirs))
+    assert (p.kl_divergence(p) == 0).all()
