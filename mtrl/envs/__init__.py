@@ -19,16 +19,22 @@ def register_all() -> None:
 
 
 def register_with_gymnasium() -> None:
-    """Registers Meta-World's benchmarks and tasks under the ids that `gymnasium.make_vec` takes."""
+    """Registers Meta-World's benchmarks and tasks under the ids that `gymnasium.make_vec` and `gymnasium.make` take."""
     import gymnasium
 
     from mtrl.envs.metaworld.catalog import MT50
 
-    entry_point = "mtrl.envs.gym_vector:make"
-    for name in ("MT1", "MT10", "MT25", "MT50", "ML1", "ML10", "ML25", "ML45"):
-        gymnasium.register(f"mtrl/{name}-v0", vector_entry_point=entry_point, kwargs={"name": name.lower()})
-    for task in MT50:
-        gymnasium.register(f"mtrl/{task}", vector_entry_point=entry_point, kwargs={"name": "mt1", "task": task})
+    benchmarks = ("MT1", "MT10", "MT25", "MT50", "ML1", "ML10", "ML25", "ML45")
+    ids = {f"mtrl/{name}-v0": {"name": name.lower()} for name in benchmarks}
+    ids |= {f"mtrl/{task}": {"name": "mt1", "task": task} for task in MT50}
+    for env_id, kwargs in ids.items():
+        gymnasium.register(
+            env_id,
+            entry_point="mtrl.envs.gym_vector:make_single",
+            vector_entry_point="mtrl.envs.gym_vector:make",
+            max_episode_steps=500,
+            kwargs=kwargs,
+        )
 
 
 def make(
