@@ -37,7 +37,9 @@ class ScriptedEnv:
 
     def __init__(self, num_envs, num_tasks=3, disobey=False):
         names = tuple(f"task/{k}" for k in range(num_tasks))
-        self.spec = EnvSpec(names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, True)
+        self.spec = EnvSpec(
+            names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, (True,) * num_tasks, True
+        )
         self.num_envs, self.disobey = num_envs, disobey
         self.task = self.goal = self.next_task = self.next_goal = torch.zeros(num_envs, dtype=torch.int64)
         self.episodes_begun = 0
@@ -222,7 +224,7 @@ def test_scores_of_the_benchmark():
 def test_without_success():
     """Where the environment reports none, nothing speaks of it."""
     env = ScriptedEnv(4)
-    env.spec = replace(env.spec, has_success=False)
+    env.spec = replace(env.spec, reports_success=(False,) * 3)
     returns = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
     assert set(metrics(returns)) == {f"eval/return{task}" for task in ("", "/task/0", "/task/1", "/task/2")}
     assert "success_rate" not in json.dumps(summary(returns))
