@@ -33,7 +33,7 @@ def gym(
     num_workers: int | None = None,
     render: bool = False,
     slots_per_task: int = 1,
-    reports_success: bool | list[bool | None] | None = None,
+    reports_success: bool | list[Any] | None = None,
 ) -> GymTasks:
     """Gymnasium environments, one task per id, spread over processes.
 

@@ -23,7 +23,7 @@ class Silent(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        return np.zeros(2, np.float32), 1.0, self.steps == LENGTH, False, self.info()
+        return np.array([self.steps / LENGTH, 0], np.float32), 1.0, self.steps == LENGTH, False, self.info()
 
     def info(self) -> dict[str, Any]:
         return {}
