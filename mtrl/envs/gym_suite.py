@@ -87,9 +87,8 @@ class GymTasks(SlotVecEnv):
     def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
         step = super().step(action, cut)
         found = step.success & self._silent[step.task]
-        if found.any():
-            for task in step.task[found].unique().tolist():
-                _warn_of_success(self.spec.task_names, self.spec.reports_success, task)
+        for task in step.task[found].unique().tolist():
+            _warn_of_success(self.spec.task_names, self.spec.reports_success, task)
         return step
 
 

@@ -166,7 +166,7 @@ class Loop:
         names = self.logger.task_names
         key, measure = ("success_rate", "success") if "success_rate" in statistics else ("return", "return")
         latest = zip(names, statistics[key].tolist(), strict=True)
-        seen = {name: value for name, value in latest if not math.isnan(value)}  # NaN: no episode ended
+        seen = {name: value for name, value in latest if value == value}  # NaN: no episode ended
         results = dict.fromkeys(names, math.nan) | dict(self._results.by_task) | seen
         self._results = TaskResults(measure, results, averaged=f"{key}_mean" in statistics)
         diagnostics = {} if self._batch is None else self.learner.diagnostics(self._batch)

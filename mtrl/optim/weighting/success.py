@@ -18,8 +18,11 @@ class SuccessWeighting(Weighting):
     A task of which no episode has ended yet counts as unsolved.
 
     Args:
-        silent_tasks: Names of the tasks that report no success, without which there is no weight: there must be none.
+        silent_tasks: Names of the tasks that report no success.
         step_size: Of the moving average.
+
+    Raises:
+        ValueError: There are silent tasks, or a step size outside (0, 1].
     """
 
     success: Tensor
@@ -27,7 +30,8 @@ class SuccessWeighting(Weighting):
     def __init__(self, num_tasks: int, silent_tasks: Sequence[str], step_size: float) -> None:
         super().__init__()
         if silent_tasks:
-            raise ValueError(f"no success is reported by {', '.join(silent_tasks)}.")
+            names = ", ".join(silent_tasks)
+            raise ValueError(f"no success is reported by {names}, and this weighting needs it of every task.")
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], not {step_size}.")
         self.step_size = step_size
