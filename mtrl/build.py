@@ -111,7 +111,7 @@ class Components:
         """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks
-        runtime |= {"num_tasks": num_tasks, "has_success": self.spec.has_success}
+        runtime |= {"num_tasks": num_tasks, "silent_tasks": self.spec.silent_tasks}
         weighting = build("weighting", self.weighting, **runtime).to(self.device)
         if weighting.requires_positive and not has_positive:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
@@ -144,7 +144,7 @@ class Agent:
 
 def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episodes:
     """Builds the task sampler, and what tells it of episodes."""
-    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "has_success": spec.has_success}
+    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "silent_tasks": spec.silent_tasks}
     return Episodes(spec, build("task_sampling", task_sampling, **runtime))
 
 

@@ -88,7 +88,7 @@ class Evaluator:
             "horizon": spec.horizon,
             "episodes per task": self.episodes_per_task,
             "policy": "deterministic",
-            "success": "at any step" if spec.has_success else "not reported by this environment",
+            "success": _where_success_counts(spec),
         }
 
     @property
@@ -100,6 +100,12 @@ class Evaluator:
         """Ends the environment's processes."""
         if self._env is not None:
             self._env.close()
+
+
+def _where_success_counts(spec: EnvSpec) -> str:
+    if not spec.has_success:
+        return "not reported by this environment"
+    return "at any step" + (f", not reported by {', '.join(spec.silent_tasks)}" if spec.silent_tasks else "")
 
 
 def evaluate_run(

@@ -174,4 +174,7 @@ def _spec(fields: Mapping[str, Any]) -> EnvSpec:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     restored = {key: tuples(value) for key, value in fields.items()}
+    if "has_success" in restored:  # in policies that were stored before each task said it of itself
+        restored["reports_success"] = (restored.pop("has_success"),) * len(restored["task_names"])
+        restored["comparable_returns"] = len(restored["task_names"]) == 1
     return EnvSpec(**{**restored, "obs_dtype": getattr(torch, fields["obs_dtype"])})

@@ -52,8 +52,10 @@ class EnvSpec:
     """(K, action_dim): the components or actions that exist in each task."""
     horizon: int | None
     """Steps after which an episode is truncated, if it is the same for all."""
-    has_success: bool
-    """Whether the environment reports success; if not, `Step.success` is always false."""
+    reports_success: tuple[bool, ...]
+    """(K,): whether each task reports success; where not, `Step.success` means nothing."""
+    comparable_returns: bool
+    """Whether a return means the same in every task, so that the mean over tasks says something."""
     num_goals: int = 0
     """Fixed variations that each task has, or 0 where the goal of an episode is its seed."""
     task_descriptions: tuple[str, ...] | None = None
@@ -64,6 +66,17 @@ class EnvSpec:
     def num_tasks(self) -> int:
         """K."""
         return len(self.task_names)
+
+    @property
+    def has_success(self) -> bool:
+        """Whether any task reports success."""
+        return any(self.reports_success)
+
+    @property
+    def silent_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that report no success."""
+        pairs = zip(self.task_names, self.reports_success, strict=True)
+        return tuple(name for name, reports in pairs if not reports)
 
 
 @dataclass(frozen=True)
@@ -192,8 +205,8 @@ class EpisodeResult:
 
     task: str
     goal: int
-    success: bool
-    """True at any step."""
+    success: bool | None
+    """True at any step; None where the task reports none."""
     episode_return: float
     length: int
 
@@ -206,8 +219,13 @@ class EvalResult:
     episodes: tuple[EpisodeResult, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     """What the benchmark makes of the episodes, for example human-normalised scores."""
-    has_success: bool = True
-    """Whether the environment reports success; without, `EpisodeResult.success` means nothing."""
+    comparable_returns: bool = True
+    """See `EnvSpec.comparable_returns`."""
+
+    @property
+    def has_success(self) -> bool:
+        """Whether any task reports success."""
+        return any(episode.success is not None for episode in self.episodes)
 
 
 @runtime_checkable
@@ -268,7 +286,10 @@ class Experience(Protocol):
         ...
 
     def statistics(self) -> Metrics:
-        """Per-task results (K,) of recently finished episodes, NaN for a task without any; and scalars ()."""
+        """Per-task results (K,) of recently finished episodes, NaN for a task without any; and scalars ().
+
+        The mean over tasks of a result, where it says something, is called `<result>_mean`.
+        """
         ...
 
     def state_dict(self) -> State: ...

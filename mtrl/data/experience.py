@@ -28,6 +28,7 @@ class Episodes:
         self.spec, self.sampler = spec, sampler
         self.listeners: list[Callable[[Metrics], None]] = []
         self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
+        self._silent = ~torch.tensor(spec.reports_success)
         self._finished = self._no_results()
 
     def _no_results(self) -> Float[Tensor, "4 K"]:
@@ -48,16 +49,22 @@ class Episodes:
             listener(task, results)
 
     def statistics(self) -> Metrics:
-        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
+        """Results of the episodes finished since the last call, shares of the tasks, and means over tasks.
+
+        A task without any is NaN, and one that reports no success in `success_rate`, which is left out if none does.
+        Returns that are not comparable have no mean.
+        """
         episodes, *sums = self._finished
         self._finished = self._no_results()
         statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
+        statistics["success_rate"][self._silent] = torch.nan
         if not self.spec.has_success:
             del statistics["success_rate"]
         for listener in self.listeners:
             listener(statistics)
         statistics["task_share"] = self.sampler.probabilities()
-        return statistics
+        averaged = [name for name in statistics if name != "return" or self.spec.comparable_returns]
+        return statistics | {f"{name}_mean": statistics[name].nanmean() for name in averaged}
 
     def state_dict(self) -> State:
         return {"sampler": self.sampler.state_dict(), "finished": self._finished}

@@ -68,10 +68,11 @@ def evaluate(
             progress(before + count, len(jobs))
 
         outcomes = _run_round(actor, env, batch, seed + index, finished)
-        for (task, goal), (success, episode_return, length) in zip(batch, outcomes, strict=True):
+        for (task, goal), (succeeded, episode_return, length) in zip(batch, outcomes, strict=True):
+            success = succeeded if env.spec.reports_success[task] else None
             episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length))
     every = tuple(itertools.chain.from_iterable(episodes))
-    return EvalResult(dict(protocol), every, has_success=env.spec.has_success)
+    return EvalResult(dict(protocol), every, comparable_returns=env.spec.comparable_returns)
 
 
 def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
@@ -163,25 +164,33 @@ def summary(result: EvalResult) -> dict[str, Any]:
     """Statistics of an evaluation, as plain values.
 
     `success_rate` and `mean_return` are means over tasks; `tasks` holds, by name, `success_rate` with its 95% Wilson
-    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`. Success is left out where the
-    environment reports none.
+    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`. Success is left out where a task
+    reports none, and its mean is over the tasks that do; returns that are not comparable have no mean.
     """
     by_task: dict[str, list[EpisodeResult]] = {}
     for episode in result.episodes:
         by_task.setdefault(episode.task, []).append(episode)
     tasks: dict[str, dict[str, Any]] = {}
     for name, episodes in by_task.items():
-        n, successes = len(episodes), sum(episode.success for episode in episodes)
-        success = {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))}
+        n, outcomes = len(episodes), [episode.success for episode in episodes if episode.success is not None]
         tasks[name] = {
-            **(success if result.has_success else {}),
+            **_success(outcomes),
             "mean_return": math.fsum(episode.episode_return for episode in episodes) / n,
             "mean_length": sum(episode.length for episode in episodes) / n,
             "episodes": n,
         }
-    averaged = ("success_rate", "mean_return") if result.has_success else ("mean_return",)
-    means = {key: math.fsum(task[key] for task in tasks.values()) / len(tasks) for key in averaged}
+    means = {}
+    for key in ("success_rate", "mean_return"):
+        values = [task[key] for task in tasks.values() if key in task]
+        if values and (key != "mean_return" or result.comparable_returns):
+            means[key] = math.fsum(values) / len(values)
     return {**means, "tasks": tasks}
+
+
+def _success(outcomes: Sequence[bool]) -> dict[str, Any]:
+    """Success rate and interval of a task; nothing where it reports none."""
+    successes, n = sum(outcomes), len(outcomes)
+    return {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))} if n else {}
 
 
 def metrics(result: EvalResult) -> dict[str, float]:
@@ -191,8 +200,22 @@ def metrics(result: EvalResult) -> dict[str, float]:
     for key, name in (("success_rate", "eval/success_rate"), ("mean_return", "eval/return")):
         if key in found:
             named[name] = found[key]
-            named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items()}
+        named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items() if key in values}
     return named
+
+
+def headline(result: EvalResult) -> str:
+    """An evaluation in a line: means over tasks; without any, scores; without these, the return of each task."""
+    found = summary(result)
+    kinds = (("success", "success_rate", 3), ("return", "mean_return", 1))
+    means = [f"{name} {found[key]:.{digits}f}" for name, key, digits in kinds if key in found]
+    returns = ", ".join(f"{name} {task['mean_return']:.1f}" for name, task in found["tasks"].items())
+    return ", ".join(means or _scores(result)) or f"returns {returns}"
+
+
+def _scores(result: EvalResult) -> list[str]:
+    """The scores over all tasks, if the benchmark has any."""
+    return [f"{name}: {value:.3f}" for name, value in result.scores.items() if "/" not in name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,6 +236,7 @@ def to_json(result: EvalResult) -> dict[str, Any]:
         "protocol": dict(result.protocol),
         "scores": dict(result.scores),
         "has_success": result.has_success,
+        "comparable_returns": result.comparable_returns,
         "summary": summary(result),
         "episodes": episodes,
     }
@@ -220,12 +244,15 @@ def to_json(result: EvalResult) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> EvalResult:
     """The inverse of `to_json`; the summary is recomputed when asked for."""
+    reported = data.get("has_success", True)  # older files say false, not null, where it is not
     episodes = [
-        EpisodeResult(task, *row)
+        EpisodeResult(task, goal, success if reported else None, *rest)
         for task, columns in data["episodes"].items()
-        for row in zip(columns["goal"], columns["success"], columns["return"], columns["length"], strict=True)
+        for goal, success, *rest in zip(
+            columns["goal"], columns["success"], columns["return"], columns["length"], strict=True
+        )
     ]
-    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("has_success", True))
+    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("comparable_returns", True))
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -242,46 +269,54 @@ def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _rows(result: EvalResult) -> list[tuple[str, ...]]:
-    """Heading, tasks, mean."""
+Row = tuple[str, ...]
+
+
+def _rows(result: EvalResult) -> tuple[Row, list[Row], list[Row]]:
+    """Heading; tasks; the mean, if there is any. Columns of success are there if any task reports it."""
     found = summary(result)
-    rows: list[tuple[str, ...]] = [("task", "return", "length", "episodes")]
+    success = result.has_success
+    heading = ("task", *(("success", "95% interval") if success else ()), "return", "length", "episodes")
+    tasks = []
     for name, task in found["tasks"].items():
-        rows.append((name, f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])))
-    rows.append(("mean", f"{found['mean_return']:.1f}", "", ""))
-    if result.has_success:
-        success = [("success", "95% interval")]
-        for task in found["tasks"].values():
+        cells = [f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])]
+        if "interval" in task:
             low, high = task["interval"]
-            success.append((f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}"))
-        success.append((f"{found['success_rate']:.3f}", ""))
-        rows = [(row[0], *cells, *row[1:]) for row, cells in zip(rows, success, strict=True)]
-    return rows
+            cells = [f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}", *cells]
+        elif success:
+            cells = ["--", "", *cells]
+        tasks.append((name, *cells))
+    rate = (f"{found['success_rate']:.3f}", "") if success else ()
+    mean_return = f"{found['mean_return']:.1f}" if result.comparable_returns else ""
+    means = [("mean", *rate, mean_return, "", "")] if rate or mean_return else []
+    return heading, tasks, means
 
 
 def _caption(result: EvalResult) -> str:
     """Scores over all tasks, if the benchmark has any, and the protocol."""
-    scores = "; ".join(f"{name}: {value:.3f}" for name, value in result.scores.items() if "/" not in name)
+    scores = "; ".join(_scores(result))
     protocol = "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
     return "\n".join(filter(None, (scores, protocol)))
 
 
 def table(result: EvalResult) -> Table:
-    """Per-task results and their mean for a terminal, with scores and the protocol beneath."""
-    heading, *tasks, mean = _rows(result)
+    """Per-task results and their means for a terminal, with scores and the protocol beneath."""
+    heading, tasks, means = _rows(result)
     drawn = Table(caption=_caption(result), caption_justify="left")
     for column in heading:
         drawn.add_column(column, justify="left" if column == "task" else "right")
     for row in tasks:
         drawn.add_row(*row)
     drawn.add_section()
-    drawn.add_row(*mean, style="bold")
+    for row in means:
+        drawn.add_row(*row, style="bold")
     return drawn
 
 
 def plain_table(result: EvalResult) -> str:
     """The same as plain text, for logs and files."""
-    rows = _rows(result)
+    heading, tasks, means = _rows(result)
+    rows = [heading, *tasks, *means]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:

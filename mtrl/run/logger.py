@@ -255,12 +255,14 @@ class MetricAccumulator:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """How each task goes, as far as known: success rates, or returns where the environment reports no success."""
+    """How each task goes, as far as known: success rates, or returns where no task reports success."""
 
     measure: str
     """success or return."""
     by_task: Mapping[str, float]
-    """NaN for a task without episodes."""
+    """NaN for a task without episodes, or without success where others report it."""
+    averaged: bool = True
+    """Whether the mean over tasks says something."""
 
     def text(self, value: float) -> str:
         """A result of this kind."""
@@ -269,9 +271,9 @@ class TaskResults:
         return f"{value:.2f}" if self.measure == "success" else f"{value:,.1f}"
 
     def mean(self) -> str | None:
-        """Over the tasks with episodes, with its name."""
+        """Over the tasks with results, with its name."""
         known = [value for value in self.by_task.values() if not math.isnan(value)]
-        return f"{self.measure} {self.text(sum(known) / len(known))}" if known else None
+        return f"{self.measure} {self.text(sum(known) / len(known))}" if known and self.averaged else None
 
 
 NO_RESULTS = TaskResults("success", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
+from mtrl.run.evaluation import headline, write_eval
 from mtrl.run.evaluation import metrics as eval_metrics
-from mtrl.run.evaluation import write_eval
 from mtrl.run.logger import (
     NO_RESULTS,
     Logger,
@@ -166,16 +167,14 @@ class Loop:
         key, measure = ("success_rate", "success") if "success_rate" in statistics else ("return", "return")
         latest = zip(names, statistics[key].tolist(), strict=True)
         seen = {name: value for name, value in latest if value == value}  # NaN: no episode ended
-        self._results = TaskResults(measure, {**self._results.by_task, **seen})
+        results = dict.fromkeys(names, math.nan) | dict(self._results.by_task) | seen
+        self._results = TaskResults(measure, results, averaged=f"{key}_mean" in statistics)
         diagnostics = {} if self._batch is None else self.learner.diagnostics(self._batch)
         row: dict[str, Any] = {
             name if "/" in name else f"train/{name}": value
             for name, value in (self.metrics.mean() | diagnostics).items()
         }
-        for name, value in statistics.items():
-            row[f"train/{name}"] = value
-            if value.ndim:
-                row[f"train/{name}_mean"] = value.nanmean()
+        row |= {f"train/{name}": value for name, value in statistics.items()}
         seconds = self.timer.seconds
         row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
         row |= {
@@ -212,10 +211,8 @@ class Loop:
         except OSError as error:
             reason = error.strerror or error
             self.progress.print(f"WARNING: Could not save the evaluation: {reason}. Training goes on.")
-        values = eval_metrics(result)
-        self.logger.log(state.step, {**values, "time/wall_s": state.wall_time})
-        success = f"success {values['eval/success_rate']:.3f}, " if result.has_success else ""
-        self.progress.print(f"step {state.step:,}: evaluation {success}return {values['eval/return']:.1f}")
+        self.logger.log(state.step, {**eval_metrics(result), "time/wall_s": state.wall_time})
+        self.progress.print(f"step {state.step:,}: evaluation {headline(result)}")
 
     def _save(self, checkpointer: Checkpointer) -> None:
         with self.timer("checkpoint"):

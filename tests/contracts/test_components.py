@@ -556,7 +556,7 @@ def build_aggregation(name: str, num_tasks: int = K) -> Any:
 
 
 def build_weighting(name: str, num_tasks: int = K) -> Any:
-    runtime = {"num_tasks": num_tasks, "has_success": True, "log_alpha": lambda: torch.zeros(num_tasks)}
+    runtime = {"num_tasks": num_tasks, "silent_tasks": (), "log_alpha": lambda: torch.zeros(num_tasks)}
     return build("weighting", {"name": name}, **runtime)
 
 
@@ -787,13 +787,13 @@ def test_optimizers(name: str) -> None:
     assert torch.isfinite(parameter).all()
 
 
-@pytest.mark.parametrize("has_success", [True, False])
+@pytest.mark.parametrize("silent", [(), ("task-1",)])
 @pytest.mark.parametrize("name", names("task_sampling"))
-def test_task_samplers(name: str, has_success: bool) -> None:
+def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
     """Probabilities before any result, while tasks lack theirs, and after; they fit `allocate`. State round-trips."""
-    runtime: dict[str, Any] = {"num_tasks": K, "num_slots": 6, "has_success": has_success}
+    runtime: dict[str, Any] = {"num_tasks": K, "num_slots": 6, "silent_tasks": silent}
     node: dict[str, Any] = {"name": name}
-    if not has_success and "targets" in inspect.signature(lookup("task_sampling", name)).parameters:
+    if silent and "targets" in inspect.signature(lookup("task_sampling", name)).parameters:
         with pytest.raises(UserError, match="targets"):
             build("task_sampling", node, **runtime)
         node["targets"] = [10.0, 100.0, 3.0]

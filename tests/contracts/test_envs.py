@@ -22,6 +22,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "toy_grid": ("toy_grid", {"horizon": 5}),
     "gym-continuous": ("gym", {"ids": ["Pendulum-v1", "MountainCarContinuous-v0"], "num_workers": 2}),
     "gym-discrete": ("gym", {"ids": ["CartPole-v1", "FrozenLake-v1"], "num_workers": 0}),
+    "gym-success": (
+        "gym",
+        {"ids": [f"tests.system.success_envs:{i}-v0" for i in ("AtEnd", "Silent")], "num_workers": 2},
+    ),
     "atari": ("atari", {"games": ["pong", "breakout"], "horizon": 5}),
     "mt1": ("mt1", {"task": "reach-v3", **METAWORLD}),
     "metaworld": ("metaworld", {"tasks": ["reach-v3", "push-v3"], **METAWORLD, "num_workers": 2}),
@@ -107,6 +111,42 @@ def test_shapes_and_types(env: VecEnv) -> None:
     assert len(spec.action_mask) == spec.num_tasks
     assert all(len(row) == spec.action_dim and any(row) for row in spec.action_mask)
     assert spec.task_descriptions is None or len(spec.task_descriptions) == spec.num_tasks
+    assert len(spec.reports_success) == spec.num_tasks
+    assert spec.comparable_returns or spec.num_tasks > 1
+
+
+def test_success_is_where_the_spec_says(env: VecEnv) -> None:
+    """No success where none is reported, and some in the tasks in which random actions must come to it."""
+    env.reset()
+    succeeded = torch.zeros(env.spec.num_tasks, dtype=torch.bool)
+    for step in run(env, 60):
+        succeeded |= torch.bincount(step.task[step.success], minlength=env.spec.num_tasks) > 0
+    reports = torch.tensor(env.spec.reports_success)
+    assert not (succeeded & ~reports).any()
+    if env.spec.task_names[0].startswith(("count", "tests.system.success_envs")):
+        assert torch.equal(succeeded, reports)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "comparable"),
+    [
+        ("metaworld", {}, True),
+        ("metaworld", {"reward_version": "v1"}, False),
+        ("mt1", {"reward_version": "v1"}, True),
+        ("atari", {}, False),
+        ("atari", {"games": "pong"}, True),
+        ("gym-continuous", {}, False),
+        ("gym-continuous", {"ids": ["Pendulum-v1"]}, True),
+        ("toy_reach", {}, True),
+        ("toy_scale", {}, False),
+    ],
+)
+def test_returns_are_comparable_where_rewards_mean_the_same(
+    case: str, options: dict[str, Any], comparable: bool
+) -> None:
+    env = make(case, **options)
+    assert env.spec.comparable_returns == comparable
+    env.close()
 
 
 def test_autoreset_in_the_same_step(env: VecEnv) -> None:

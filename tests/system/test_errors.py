@@ -141,7 +141,10 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (["env=toy_reach", "agent=sac", "agent.slots_per_task=2", "actors=2"], "use actors=0, or agent=impala"),
         (["env=toy_reach", "actors=3"], "agent.slots_per_task=16 cannot be shared by actors=3"),
         (["value_head=two_hot", "value_norm=popart"], "use value_norm=none with two_hot"),
-        (["env=gym", "task_sampling=a5c"], "reports no success, so that targets (a return per task) are needed"),
+        (
+            ["env=gym", "task_sampling=a5c"],
+            "reported by Pendulum-v1, MountainCarContinuous-v0, so that targets",
+        ),
         (["env=toy_reach", "task_sampling=a5c", "task_sampling.targets=[1,2]"], "for each of the 4 tasks, not 2"),
         (["agent=sac", "env=toy_reach", "agent.tau=-1"], "tau must be positive"),
         (["--cfg", "job", "sed=1"], "Unknown key 'sed'"),

@@ -89,6 +89,20 @@ def test_memory_lasts_until_it_is_reset() -> None:
     assert np.allclose(policy.act(obs[:2], 0), first[:2]), "another number of observations begins anew"
 
 
+def test_stored_before_each_task_said_whether_it_reports_success(tmp_path: Path) -> None:
+    network, spec = saved(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["spec"]["reports_success"], config["spec"]["comparable_returns"]
+    for has_success in (True, False):
+        config["spec"]["has_success"] = has_success
+        path.write_text(json.dumps(config))
+        policy = load_policy(tmp_path)
+        assert policy.spec.reports_success == (has_success,) * spec.num_tasks
+        obs = np.zeros(2, np.float32)
+        assert np.array_equal(policy.act(obs, 1), Policy(network, spec).act(obs, 1))
+
+
 def test_files_need_no_code_to_be_read(tmp_path: Path) -> None:
     network, spec = saved(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class EA4C(ScoreSampler):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         window: int = 10,
@@ -49,7 +50,7 @@ class EA4C(ScoreSampler):
         lr: float = 1e-3,
         entropy_coef: float = 0.02,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         positive(window=window, width=width, unroll=unroll, lr=lr)
         not_negative(gamma=gamma, entropy_coef=entropy_coef)
         if not 0 <= lambda_ <= 1:

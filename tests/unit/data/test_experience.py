@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,8 +207,10 @@ def test_statistics_by_hand() -> None:
     action = torch.zeros(3, 2)
     collector.step(action)
     empty = collector.episodes.statistics()
-    assert set(empty) == {"return", "success_rate", "episode_length", "task_share"}
+    results = {"return", "success_rate", "episode_length", "task_share"}
+    assert set(empty) == results | {f"{name}_mean" for name in results - {"return"}}  # which are not comparable
     assert empty.pop("task_share").tolist() == [1 / 3] * 3
+    assert float(empty.pop("task_share_mean")) == pytest.approx(1 / 3)
     assert all(values.isnan().all() for values in empty.values())
     collector.step(action)
     row = collector.episodes.statistics()
@@ -218,6 +221,25 @@ def test_statistics_by_hand() -> None:
     collector.step(action)
     assert collector.episodes.statistics()["success_rate"].tolist() == [0, 0, 0]  # the odd episodes are truncated
     assert collector.episodes.statistics()["return"].isnan().all()  # told once
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_statistics_of_tasks_that_are_not_alike(comparable: bool) -> None:
+    """Four episodes, three tasks: 0 succeeds in one of two, 1 reports none, 2 succeeds; the mean is (.5 + 1) / 2."""
+    spec = replace(make_spec(3), reports_success=(True, False, True), comparable_returns=comparable)
+    episodes = Episodes(spec, Uniform(3))
+    success = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    heard: list[list[float]] = []
+    episodes.listeners.append(lambda statistics: heard.append(statistics["success_rate"].nan_to_num(-1).tolist()))
+    episodes.add(torch.tensor([0, 0, 1, 2]), {"return": 4 * success, "success": success, "length": 1 + success})
+    row = episodes.statistics()
+    assert row["success_rate"].nan_to_num(-1).tolist() == [0.5, -1, 1] == heard[0]
+    assert float(row["success_rate_mean"]) == 0.75
+    assert row["return"].tolist() == [2, 0, 4]
+    assert ("return_mean" in row) == comparable
+    if comparable:
+        assert float(row["return_mean"]) == 2
+    assert float(row["episode_length_mean"]) == 1.5  # (1.5 + 1 + 2) / 3
 
 
 def test_first_episodes_end_at_different_times() -> None:

@@ -11,6 +11,7 @@ import torch
 
 import mtrl.envs
 from mtrl.types import UserError, VecEnv
+from tests.system.success_envs import LENGTH
 
 
 def make(*ids: str, **options: Any) -> VecEnv:
@@ -110,6 +111,61 @@ def test_episodes_are_those_of_gymnasium() -> None:
         assert (step.terminated[0].item(), step.truncated[0].item()) == (terminated, truncated)
         obs = step.final_obs
     assert truncated
+
+
+NEVER_ENDS = "Lever-v0"
+SUCCESS = {"Silent": False, "Always": True, "AtEnd": True, "OnSuccess": False}
+"""Of `tests.system.success_envs`: who shows in a trial episode that success is reported."""
+
+
+def success_ids(*names: str) -> list[str]:
+    return [f"tests.system.success_envs:{name}-v0" for name in names]
+
+
+@pytest.mark.parametrize(
+    "names", [*[(name,) for name in SUCCESS], tuple(SUCCESS), tuple(reversed(SUCCESS)), ("AtEnd", "Silent")]
+)
+def test_each_task_reports_success_whatever_it_shares_the_list_with(names: tuple[str, ...]) -> None:
+    spec = make(*success_ids(*names)).spec
+    assert spec.reports_success == tuple(SUCCESS[name] for name in names)
+    assert spec.silent_tasks == tuple(success_ids(*[name for name in names if not SUCCESS[name]]))
+    assert spec.has_success == any(spec.reports_success)
+
+
+def test_what_is_said_of_success_needs_no_trial() -> None:
+    ids = success_ids("AtEnd", "OnSuccess", "Silent")
+    assert make(*ids, reports_success=True).spec.reports_success == (True, True, True)
+    assert make(*ids, reports_success=False).spec.reports_success == (False, False, False)
+    assert make(*ids, reports_success=[False, True, None]).spec.reports_success == (False, True, False)
+    assert make(NEVER_ENDS).spec.reports_success == (False,)
+    for wrong in ([True], [True, False, "no"]):
+        with pytest.raises(UserError, match="reports_success must be true, false or null, or a list of 3 of these"):
+            mtrl.envs.make("gym", ids=ids, num_workers=0, reports_success=wrong)
+
+
+@pytest.mark.parametrize(("num_workers", "names"), [(0, ("OnSuccess", "AtEnd")), (2, ("OnSuccess", "Always"))])
+def test_success_of_a_task_taken_for_silent_is_told_once(
+    num_workers: int, names: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a process, for a list of tasks. The episodes of odd seeds succeed, and the trial's seed is 0."""
+    ids = success_ids(*names)
+    for said in ([False, None], [True, None]):
+        assert_succeeds(ids, num_workers, said)
+    assert not caplog.messages
+    for _ in range(2):
+        assert_succeeds(ids, num_workers, None)
+    (line,) = caplog.messages
+    assert ids[0] in line
+    assert "env.reports_success=[true,true]" in line
+
+
+def assert_succeeds(ids: list[str], num_workers: int, said: list[bool | None] | None) -> None:
+    env = mtrl.envs.make("gym", ids=ids, num_envs=4, num_workers=num_workers, reports_success=said)
+    env.assign(env.task, torch.tensor([1, 3, 1, 3]))
+    env.reset()
+    steps = [env.step(torch.zeros(4, 2)) for _ in range(3 * LENGTH)]
+    assert all(step.success.all() for step in steps if step.done.any())
+    env.close()
 
 
 @pytest.mark.parametrize(

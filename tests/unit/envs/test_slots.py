@@ -30,7 +30,8 @@ def fake_env(what: str = "", num_workers: int = 2, num_envs: int = 4) -> SlotVec
         action_dim=2,
         action_mask=((True, True), (True, True)),
         horizon=None,
-        has_success=False,
+        reports_success=(False, False),
+        comparable_returns=False,
     )
     return SlotVecEnv(functools.partial(make_slots, what=what), spec, num_envs, 10, num_workers=num_workers)
 

@@ -14,6 +14,7 @@ from mtrl.run.evaluation import (
     bootstrap_interval,
     evaluate,
     from_json,
+    headline,
     metrics,
     plain_table,
     record_videos,
@@ -37,7 +38,9 @@ class ScriptedEnv:
 
     def __init__(self, num_envs, num_tasks=3, disobey=False):
         names = tuple(f"task/{k}" for k in range(num_tasks))
-        self.spec = EnvSpec(names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, True)
+        self.spec = EnvSpec(
+            names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, (True,) * num_tasks, True
+        )
         self.num_envs, self.disobey = num_envs, disobey
         self.task = self.goal = self.next_task = self.next_goal = torch.zeros(num_envs, dtype=torch.int64)
         self.episodes_begun = 0
@@ -222,7 +225,7 @@ def test_scores_of_the_benchmark():
 def test_without_success():
     """Where the environment reports none, nothing speaks of it."""
     env = ScriptedEnv(4)
-    env.spec = replace(env.spec, has_success=False)
+    env.spec = replace(env.spec, reports_success=(False,) * 3)
     returns = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
     assert set(metrics(returns)) == {f"eval/return{task}" for task in ("", "/task/0", "/task/1", "/task/2")}
     assert "success_rate" not in json.dumps(summary(returns))
@@ -231,6 +234,64 @@ def test_without_success():
     assert lines[1].split() == ["task/0", "3.5", "3", "3"]
     assert lines[4].split() == ["mean", "9.2"]
     assert from_json(json.loads(json.dumps(to_json(returns)))) == returns
+
+
+def test_where_one_task_reports_no_success():
+    """Its success is nowhere, and the mean is over the others: (2/3 + 2/3) / 2."""
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, reports_success=(True, False, True))
+    mixed = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert [episode.success for episode in mixed.episodes] == [True, False, True, None, None, None, True, False, True]
+    assert summary(mixed)["success_rate"] == pytest.approx(2 / 3)
+    assert set(metrics(result())) - set(metrics(mixed)) == {"eval/success_rate/task/1"}
+    lines = [line.split() for line in plain_table(mixed).splitlines()]
+    assert lines[2] == ["task/1", "--", "8.6", "4", "3"]
+    assert lines[4] == ["mean", "0.667", "9.2"]
+    data = json.loads(json.dumps(to_json(mixed)))
+    assert data["episodes"]["task/1"]["success"] == [None, None, None]
+    assert from_json(data) == mixed
+    assert headline(mixed) == "success 0.667, return 9.2"
+
+
+def test_returns_that_are_not_comparable_have_no_mean():
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, comparable_returns=False)
+    apart = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert set(summary(result())) - set(summary(apart)) == {"mean_return"}
+    assert set(metrics(result())) - set(metrics(apart)) == {"eval/return"}
+    assert plain_table(apart).splitlines()[4].split() == ["mean", "0.556"]
+    assert headline(apart) == "success 0.556"
+    assert from_json(json.loads(json.dumps(to_json(apart)))) == apart
+
+
+def test_without_success_and_without_a_mean():
+    """Not a row of means, and in a line what there is."""
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, reports_success=(False,) * 3, comparable_returns=False)
+    games = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert set(summary(games)) == {"tasks"}
+    assert [line.split()[0] for line in plain_table(games).splitlines()] == [
+        "task",
+        "task/0",
+        "task/1",
+        "task/2",
+        "env:",
+    ]
+    # Returns by hand: 10.375 / 3, 25.75 / 3, 47.125 / 3.
+    assert headline(games) == "returns task/0 3.5, task/1 8.6, task/2 15.7"
+    assert headline(replace(games, scores={"iqm": 0.5, "normalised/task/0": 0.25})) == "iqm: 0.500"
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    show(games, console)
+    assert "mean" not in console.file.getvalue()
+
+
+def test_files_of_older_versions():
+    """They said of the environment whether it reports success, and then false for every episode."""
+    old = {"protocol": PROTOCOL, "episodes": {"pong": {"goal": [0], "success": [False], "return": [3], "length": [9]}}}
+    assert from_json({**old, "has_success": False}).episodes[0].success is None
+    assert from_json({**old, "has_success": True}).episodes[0].success is False
+    assert from_json(old).episodes[0].success is False
+    assert summary(from_json(old))["mean_return"] == 3
 
 
 # --- files and tables -----------------------------------------------------------------------------------------------
