@@ -661,15 +661,39 @@ def test_one_task_keeps_its_direction(name: str) -> None:
     torch.testing.assert_close(direction / direction.norm(), row[0] / 5)
 
 
+BATCHES = {
+    "stratified": torch.arange(K)[:, None].expand(K, 5),
+    "random order": torch.tensor([2, 0, 0, 1, 2, 1, 0, 1, 2, 2, 0]),
+    "task 1 absent": torch.tensor([0, 2, 2, 0, 0, 0, 2]),
+    "one sample": torch.tensor([1]),
+    "as many samples as tasks": torch.tensor([2, 0, 1]),
+}
+ONE_BY_ONE = {"cross_stitch", "simba_v2", "sluice"}
+"""Trunks with shared parameters in other operations than layers, whose per-task gradients take K backward passes."""
+
+
+@pytest.fixture
+def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("K backward passes")
+
+    monkeypatch.setattr(gradients, "_from_many_backwards", refuse)
+
+
+def shared_and_own(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
+    return shared, own
+
+
 @pytest.mark.parametrize("head", names("head"))
 @pytest.mark.parametrize("trunk", names("trunk"))
 def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
-    """Those of the tasks' losses one by one, for samples in any order."""
+    """Those of the tasks' losses one by one."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, F)
-    shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
-    for task in (torch.arange(K)[:, None].expand(K, 5), torch.randint(K, (20,))):
-        x = torch.randn(*task.shape, F)
+    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, F).double()
+    shared, own = shared_and_own(network)
+    for task in BATCHES.values():
+        x = torch.randn(*task.shape, F, dtype=torch.float64)
         losses = per_task_mean(network(x, task).square(), task, K)
         rows, own_rows = per_task_gradients(losses, shared, own, task)
         losses = per_task_mean(network(x, task).square(), task, K)
@@ -679,6 +703,15 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
                 torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
         if own:
             torch.testing.assert_close(own_rows, list(torch.autograd.grad(losses.sum(), own)))
+
+
+@pytest.mark.parametrize("name", [name for name in names("trunk") if name not in ONE_BY_ONE])
+def test_trunks_of_layers_need_no_backward_pass_per_task(name: str, no_fallback: None) -> None:
+    torch.manual_seed(0)
+    network = build_value(describe("gaussian", trunk=small(name)), make_spec(K, F), "shared", SCALAR, F)
+    task = BATCHES["random order"]
+    losses = per_task_mean(network(torch.randn(*task.shape, F), task).square(), task, K)
+    per_task_gradients(losses, *shared_and_own(network), task)
 
 
 @pytest.mark.parametrize("core", names("core"))
@@ -693,8 +726,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
     description = describe("gaussian", obs_norm="none" if flat else "scaled_pictures") | nodes
     policy = build_policy(description, spec)
     value = build_value(description, spec, "per_task", SCALAR, policy.core.out_features)
-    parameters = [*policy.parameters(), *value.parameters()]
-    shared, own = ([p for p in parameters if hasattr(p, "is_per_task") is mine] for mine in (False, True))
+    shared, own = shared_and_own(nn.ModuleList([policy, value]))
     task, obs = torch.randint(K, (3, 4)), 255 * torch.rand(3, 4, *spec.obs_shape)
     first, state = torch.rand(3, 4) < 0.3, torch.randn(4, policy.core.state_size)
 
@@ -712,11 +744,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
 
 
 @pytest.mark.parametrize("agent", ["sac", "impala"])
-def test_learners_need_one_backward_pass(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("K backward passes")
-
-    monkeypatch.setattr(gradients, "_from_many_backwards", refuse)
+def test_learners_need_no_backward_pass_per_task(agent: str, no_fallback: None) -> None:
     module: Any = test_sac if agent == "sac" else test_impala
     learner = module.make_learner()
     use(learner, "uniform", MeanOfRows())
