@@ -161,7 +161,9 @@ def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
     set_precision(agent.learner.networks, components.precision)
     if components.compile:
         compile_losses(agent.learner)
-    return replace(agent, learner=Resets(agent.learner, node["resets"], actors.episodes.sampler)) if node["resets"] else agent
+    if not node["resets"]:
+        return agent
+    return replace(agent, learner=Resets(agent.learner, node["resets"], actors.episodes.sampler))
 
 
 @register("agent", "impala")

@@ -85,7 +85,10 @@ def _backward(losses: Float[Tensor, " K"], wanted: Sequence[Any], weights: Tenso
 def _are_rows_of_samples(
     uses: Sequence[_Use], of_sum: Sequence[Tensor], losses: Float[Tensor, " K"], task: Int[Tensor, " N"]
 ) -> bool:
-    """Whether row n of every use reaches the loss of sample n's task alone."""
+    """Whether row n of every use reaches the loss of sample n's task alone.
+
+    False besides for more than 250 tasks, where the powers of two leave the range of a float32.
+    """
     half = len(losses) // 2
     weights = losses.new_tensor([2.0 ** (k - half) for k in range(len(losses))])
     of_each = weights[task][:, None]
