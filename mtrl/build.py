@@ -107,7 +107,7 @@ class Components:
             runtime: What a weighting can read of the learner.
 
         Raises:
-            UserError: The aggregation needs gradients that a compiled loss does not give.
+            UserError: The aggregation or the weighting needs gradients that a compiled loss does not give.
         """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks
@@ -121,6 +121,11 @@ class Components:
             raise UserError(
                 f"compile=true has one gradient for all tasks, but aggregation={self.aggregation['name']} takes each "
                 "task's: use aggregation=mean or sum, or compile=false."
+            )
+        if self.compile and weighting.requires_task_norm:
+            raise UserError(
+                f"compile=true has one gradient for all tasks, but weighting={self.weighting['name']} takes each "
+                "task's: use another weighting, or compile=false."
             )
         parameters = list(module.parameters())
         return TaskStep(
@@ -156,7 +161,9 @@ def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
     set_precision(agent.learner.networks, components.precision)
     if components.compile:
         compile_losses(agent.learner)
-    return replace(agent, learner=Resets(agent.learner, node["resets"])) if node["resets"] else agent
+    if not node["resets"]:
+        return agent
+    return replace(agent, learner=Resets(agent.learner, node["resets"], actors.episodes.sampler))
 
 
 @register("agent", "impala")

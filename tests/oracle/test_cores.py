@@ -184,7 +184,7 @@ def test_a_reset_learner_with_memory_is_a_new_one() -> None:
     learner.networks.double()
     step = learner.steps.step
     step.optimizer = torch.optim.Adam([{"params": step.parameters, "initial_lr": 0.05}], lr=0.05)
-    resets, found = Resets(learner, count=1), []
+    resets, found = Resets(learner, count=1, sampler=UniformTasks(K)), []
     assert torch.equal(resets.initial_state(B), torch.zeros(B, 2 * WIDTH))
     for progress in (0.0, 0.5):
         torch.manual_seed(0)

@@ -68,11 +68,13 @@ def test_dwa_keeps_the_mean_of_an_absent_task() -> None:
 
 def test_lbtw_by_hand() -> None:
     """Losses began at (4, 1) and are (1, 1): ratios (1/4, 1), their roots (1/2, 1) over the mean 3/4. Then anew."""
-    weighting = LBTW(2, alpha=0.5, window=2)
+    weighting = LBTW(2, alpha=0.5, window=3)
     assert weights(weighting, [4.0, 1.0]).tolist() == [1, 1]
     after(weighting, [4.0, 1.0])
     torch.testing.assert_close(weights(weighting, [1.0, 1.0]), torch.tensor([2 / 3, 4 / 3]))
-    after(weighting, [1.0, 1.0], [2.0, 0.0])  # the third begins a window; task 1 is absent
+    after(weighting, [1.0, 1.0], [1.0, 1.0])
+    assert weights(weighting, [9.0, 1.0]).tolist() == [1, 1]  # what begins a window is its own beginning
+    after(weighting, [2.0, 0.0])  # task 1 is absent
     torch.testing.assert_close(weights(weighting, [2.0, 3.0]), torch.ones(2))
     after(weighting, [2.0, 3.0])
     torch.testing.assert_close(weights(weighting, [0.5, 3.0]), torch.tensor([2 / 3, 4 / 3]))

@@ -137,6 +137,7 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (["env=atari", "torso=none"], "observations of shape (4, 84, 84) need torso=nature_cnn"),
         (["env=toy_grid", "core=lstm", "agent.minibatches=99"], "99 minibatches cannot be made of 64 sequences"),
         (["compile=true", "aggregation=pcgrad"], "aggregation=pcgrad takes each task's: use aggregation=mean or sum"),
+        (["compile=true", "weighting=gradnorm"], "weighting=gradnorm takes each task's: use another weighting"),
         (["agent=sac", "network.head=shared", "value_norm=popart"], "value_norm=popart needs network.head=per_task"),
         (["env=toy_reach", "agent=sac", "agent.slots_per_task=2", "actors=2"], "use actors=0, or agent=impala"),
         (["env=toy_reach", "actors=3"], "agent.slots_per_task=16 cannot be shared by actors=3"),

@@ -142,7 +142,6 @@ def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
 NEEDED = {
     "alpha_softmax": ("sac", []),
     "context": ("ppo", ["env.history=2"]),
-    "gradnorm": ("ppo", ["aggregation=measured_mean"]),
 }
 """Options that need another agent or setting."""
 

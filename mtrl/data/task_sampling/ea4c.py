@@ -26,7 +26,9 @@ class EA4C(ScoreSampler):
     Differences from the paper:
         1. One actor, and learning every `unroll` episodes with Adam. The paper's settings of the meta-learner are not
            known to us; `gamma`, `lr`, `entropy_coef` and `unroll` are ours.
-        2. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
+        2. The second term of the reward grows as the worst tasks improve. A public re-implementation of the paper's
+           listing has one minus that mean; the text of the paper could not be had to decide which is the authors'.
+        3. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
     """
 
     probability: Tensor
