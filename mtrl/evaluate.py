@@ -69,14 +69,14 @@ class Evaluator:
         """What the numbers mean."""
         protocol: dict[str, Any] = {"env": self.node["name"]}
         if self.node["name"] in METAWORLD:
+            hidden = self.node["name"].startswith("ml")
             protocol |= {
                 "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
                 "reward": self.node.get("reward_version", "v2"),
                 "goals": f"the fixed goals of seed {self._goal_seed}, goal i in episode i",
-                "goal in the observation": "no" if self.node["name"].startswith("ml") else "yes",
+                "goal in the observation": "no" if hidden else "yes",
+                **({"split": self.node.get("split", "train")} if hidden else {}),
             }
-        if self.node["name"].startswith("ml"):
-            protocol["split"] = self.node.get("split", "train")
         if self.node["name"] == "atari":
             protocol |= {
                 "emulator": f"ale-py {version('ale-py')}",
@@ -133,8 +133,7 @@ def evaluate_run(
         episodes_per_task = config["eval"]["episodes_per_task"]
     evaluator = Evaluator(node, config["seed"], episodes_per_task, device)
     try:
-        names = evaluator.env.spec.task_names
-        actor = policy.for_env(evaluator.env.spec).actor
+        adapted = policy.for_env(evaluator.env.spec)
         began = time.perf_counter()
         with Progress() as progress:
 
@@ -142,14 +141,14 @@ def evaluate_run(
                 rate = done / (time.perf_counter() - began)
                 progress.update(done, total, rate, NO_RESULTS, {}, "evaluation", unit="episodes")
 
-            result = evaluator(actor, report)
-        if new := [name for name in names if name not in policy.spec.task_names]:
+            result = evaluator(adapted.actor, report)
+        if new := [name for name in adapted.tasks if name not in policy.tasks]:
             result = replace(result, protocol={**result.protocol, "tasks not trained for": ", ".join(new)})
         target = Path(out) if out else run_dir
         write_eval(target / "eval.json", result, policy=str(policy_folder))
         show(result)
         if video:
-            film(actor, evaluator, target / "videos")
+            film(adapted.actor, evaluator, target / "videos")
     except OSError as error:
         raise UserError(f"Cannot write to {out or run_dir}: {error.strerror or error}.") from error
     finally:

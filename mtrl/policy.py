@@ -70,7 +70,8 @@ class Policy:
             if mask != self.spec.action_mask[task]:
                 raise UserError(f"The policy does not fit the environment: {name} has other actions there.")
         policy = Policy(self.network, self.spec)
-        policy.tasks, policy.actor = spec.task_names, Renumbered(self.network, torch.tensor(ids))
+        policy.tasks = spec.task_names
+        policy.actor = Renumbered(self.network, torch.tensor(ids, device=self._state.device))
         return policy
 
     def reset(self, ended: np.ndarray | Tensor | None = None) -> None:
@@ -141,7 +142,7 @@ class Renumbered:
 
     def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
         """See `Actor.act`; `task` as the environment numbers them."""
-        return self.actor.act(obs, self.ids.to(task.device)[task], state, explore)
+        return self.actor.act(obs, self.ids[task], state, explore)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -15,8 +15,8 @@ class Trunk(nn.Module):
     """Base of the trunks.
 
     What depends on the number of tasks is in submodules called `task_input`, so that the rest can be taken to other
-    tasks (`init_from_parts=[trunk]`). An `nn.Linear` among them reads the task embedding; what else has numbers per task
-    says so (`TaskAxes`).
+    tasks (`init_from_parts=[trunk]`). An `nn.Linear` in them reads the task embedding; whatever else has numbers per
+    task says so (`TaskAxes`).
     """
 
     out_features: int
