@@ -63,7 +63,8 @@ class Policy:
         if new and readers:
             raise UserError(
                 f"The policy was not trained in {', '.join(new)} and cannot act there, as it is told its task's id "
-                f"({', '.join(readers)}). One that finds out its task can: train with network=mlp task_encoder=context."
+                f"({', '.join(readers)}). One that finds out its task can: train with env.history=8 "
+                "task_encoder=context network=mlp."
             )
         ids = [place or 0 for place in places]
         for name, task, mask in zip(spec.task_names, ids, spec.action_mask, strict=True):
