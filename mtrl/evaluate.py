@@ -143,7 +143,7 @@ def evaluate_run(
 
             result = evaluator(adapted.actor, report)
         if new := [name for name in adapted.tasks if name not in policy.tasks]:
-            result = replace(result, protocol={**result.protocol, "tasks not trained for": ", ".join(new)})
+            result = replace(result, protocol={**result.protocol, "not trained in": ", ".join(new)})
         target = Path(out) if out else run_dir
         write_eval(target / "eval.json", result, policy=str(policy_folder))
         show(result)

@@ -198,3 +198,26 @@ def test_what_task_encoders_read(name: str) -> None:
 def test_what_obs_norms_read(name: str) -> None:
     norm: Any = obs_norm_of(OLD, name)
     assert varies(lambda task: of_obs_norm(norm, task)) == norm.reads_task
+
+
+# --- what follows from tasks that begin fresh -----------------------------------------------------------------------
+
+
+def test_mean_reward_is_unsettled_by_a_new_task() -> None:
+    """Mean rewards 4 and 1 give scales 1 and 1/4; a task that joins with mean reward 2 gets 1/2, not 1."""
+    old, new = (build("value_norm", {"name": "mean_reward"}, num_tasks=k) for k in (2, 3))
+    length = torch.ones(2, dtype=torch.float64)
+    old.observe(torch.tensor([0, 1]), {"return": torch.tensor([4.0, 1.0]), "length": length})
+    load_parts(new, old.state_dict(), None, ("a", "b"), ("c", "b", "a"))
+    assert new.sigma.tolist() == [1, 0.25, 1]
+    new.observe(torch.tensor([0]), {"return": torch.tensor([2.0]), "length": length[:1]})
+    assert new.sigma.tolist() == [0.5, 0.25, 1]
+
+
+def test_no_task_in_common() -> None:
+    """What is shared is taken, and every number per task stays."""
+    old, new = (policy_of(tasks, "mlp", "one_hot", "per_task") for tasks in (OLD, ("push-v3", "pull-v3")))
+    before = {key: tensor.clone() for key, tensor in new.state_dict().items()}
+    load_parts(new, old.state_dict(), None, OLD, ("push-v3", "pull-v3"))
+    for key, tensor in new.state_dict().items():
+        assert torch.equal(tensor, before[key] if key in task_axes(new) else old.state_dict()[key]), key

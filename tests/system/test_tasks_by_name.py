@@ -46,7 +46,7 @@ def test_some_of_the_tasks(tmp_path: Path) -> None:
     assert run(*tiny(), f"run_dir={before}") == 0
     assert evaluate(f"run={before}", "env.num_tasks=2", f"out={tmp_path}") == 0
     assert list(returns(evaluated(tmp_path))) == ["reach-0", "reach-1"]
-    assert "tasks not trained for" not in evaluated(tmp_path)["protocol"]
+    assert "not trained in" not in evaluated(tmp_path)["protocol"]
 
 
 def test_tasks_that_a_policy_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,7 @@ def test_tasks_that_a_policy_does_not_know(tmp_path: Path, capsys: pytest.Captur
     assert evaluate(f"run={tmp_path / 'finding'}", "env.num_tasks=6") == 0
     found = evaluated(tmp_path / "finding")
     assert len(returns(found)) == 6
-    assert found["protocol"]["tasks not trained for"] == "reach-4, reach-5"
+    assert found["protocol"]["not trained in"] == "reach-4, reach-5"
 
 
 def edit(run_dir: Path, old: str, new: str) -> None:
@@ -128,5 +128,5 @@ def test_ml10_is_scored_on_its_test_tasks(run_dir: Path, capsys: pytest.CaptureF
     assert evaluate(f"run={run_dir}", "env.split=test") == 0
     found = evaluated(run_dir)
     assert found["protocol"]["split"] == "test"
-    assert found["protocol"]["tasks not trained for"] == ", ".join(returns(found))
+    assert found["protocol"]["not trained in"] == ", ".join(returns(found))
     assert len(returns(found)) == 5
