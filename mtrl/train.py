@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -43,8 +43,8 @@ from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
-from mtrl.policy import check_device, find_policy, save_policy
-from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
+from mtrl.policy import check_device, find_policy, save_policy, stored_tasks
+from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state, task_axes
 from mtrl.run.evaluation import show
 from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
 from mtrl.run.loop import Loop, seed_everything
@@ -72,7 +72,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         spec = actors.episodes.spec
         agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
-            initialise(agent, config.init_from, config.init_from_parts)
+            initialise(agent, config.init_from, config.init_from_parts, spec.task_names, progress.print)
         if resume is None:
             start_run_dir(run_dir, config)
         logger = Logger(run_dir, spec.task_names)
@@ -96,7 +96,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
         step = 0
         if resume is not None:
-            step = checkpointer.restore()
+            step = checkpointer.restore(check=lambda path: check_tasks(path / "policy", spec.task_names))
             logger.truncate(step)
             resume_run_dir(run_dir, config, step)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
@@ -199,21 +199,42 @@ def print_summary(loop: Loop, steps: int) -> None:
     print(f"Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes). Run folder: {loop.run_dir}")
 
 
-def initialise(agent: Agent, source: str, parts: list[str] | None) -> None:
-    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy)."""
+def initialise(
+    agent: Agent, source: str, parts: list[str] | None, tasks: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy).
+
+    What belongs to one task goes to the task of the same name; `report` is told of the `tasks` without a counterpart.
+    """
     folder = find_policy(source)
     networks = agent.learner.networks
+    have = stored_tasks(folder)
     state = folder.parent / "training_state" / "learner"
     if state.is_dir():
         found = load_state(state)["networks"]
         shared = {name.split(".")[0] for name in found} & set(networks)
         tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
         target = torch.nn.ModuleDict({name: networks[name] for name in shared})
-        load_parts(target, tensors, parts)
+        taken = load_parts(target, tensors, parts, have, tasks)
     else:
         from safetensors.torch import load_file
 
-        load_parts(networks["policy"], load_file(folder / "model.safetensors"), parts)
+        target = networks["policy"]
+        taken = load_parts(target, load_file(folder / "model.safetensors"), parts, have, tasks)
+    fresh = [name for name in tasks if name not in have]
+    if fresh and not task_axes(target).keys().isdisjoint(taken):
+        report(f"{source} was not trained in {', '.join(fresh)}: what belongs to one task alone begins fresh there.")
+
+
+def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
+    """Raises `UserError` unless a stored policy has the same tasks in the same order."""
+    have = stored_tasks(policy)
+    if have != tuple(tasks):
+        raise UserError(
+            f"The run cannot go on with other tasks or another order: its checkpoint has [{', '.join(have)}], the "
+            f"environment now [{', '.join(tasks)}]. Put back what was changed in its config.yaml, or use init_from to "
+            "start a new run from this one's weights."
+        )
 
 
 def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:

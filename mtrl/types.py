@@ -1,11 +1,11 @@
-"""What passes between environments, experience, learners and the run: data classes and protocols, no behaviour.
+"""What passes between environments, experience, learners and the run: data classes and protocols.
 
 Letters in shapes: K tasks, B environment slots, T time steps of a rollout, n samples per task, A action size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -16,6 +16,12 @@ from torch import Tensor
 
 State = dict[str, Any]
 """What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
+
+TaskAxes = Mapping[str, tuple[int, ...]]
+"""What a module calls `task_axes`: of its tensors that hold numbers per task, by their names in its `state_dict`, the
+axes along which the K tasks lie, in the order of their ids. Such an axis may have several entries for each task, next
+to one another. `init_from` goes by it.
+"""
 
 Metrics = dict[str, Tensor]
 """Named device tensors: a scalar `()`, one value per task `(K,)` or per pair of tasks `(K, K)`.
@@ -77,6 +83,15 @@ class EnvSpec:
         """Names of the tasks that report no success."""
         pairs = zip(self.task_names, self.reports_success, strict=True)
         return tuple(name for name, reports in pairs if not reports)
+
+
+def match_tasks(have: Sequence[str], want: Sequence[str]) -> list[int | None]:
+    """For each task that is wanted, its id where they are had; None for one that is not there.
+
+    Wherever two sides meet, tasks are the same by their names, never by their places in a list.
+    """
+    ids = {name: task for task, name in enumerate(have)}
+    return [ids.get(name) for name in want]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ Differences from the papers:
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -19,11 +21,13 @@ from mtrl.nn.networks import Ensemble, PolicyNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
 from mtrl.registry import not_negative, positive
-from mtrl.types import Batch, Metrics, State
+from mtrl.types import Batch, Metrics, State, TaskAxes
 
 
 class Temperature(nn.Module):
     """Entropy temperature alpha of each task."""
+
+    task_axes: ClassVar[TaskAxes] = {"log_alpha": (0,)}
 
     def __init__(self, num_tasks: int, initial: float) -> None:
         super().__init__()

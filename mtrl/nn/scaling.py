@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from mtrl.nn.heads import PerTaskHead
 from mtrl.nn.torsos import check_pixels
 from mtrl.registry import positive, register
-from mtrl.types import Metrics
+from mtrl.types import Metrics, TaskAxes
 
 
 class ObsNorm(nn.Module):
     """Base of the observation normalisers."""
+
+    reads_task: bool = True
+    """Whether what comes out depends on the task's id."""
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
         """The normalised observations (*batch, *obs); the raw ones stay as they are."""
@@ -29,6 +33,8 @@ class ObsNorm(nn.Module):
 class NoObsNorm(ObsNorm):
     """Leaves flat observations as they are."""
 
+    reads_task = False
+
     def forward(self, obs: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch F"]:
         return obs
 
@@ -40,6 +46,7 @@ class RunningNorm(ObsNorm):
     Batches are merged with Chan et al.'s (1979) parallel update, in float64. A constant feature maps to zero.
     """
 
+    reads_task = False
     mean: Tensor
     var: Tensor
     count: Tensor
@@ -77,6 +84,8 @@ class ScaledPictures(ObsNorm):
         ValueError: Observations of another shape.
     """
 
+    reads_task = False
+
     def __init__(self, obs_shape: Sequence[int]) -> None:
         super().__init__()
         check_pixels(obs_shape)
@@ -103,6 +112,7 @@ class CentredPictures(ObsNorm):
 
     mean: Tensor
     count: Tensor
+    task_axes: ClassVar[TaskAxes] = {"mean": (0,), "count": (0,)}
 
     def __init__(self, obs_shape: Sequence[int], num_tasks: int) -> None:
         super().__init__()
@@ -203,6 +213,7 @@ class PopArt(ValueNorm):
     mu: Tensor
     nu: Tensor
     updates: Tensor
+    task_axes: ClassVar[TaskAxes] = {"mu": (0,), "nu": (0,), "updates": (0,)}
 
     def __init__(self, num_tasks: int, beta: float = 3e-4, sigma_min: float = 1e-4, sigma_max: float = 1e6) -> None:
         super().__init__()
@@ -274,6 +285,7 @@ class ReturnRange(Division):
     """
 
     largest: Tensor
+    task_axes: ClassVar[TaskAxes] = {"largest": (0,)}
 
     def __init__(
         self, num_tasks: int, gamma: float = 0.99, v_max: float = 10.0, entropy: Callable[[], Tensor] | None = None
@@ -315,6 +327,7 @@ class MeanReward(Division):
     steps: Tensor
     scale: Tensor
     settled: Tensor
+    task_axes: ClassVar[TaskAxes] = {"reward": (0,), "steps": (0,), "scale": (0,)}
 
     def __init__(self, num_tasks: int, minimum: float = 1e-3) -> None:
         super().__init__()
@@ -331,6 +344,7 @@ class MeanReward(Division):
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
         task = task.to(self.reward.device)
+        self.settled &= self.steps.all()  # no more where `init_from` added tasks
         self.reward.index_add_(0, task, results["return"].abs().to(self.reward))
         self.steps.index_add_(0, task, results["length"].to(self.steps))
         if not self.settled:

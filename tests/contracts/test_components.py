@@ -281,7 +281,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
 # --- trunks ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"cross_stitch", "modular", "nddr", "sluice", "soft_sharing"}
-"""Trunks of one network per task: these cannot be taken to another number of tasks."""
+"""Trunks of one network per task, all of which depends on the number of tasks."""
 
 
 def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskContext, Tensor]:

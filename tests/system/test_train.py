@@ -356,4 +356,3 @@ def test_trunk_goes_to_another_number_of_tasks(tmp_path: Path) -> None:
     assert run(*tiny(), f"run_dir={before}") == 0
     transfer = [f"init_from={before}", "init_from_parts=[trunk,obs_norm]"]
     assert run(*tiny(), "env.num_tasks=2", *transfer, f"run_dir={after}") == 0
-    assert run(*tiny(), "env.num_tasks=2", f"init_from={before}", f"run_dir={tmp_path / 'refused'}") == 2

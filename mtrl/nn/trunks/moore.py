@@ -30,6 +30,8 @@ class Moore(Trunk):
         experts: k; published 4 for MT10, 6 for MT50.
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,
