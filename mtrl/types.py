@@ -196,6 +196,8 @@ class EpisodeResult:
     """True at any step."""
     episode_return: float
     length: int
+    truncated: bool = False
+    """The evaluation ended it after its most steps (`eval.max_episode_steps`), not the environment."""
 
 
 @dataclass(frozen=True)

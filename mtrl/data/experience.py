@@ -113,7 +113,7 @@ class Collector:
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
         with self.timer("inference"):
-            action, log_prob, self.state = actor.act(self.obs, self.task, self.state, explore=True)
+            action, log_prob, self._next_state = actor.act(self.obs, self.task, self.state, explore=True)
             starting = (self._length < self._start_length).to(self.device)
             rows = starting.reshape(-1, *[1] * (action.ndim - 1))
             return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
@@ -122,6 +122,8 @@ class Collector:
         """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
             step = self.env.step(action, cut=self._until_cut == 1)
+        # Only now: where the environment fails, everything is still as it was before the step.
+        self.state = self._next_state
         self._until_cut -= 1
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
