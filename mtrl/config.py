@@ -39,7 +39,7 @@ GROUPS = (
 MAX_EPISODE_STEPS = 27_000
 """As long as the longest time limit among Gymnasium's own environments and Atari's."""
 
-CHANGEABLE = ("total_steps", "schedule_steps", "device", "precision", "compile", "eval", "checkpoint", "log")
+CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log", "schedule_steps")
 """What a resumed run may be given anew."""
 
 
@@ -272,7 +272,9 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
     Raises:
         UserError: An override of something else: the run would not go on, but be another.
     """
-    config = OmegaConf.create(dict(stored))
+    # With the settings that are newer than the run.
+    config = OmegaConf.create({**stored, **train_config(stored).plain()})
+    absent = object()
     for override in overrides:
         key = override.key_or_group
         if key == "resume":
@@ -282,7 +284,7 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
                 f"{key} cannot be changed when a run is resumed (only {', '.join(CHANGEABLE)}): "
                 "use init_from to start a new run from this one's weights."
             )
-        if OmegaConf.select(config, key) is None:
+        if OmegaConf.select(config, key, default=absent) is absent:
             section = config.get(key.split(".")[0])
             names = (
                 [f"{key.split('.')[0]}.{name}" for name in map(str, section)]

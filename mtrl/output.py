@@ -7,21 +7,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 
 class Unbreakable:
     """A text stream of which reports are lost, rather than the program, while nobody reads it or its disk is full."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
         # ValueError: it was closed, or cannot encode the text. RuntimeError: a signal's handler writes amid a write.
-        except (OSError, ValueError, RuntimeError):
-            return len(text)
+        with suppress(OSError, ValueError, RuntimeError):
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError, RuntimeError):
@@ -37,7 +36,7 @@ def unbreakable_output() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     # None: it was closed before the program began.
     streams = [stream or Path(os.devnull).open("w") for stream in before]  # noqa: SIM115
-    sys.stdout, sys.stderr = map(Unbreakable, streams)
+    sys.stdout, sys.stderr = (cast(TextIO, Unbreakable(stream)) for stream in streams)
     try:
         yield
     finally:
@@ -46,7 +45,7 @@ def unbreakable_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def _give_up_what_is_left(stream: TextIO) -> None:
+def _give_up_what_is_left(stream: Any) -> None:
     """What cannot be written is dropped: the interpreter would try again at its end, and exit with code 120."""
     try:
         stream.flush()

@@ -277,8 +277,11 @@ def clear_dead_start(run_dir: Path) -> None:
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     if others := found - set(WRITTEN):
         raise UserError(f"run_dir={run_dir} holds {', '.join(sorted(others))}, which no run writes: choose another.")
-    if found - {CONFIG_UNFINISHED}:
-        check_config(load_yaml(run_dir / "config.yaml"))  # raises: it is not a run's
+    try:
+        if found - {CONFIG_UNFINISHED}:
+            check_config(load_yaml(run_dir / "config.yaml"))
+    except UserError as error:
+        raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
     try:
         for name in WRITTEN:
             path = run_dir / name

@@ -96,6 +96,7 @@ class Collector:
         self.task = env.task.to(self.device)
         self.state = torch.zeros(env.num_envs, 0, device=self.device)
         """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
+        self._next_state = self.state
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
