@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from mtrl.output import unbreakable_output
 from mtrl.registry import construct, not_negative, positive, unknown
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import UserError
@@ -35,7 +36,10 @@ GROUPS = (
 )
 """Config groups that choose one component each; the registry checks what is in them."""
 
-CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log")
+MAX_EPISODE_STEPS = 27_000
+"""As long as the longest time limit among Gymnasium's own environments and Atari's."""
+
+CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log", "schedule_steps")
 """What a resumed run may be given anew."""
 
 
@@ -47,10 +51,12 @@ class EvalConfig:
     """Environment steps over all slots; 0: only at the end."""
     episodes_per_task: int
     """Episode i runs goal i: 50 is the official protocol."""
+    max_episode_steps: int = MAX_EPISODE_STEPS
+    """Where episodes of an environment without a time limit of its own are truncated."""
 
     def __post_init__(self) -> None:
         not_negative(every=self.every)
-        positive(episodes_per_task=self.episodes_per_task)
+        positive(episodes_per_task=self.episodes_per_task, max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class TrainConfig:
     seed: int
     device: str
     total_steps: int
-    """Environment steps over all slots. Schedules end there."""
+    """Environment steps over all slots."""
     run_dir: str | None
     init_from: str | None
     """Run, checkpoint or policy to take weights from."""
@@ -123,9 +129,13 @@ class TrainConfig:
     """What torsos and trunks compute in: float32 or bfloat16."""
     compile: bool = False
     """Whether losses are compiled functions."""
+    schedule_steps: int | None = None
+    """Where schedules (learning rates, resets) end; None: at total_steps."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
+        if self.schedule_steps is not None:
+            positive(schedule_steps=self.schedule_steps)
         not_negative(seed=self.seed, actors=self.actors)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
@@ -262,7 +272,9 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
     Raises:
         UserError: An override of something else: the run would not go on, but be another.
     """
-    config = OmegaConf.create(dict(stored))
+    # With the settings that are newer than the run.
+    config = OmegaConf.create({**stored, **train_config(stored).plain()})
+    absent = object()
     for override in overrides:
         key = override.key_or_group
         if key == "resume":
@@ -272,7 +284,7 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
                 f"{key} cannot be changed when a run is resumed (only {', '.join(CHANGEABLE)}): "
                 "use init_from to start a new run from this one's weights."
             )
-        if OmegaConf.select(config, key) is None:
+        if OmegaConf.select(config, key, default=absent) is absent:
             section = config.get(key.split(".")[0])
             names = (
                 [f"{key.split('.')[0]}.{name}" for name in map(str, section)]
@@ -284,18 +296,25 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
     return to_plain(config)
 
 
+def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
+    """Keys of settings in which a configuration is not that of a run that it could go on with."""
+    one, other = config.plain(), stored.plain()
+    return [key for key in one if key not in (*CHANGEABLE, "run_dir") and one[key] != other[key]]
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     """Runs a command; a user's mistake is one line on standard error and exit code 2."""
-    try:
-        code = function(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        code = 130
+    with unbreakable_output():
+        try:
+            code = function(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            code = 130
     sys.exit(code)

@@ -7,6 +7,7 @@ python -m mtrl.evaluate run=runs/... env.split=test             # another settin
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mtrl.envs
-from mtrl.config import load_yaml, parse, run_or_exit
+from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit
 from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
@@ -35,23 +36,38 @@ class Evaluator:
         seed: Of the run: Meta-World's 50 goals are drawn from it.
         episodes_per_task: 50 is the official protocol.
         device: Of the policies.
+        max_episode_steps: Where episodes of an environment without a time limit of its own are truncated.
     """
 
-    def __init__(self, env: Mapping[str, Any], seed: int, episodes_per_task: int, device: str = "cpu") -> None:
-        positive(episodes_per_task=episodes_per_task)
+    def __init__(
+        self,
+        env: Mapping[str, Any],
+        seed: int,
+        episodes_per_task: int,
+        device: str = "cpu",
+        max_episode_steps: int = MAX_EPISODE_STEPS,
+    ) -> None:
+        positive(episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
         self.node = {key: value for key, value in env.items() if key != "num_envs"} | {"device": device}
         if self.node["name"] in METAWORLD:
             self.node["physics"] = "official"
         if self.node["name"] == "atari":
             self.node["backend"] = "ale"
-        self.seed, self.episodes_per_task = seed, episodes_per_task
+        self.seed, self.episodes_per_task, self._max_episode_steps = seed, episodes_per_task, max_episode_steps
         self._env: VecEnv | None = None
 
     def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
         """Runs every episode of the protocol with deterministic actions."""
         env = self.env
         result = evaluate(
-            actor, env, self.episodes_per_task, env.spec.num_goals, self.protocol(env.spec), progress, self.seed
+            actor,
+            env,
+            self.episodes_per_task,
+            env.spec.num_goals,
+            self.protocol(env.spec),
+            progress,
+            self.seed,
+            self.max_episode_steps(env.spec),
         )
         if self.node["name"] == "atari":
             raw = {game: found["mean_return"] for game, found in summary(result)["tasks"].items()}
@@ -64,6 +80,10 @@ class Evaluator:
         if self._env is None:
             self._env = mtrl.envs.make(**self.node, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
         return self._env
+
+    def max_episode_steps(self, spec: EnvSpec) -> float:
+        """Where episodes are truncated if the environment does not end them."""
+        return self._max_episode_steps if spec.horizon is None else math.inf
 
     def protocol(self, spec: EnvSpec) -> dict[str, Any]:
         """What the numbers mean."""
@@ -86,6 +106,8 @@ class Evaluator:
                 "seeds": "seed i in episode i of a game",
                 "return": "raw score",
             }
+        if spec.horizon is None:
+            protocol["truncated after"] = f"{self._max_episode_steps} steps"
         return protocol | {
             "horizon": spec.horizon,
             "episodes per task": self.episodes_per_task,
@@ -114,6 +136,7 @@ def evaluate_run(
     run: str,
     video: bool = False,
     episodes_per_task: int | None = None,
+    max_episode_steps: int | None = None,
     device: str = "cpu",
     out: str | None = None,
     env: dict[str, Any] | None = None,
@@ -124,6 +147,7 @@ def evaluate_run(
         run: Run folder or a checkpoint in it.
         video: Also film one episode of each task.
         episodes_per_task: By default the run's own setting.
+        max_episode_steps: Likewise.
         out: Where to write; by default the run folder.
         env: Changes of the environment's settings.
     """
@@ -137,7 +161,9 @@ def evaluate_run(
     node = {**config["env"], **(env or {})}
     if episodes_per_task is None:
         episodes_per_task = config["eval"]["episodes_per_task"]
-    evaluator = Evaluator(node, config["seed"], episodes_per_task, device)
+    if max_episode_steps is None:
+        max_episode_steps = config["eval"].get("max_episode_steps", MAX_EPISODE_STEPS)
+    evaluator = Evaluator(node, config["seed"], episodes_per_task, device, max_episode_steps)
     try:
         adapted = policy.for_env(evaluator.env.spec)
         began = time.perf_counter()
@@ -169,7 +195,8 @@ def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
     except UserError as error:
         raise UserError(f"{evaluator.node['name']} cannot be filmed: {error}") from error
     try:
-        for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed):
+        longest = evaluator.max_episode_steps(env.spec)
+        for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed, max_episode_steps=longest):
             print(path)
     finally:
         env.close()
@@ -182,7 +209,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\nKeys: run, video, episodes_per_task, device, out, env.*")
+        print(f"{__doc__}\nKeys: run, video, episodes_per_task, max_episode_steps, device, out, env.*")
         return 0
     keywords: dict[str, Any] = {}
     changes: dict[str, Any] = {}
@@ -193,7 +220,13 @@ def _main(arguments: list[str]) -> int:
         else:
             keywords[key] = value
     if "env" in keywords:
-        raise UserError(unknown("key", "env", ["run", "video", "episodes_per_task", "device", "out", "env.<option>"]))
+        raise UserError(
+            unknown(
+                "key",
+                "env",
+                ["run", "video", "episodes_per_task", "max_episode_steps", "device", "out", "env.<option>"],
+            )
+        )
     if "run" in keywords:
         keywords["run"] = str(keywords["run"])
     construct("evaluate", evaluate_run, {**keywords, "env": changes})

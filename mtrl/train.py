@@ -3,6 +3,7 @@
 python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins, or goes on: for jobs that are started again
 python -m mtrl.train --help                                     # every choice and every setting
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ from mtrl.config import (
     checked,
     composed,
     config_dir,
+    differing,
     load_yaml,
     parse,
     resumed,
@@ -44,12 +47,19 @@ from mtrl.evaluate import Evaluator
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, save_policy, stored_tasks
-from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state, task_axes
+from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_parts, load_state, task_axes
 from mtrl.run.evaluation import show
 from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.types import UserError
+
+CONFIG_UNFINISHED = ".tmp-config.yaml"
+WRITTEN = (
+    *("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt"),
+    *(CONFIG_UNFINISHED, "config.yaml"),
+)
+"""What a run writes into its folder; what says that it is one comes last."""
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> int:
@@ -67,7 +77,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     timer = PhaseTimer()
     progress = Progress()
     actors = make_actors(config, timer, progress.print)
-    evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
+    evaluator = Evaluator(
+        config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
+    )
     with threads_beside(config.actors), closing(actors), closing(evaluator):
         spec = actors.episodes.spec
         agent = make_agent(config, actors)
@@ -88,6 +100,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
                 folder / "policy", agent.learner.policy, agent.policy_description, spec
             ),
             until=Until(config.total_steps),
+            schedule_steps=config.schedule_steps or config.total_steps,
             log_now=Every(config.log.every),
             evaluate_now=Every(config.eval.every),
             save_now=Every(config.checkpoint.every),
@@ -97,9 +110,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         step = 0
         if resume is not None:
             step = checkpointer.restore(check=lambda path: check_tasks(path / "policy", spec.task_names))
-            logger.truncate(step)
-            resume_run_dir(run_dir, config, step)
+            logger.truncate(step, loop.state.evaluating)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
+            tell_of_schedules(config, run_dir, progress.print)
+            resume_run_dir(run_dir, config, step)
             if step >= config.total_steps:
                 progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
@@ -275,6 +289,42 @@ def start_run_dir(run_dir: Path, config: TrainConfig) -> None:
         raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
 
 
+def clear_dead_start(run_dir: Path) -> None:
+    """Empties the folder of a run that was killed before its first checkpoint.
+
+    Raises:
+        UserError: It holds something that no run writes, or cannot be changed.
+    """
+    found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if others := found - set(WRITTEN):
+        raise UserError(f"run_dir={run_dir} holds {', '.join(sorted(others))}, which no run writes: choose another.")
+    try:
+        if found - {CONFIG_UNFINISHED}:
+            check_config(load_yaml(run_dir / "config.yaml"))
+    except UserError as error:
+        raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
+    try:
+        for name in WRITTEN:
+            path = run_dir / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+
+
+def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
+    """Says it in a line if the schedules of a resumed run are not what they were."""
+    stored = check_config(load_yaml(run_dir / "config.yaml"))
+    before, now = (c.schedule_steps or c.total_steps for c in (stored, config))
+    if before != now:
+        report(
+            f"Schedules (learning rates, resets) end at step {now:,} from here on, before at {before:,}: "
+            f"schedule_steps={before} keeps them."
+        )
+
+
 def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
     """Stores what was given anew, and drops evaluations of what came after the checkpoint. Raises `UserError`."""
     try:
@@ -330,10 +380,25 @@ def _main(arguments: list[str]) -> int:
         return _hydra_main(arguments)
     overrides = parse(arguments)
     resume = next((o.value() for o in overrides if o.key_or_group == "resume"), None)
+    if resume == "auto":
+        return _resume_or_start(check_config(composed(arguments, "train")))
     if resume is not None:
         run_dir = Path(str(resume))
         return train(check_config(resumed(load_yaml(run_dir / "config.yaml"), overrides)), run_dir)
     return train(check_config(composed(arguments, "train")))
+
+
+def _resume_or_start(config: TrainConfig) -> int:
+    """Goes on with the run in `run_dir`, or begins it there: the same command every time, as schedulers repeat it."""
+    if config.run_dir is None:
+        raise UserError("resume=auto needs the run's folder: run_dir=...")
+    run_dir = Path(config.run_dir)
+    if not any_checkpoint(run_dir / "checkpoints"):
+        clear_dead_start(run_dir)
+        return train(config)
+    if differ := differing(config, check_config(load_yaml(run_dir / "config.yaml"))):
+        raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
+    return train(config, run_dir)
 
 
 def _hydra_main(arguments: list[str]) -> int:

@@ -224,6 +224,8 @@ class EpisodeResult:
     """True at any step; None where the task reports none."""
     episode_return: float
     length: int
+    truncated: bool = False
+    """The evaluation ended it after its most steps (`eval.max_episode_steps`), not the environment."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Collector:
         self.task = env.task.to(self.device)
         self.state = torch.zeros(env.num_envs, 0, device=self.device)
         """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
+        self._next_state = self.state
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
@@ -120,7 +121,7 @@ class Collector:
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
         with self.timer("inference"):
-            action, log_prob, self.state = actor.act(self.obs, self.task, self.state, explore=True)
+            action, log_prob, self._next_state = actor.act(self.obs, self.task, self.state, explore=True)
             starting = (self._length < self._start_length).to(self.device)
             rows = starting.reshape(-1, *[1] * (action.ndim - 1))
             return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
@@ -129,6 +130,8 @@ class Collector:
         """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
             step = self.env.step(action, cut=self._until_cut == 1)
+        # Only now: where the environment fails, everything is still as it was before the step.
+        self.state = self._next_state
         self._until_cut -= 1
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()

@@ -285,6 +285,11 @@ def newest_valid(folder: Path, report: Report = _warn) -> Path:
     raise CheckpointError(f"No checkpoint in {folder}. Found: {found or 'an empty folder'}.")
 
 
+def any_checkpoint(folder: Path) -> bool:
+    """Whether a run's `checkpoints` folder has a checkpoint, be it damaged."""
+    return bool(_checkpoints(folder))
+
+
 class Checkpointer:
     """Saves and restores a run's savables in one folder, of which it is the only writer.
 
@@ -339,6 +344,11 @@ class Checkpointer:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return path
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step that is of this run's past."""
+        path = self.folder / f"{step:012d}"
+        return path.is_dir() and path not in self._abandoned
 
     def restore(self, step: int | None = None, check: Callable[[Path], None] = lambda path: None) -> int:
         """Loads the newest whole checkpoint, or that of `step`, into the savables. Returns its step.

@@ -35,6 +35,7 @@ def evaluate(
     protocol: Mapping[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
+    max_episode_steps: float = math.inf,
 ) -> EvalResult:
     """Runs `episodes_per_task` deterministic episodes of every task.
 
@@ -47,8 +48,9 @@ def evaluate(
         episodes_per_task: At least 1.
         num_goals: Goals that each task has, or 0 where the goal is the episode's seed, which then is i.
         protocol: What the numbers mean, in words and values; stored with them.
-        progress: Called with the numbers of finished and of all episodes whenever the first changes.
+        progress: Called after every step with the numbers of finished and of all episodes. What it raises ends this.
         seed: Of the env in the first round; the following rounds count up.
+        max_episode_steps: Episodes that go on for longer are truncated.
 
     Returns:
         Episodes ordered by task, then as run.
@@ -67,10 +69,10 @@ def evaluate(
         def finished(count: int, before: int = start) -> None:
             progress(before + count, len(jobs))
 
-        outcomes = _run_round(actor, env, batch, seed + index, finished)
-        for (task, goal), (succeeded, episode_return, length) in zip(batch, outcomes, strict=True):
+        outcomes = _run_round(actor, env, batch, seed + index, finished, max_episode_steps)
+        for (task, goal), (succeeded, *rest) in zip(batch, outcomes, strict=True):
             success = succeeded if env.spec.reports_success[task] else None
-            episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length))
+            episodes[task].append(EpisodeResult(names[task], goal, success, *rest))
     every = tuple(itertools.chain.from_iterable(episodes))
     return EvalResult(dict(protocol), every, comparable_returns=env.spec.comparable_returns)
 
@@ -92,9 +94,14 @@ def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
 
 
 def _run_round(
-    actor: Actor, env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int, finished: Callable[[int], None]
-) -> list[tuple[bool, float, int]]:
-    """One episode per job, on the first slots; returns any-step success, undiscounted return and length of each."""
+    actor: Actor,
+    env: VecEnv,
+    jobs: Sequence[tuple[int, int]],
+    seed: int,
+    finished: Callable[[int], None],
+    max_episode_steps: float,
+) -> list[tuple[bool, float, int, bool]]:
+    """One episode per job, on the first slots; any-step success, undiscounted return, length, and whether truncated."""
     B, n = env.num_envs, len(jobs)
     obs, state = _begin(env, jobs, seed), actor.initial_state(B)
     device = env.task.device
@@ -102,6 +109,7 @@ def _run_round(
     success = torch.zeros_like(running)
     returns = torch.zeros(B, dtype=torch.float64, device=device)
     length = torch.zeros(B, dtype=torch.int64, device=device)
+    truncated = torch.zeros_like(running)
     left = n
     while left:
         action, _, state = actor.act(obs, env.task, state, explore=False)
@@ -110,11 +118,12 @@ def _run_round(
         returns += torch.where(running, step.reward, 0.0)
         length += running
         running = running & ~step.done
+        truncated |= running & (length >= max_episode_steps)
+        running = running & ~truncated
         obs, state = step.obs, state.masked_fill(step.done[:, None], 0)
-        if (now := int(running.sum())) < left:
-            left = now
-            finished(n - left)
-    return list(zip(success.tolist(), returns.tolist(), length.tolist(), strict=True))[:n]
+        left = int(running.sum())
+        finished(n - left)
+    return list(zip(success.tolist(), returns.tolist(), length.tolist(), truncated.tolist(), strict=True))[:n]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,8 +173,9 @@ def summary(result: EvalResult) -> dict[str, Any]:
     """Statistics of an evaluation, as plain values.
 
     `success_rate` and `mean_return` are means over tasks; `tasks` holds, by name, `success_rate` with its 95% Wilson
-    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`. Success is left out where a task
-    reports none, and its mean is over the tasks that do; returns that are not comparable have no mean.
+    `interval` [low, high], `mean_return`, `mean_length` and the numbers of `episodes` and of those `truncated` by the
+    evaluation. Success is left out where a task reports none, and its mean is over the tasks that do; returns that are
+    not comparable have no mean.
     """
     by_task: dict[str, list[EpisodeResult]] = {}
     for episode in result.episodes:
@@ -178,6 +188,7 @@ def summary(result: EvalResult) -> dict[str, Any]:
             "mean_return": math.fsum(episode.episode_return for episode in episodes) / n,
             "mean_length": sum(episode.length for episode in episodes) / n,
             "episodes": n,
+            "truncated": sum(episode.truncated for episode in episodes),
         }
     means = {}
     for key in ("success_rate", "mean_return"):
@@ -223,15 +234,19 @@ def _scores(result: EvalResult) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_COLUMNS = ("goal", "success", "return", "length", "truncated")
+
+
 def to_json(result: EvalResult) -> dict[str, Any]:
     """Protocol, scores, summary and every episode (by task, one list per field) as plain values."""
     episodes: dict[str, dict[str, list[Any]]] = {}
     for episode in result.episodes:
-        columns = episodes.setdefault(episode.task, {"goal": [], "success": [], "return": [], "length": []})
+        columns = episodes.setdefault(episode.task, {name: [] for name in _COLUMNS})
         columns["goal"].append(episode.goal)
         columns["success"].append(episode.success)
         columns["return"].append(episode.episode_return)
         columns["length"].append(episode.length)
+        columns["truncated"].append(episode.truncated)
     return {
         "protocol": dict(result.protocol),
         "scores": dict(result.scores),
@@ -248,9 +263,7 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
     episodes = [
         EpisodeResult(task, goal, success if reported else None, *rest)
         for task, columns in data["episodes"].items()
-        for goal, success, *rest in zip(
-            columns["goal"], columns["success"], columns["return"], columns["length"], strict=True
-        )
+        for goal, success, *rest in zip(*(columns[name] for name in _COLUMNS if name in columns), strict=True)
     ]
     return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("comparable_returns", True))
 
@@ -293,10 +306,15 @@ def _rows(result: EvalResult) -> tuple[Row, list[Row], list[Row]]:
 
 
 def _caption(result: EvalResult) -> str:
-    """Scores over all tasks, if the benchmark has any, and the protocol."""
+    """Episodes that were truncated and scores over all tasks, if there are any, and the protocol."""
     scores = "; ".join(_scores(result))
     protocol = "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
-    return "\n".join(filter(None, (scores, protocol)))
+    counts = "; ".join(
+        f"{name} {task['truncated']} of {task['episodes']}"
+        for name, task in summary(result)["tasks"].items()
+        if task["truncated"]
+    )
+    return "\n".join(filter(None, (f"truncated episodes: {counts}" if counts else "", scores, protocol)))
 
 
 def table(result: EvalResult) -> Table:
@@ -349,6 +367,7 @@ def record_videos(
     fps: int = 30,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    max_episode_steps: float = math.inf,
 ) -> list[Path]:
     """Films one deterministic episode of every task: `<folder>/<task>.mp4`, or `.gif` where ffmpeg is missing.
 
@@ -361,6 +380,7 @@ def record_videos(
         fps: Pictures per second; one picture is taken per step.
         seed: Of the env.
         progress: Called with the numbers of finished and of all films.
+        max_episode_steps: Films end there.
 
     Returns:
         The files, in the order of the tasks.
@@ -382,7 +402,7 @@ def record_videos(
             tasks = list(range(start, min(start + env.num_envs, len(names))))
             writers = {slot: imageio.get_writer(paths[task], mode="I", **options) for slot, task in enumerate(tasks)}
             try:
-                _film(actor, env, [(task, goal) for task in tasks], seed, render, writers)
+                _film(actor, env, [(task, goal) for task in tasks], seed, render, writers, max_episode_steps)
             finally:
                 for writer in writers.values():
                     writer.close()
@@ -399,17 +419,18 @@ def _film(
     seed: int,
     render: Callable[[int], np.ndarray],
     writers: Mapping[int, Any],
+    max_episode_steps: float,
 ) -> None:
-    filming = set(writers)
+    filming, length = set(writers), 0
     obs, state = _begin(env, jobs, seed), actor.initial_state(env.num_envs)
-    while filming:
+    while filming and length < max_episode_steps:
         # Before the step: after a done, the slot already shows its next episode.
         for slot in filming:
             writers[slot].append_data(render(slot))
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         filming = {slot for slot in filming if not step.done[slot]}
-        obs = step.obs
+        obs, length = step.obs, length + 1
 
 
 def _video_suffix() -> str:

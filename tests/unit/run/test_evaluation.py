@@ -120,9 +120,47 @@ def test_progress_counts_up_to_all_episodes():
     calls = []
     evaluate(EchoActor(), ScriptedEnv(5), 4, 4, PROTOCOL, lambda done, total: calls.append((done, total)))
     done = [count for count, _ in calls]
-    assert done == sorted(set(done))
+    assert done == sorted(done)
+    assert len(done) > len(set(done)), "also in steps in which no episode ends"
     assert done[-1] == 12
     assert {total for _, total in calls} == {12}
+
+
+@pytest.mark.parametrize("num_envs", [1, 5, 20])
+def test_long_episodes_are_truncated(num_envs):
+    """Those of more than 4 steps: 2 + task + goal. One of exactly 4 is not."""
+    full = [expected(task, goal) for task in range(3) for goal in range(4)]
+    result = evaluate(EchoActor(), ScriptedEnv(num_envs), 4, 4, PROTOCOL, max_episode_steps=4)
+    for episode, whole in zip(result.episodes, full, strict=True):
+        assert episode.length == min(whole.length, 4)
+        assert episode.truncated == (whole.length > 4)
+        assert episode.episode_return == pytest.approx(whole.episode_return * episode.length / whole.length)
+        assert episode.success == whole.success  # it comes in the second step
+    # Goals 0 to 3 of tasks 0, 1 and 2: one, two and three of them are longer.
+    assert [task["truncated"] for task in summary(result)["tasks"].values()] == [1, 2, 3]
+    assert "truncated episodes: task/0 1 of 4; task/1 2 of 4; task/2 3 of 4\n" in plain_table(result)
+    assert from_json(json.loads(json.dumps(to_json(result)))) == result
+
+
+def test_progress_can_end_it_at_any_step():
+    """Also while no episode ends."""
+    calls = []
+
+    def stop(done, total):
+        calls.append(done)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        evaluate(EchoActor(), ScriptedEnv(1), 4, 4, PROTOCOL, stop)
+    assert calls == [0, 1]
+
+
+def test_results_of_before_there_were_truncated_ones():
+    old = to_json(result())
+    for columns in old["episodes"].values():
+        del columns["truncated"]
+    assert from_json(old) == result()
 
 
 def test_an_env_that_runs_another_goal_is_noticed():
