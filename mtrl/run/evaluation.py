@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mtrl.registry import positive
+from mtrl.files import json_text, replacing
+from mtrl.registry import missing_extra, positive
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Actor, EpisodeResult, EvalResult, UserError, VecEnv
 
@@ -223,9 +224,14 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
     episodes = [
         EpisodeResult(task, *row)
         for task, columns in data["episodes"].items()
-        for row in zip(columns["goal"], columns["success"], columns["return"], columns["length"], strict=True)
+        for row in zip(columns["goal"], columns["success"], _numbers(columns["return"]), columns["length"], strict=True)
     ]
     return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("has_success", True))
+
+
+def _numbers(stored: Sequence[float | None]) -> list[float]:
+    """NaN for null, which is how NaN and infinity are stored."""
+    return [math.nan if value is None else value for value in stored]
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -234,7 +240,7 @@ def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    write_atomic(path, json.dumps({**more, **to_json(result)}) + "\n")
+    write_atomic(path, json_text({**more, **to_json(result)}) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -336,7 +342,7 @@ def record_videos(
     try:
         import imageio.v2 as imageio
     except ImportError as error:
-        raise UserError('Videos need imageio: pip install "mtrl-suite[video]"') from error
+        raise missing_extra("A video", "imageio", "video") from error
     names = env.spec.task_names
     suffix = _video_suffix()
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if suffix == ".mp4" else {"duration": 1000 / fps}
@@ -345,12 +351,10 @@ def record_videos(
         folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(names), env.num_envs):
             tasks = list(range(start, min(start + env.num_envs, len(names))))
-            writers = {slot: imageio.get_writer(paths[task], mode="I", **options) for slot, task in enumerate(tasks)}
-            try:
-                _film(actor, env, [(task, goal) for task in tasks], seed, render, writers)
-            finally:
-                for writer in writers.values():
-                    writer.close()
+            with ExitStack() as files:
+                whole = [files.enter_context(replacing(paths[task])) for task in tasks]
+                opened = [files.enter_context(closing(imageio.get_writer(path, mode="I", **options))) for path in whole]
+                _film(actor, env, [(task, goal) for task in tasks], seed, render, dict(enumerate(opened)))
             progress(tasks[-1] + 1, len(names))
     except OSError as error:
         raise UserError(f"Could not write videos to {folder}: {error}") from error
