@@ -219,7 +219,7 @@ def split_paths(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str
     others: list[str] = []
     paths: dict[str, str | None] = {}
     for argument in arguments:
-        key, equals, path = argument.partition("=")
+        key, equals, path = argument.lstrip("+").partition("=")
         if equals and key in keys:
             paths[key] = None if path == "null" else path
         else:
@@ -317,7 +317,7 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
     Raises:
         UserError: An override of something else: the run would not go on, but be another.
     """
-    config = OmegaConf.create(dict(stored))
+    config = OmegaConf.create(_escaped(stored))
     for key in (*paths, *(override.key_or_group for override in overrides)):
         if key != "resume" and key.split(".")[0] not in CHANGEABLE:
             raise UserError(

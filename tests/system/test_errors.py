@@ -166,7 +166,7 @@ def test_device_that_is_not_there(run_dir: Path, capsys: pytest.CaptureFixture[s
 def test_missing_extra(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert run(*tiny(), "log.wandb=true", f"run_dir={run_dir}") == 2
-    assert 'pip install "mtrl-suite[wandb]"' in the_error(capsys)
+    assert 'log.wandb=true needs wandb: pip install -c constraints.txt -e ".[wandb]"' in the_error(capsys)
     assert not run_dir.exists()
 
 

@@ -298,5 +298,5 @@ def test_missing_imageio_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio", None)
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
     env = ScriptedEnv(2)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[video\]"'):
+    with pytest.raises(UserError, match=r'A video needs imageio: pip install -c constraints.txt -e "\.\[video\]"'):
         record_videos(EchoActor(), env, picture(env), tmp_path)

@@ -69,11 +69,22 @@ def test_matrices_of_pairs_are_rows_of_short_numbers(tmp_path):
     assert sink.rows == [(1, {"x": 1.0})]
 
 
-def test_scalar_nan_is_kept(tmp_path):
-    logger = Logger(tmp_path, TASKS)
-    logger.log(1, {"loss": torch.tensor(math.nan)})
+def test_nan_and_infinity_are_null(tmp_path):
+    """Rows are JSON, which knows neither; sinks get them as they are."""
+    sink = ListSink()
+    logger = Logger(tmp_path, TASKS, [sink])
+    pairs = torch.full((3, 3), -math.inf)
+    logger.log(1, {"a": torch.tensor(math.nan), "b": math.inf, "c": torch.tensor([math.inf, 2, math.nan]), "d": pairs})
     logger.close()
-    assert math.isnan(rows(tmp_path)[0]["loss"])
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "a": None, "b": None, "c/reach-v3": None, "c/push-v3": 2.0, "d": [[None] * 3] * 3}
+    ((_, values),) = sink.rows
+    assert math.isnan(values["a"])
+    assert (values["b"], values["c/reach-v3"]) == (math.inf, math.inf)
 
 
 def test_wrong_shape_is_named(tmp_path):
@@ -166,7 +177,7 @@ def test_tensorboard(tmp_path):
 
 def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[wandb\]"'):
+    with pytest.raises(UserError, match=r'pip install -c constraints.txt -e "\.\[wandb\]"'):
         WandbSink(tmp_path)
 
 
@@ -238,7 +249,7 @@ def test_plain_lines():
         " | reach-v3 1.00 push-v3 0.50 door/x  -- "
     )
     assert saved == "[saved] checkpoint"
-    assert last.startswith("training 100,500/100,000 (100.5%)  2,000 steps/s  0s left")
+    assert last.startswith("training 100,500/100,000 (100.0%)  2,000 steps/s  0s left")
 
 
 def test_returns_where_no_success_is_reported():
