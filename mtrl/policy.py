@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ def find_policy(path: str | Path) -> Path:
         UserError: There is none, or the checkpoint is damaged.
     """
     path = Path(path)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (path / "config.json").stat()
+    except OSError as error:
+        raise UserError(f"No policy in {path}: {error.strerror}.") from error
     if (path / "config.json").is_file():
         return path
     if (path / "policy").is_dir():

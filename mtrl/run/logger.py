@@ -79,7 +79,7 @@ def check_wandb() -> Any:
         wandb.login()
     except wandb.Error as error:
         raise UserError(
-            f"log.wandb=true: {' '.join(str(error).split()).rstrip('.')}. Run `wandb login`, or set WANDB_MODE=offline."
+            f"log.wandb=true: {' '.join(str(error).split())} WANDB_MODE=offline needs no account."
         ) from error
     return wandb
 

@@ -16,7 +16,7 @@ import mtrl
 from mtrl.build import Agent
 from mtrl.envs import make
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.policy import Policy, find_policy, load_policy, save_policy
+from mtrl.policy import Policy, check_device, find_policy, load_policy, save_policy
 from mtrl.train import initialise
 from mtrl.types import UserError
 
@@ -117,6 +117,18 @@ def test_numpy_in_numpy_out(policy: Policy) -> None:
     assert single.shape == (2,)
     np.testing.assert_allclose(single, action[0], atol=1e-6)  # a batch of one is summed in another order
     assert isinstance(policy.act(torch.from_numpy(obs), "reach-1"), torch.Tensor)
+
+
+def test_any_numpy_array(policy: Policy) -> None:
+    """Mirrored, read-only, of another byte order or of more digits: what torch refuses or warns of."""
+    obs = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    expected = policy.act(obs, 0)
+    frozen = obs.copy()
+    frozen.flags.writeable = False
+    same = (obs[::-1].copy()[::-1], obs[:, ::-1].copy()[:, ::-1], frozen, obs.astype(">f4"), obs.astype(np.longdouble))
+    for array in same:
+        assert np.array_equal(policy.act(array, np.zeros(3, np.int64)[::-1]), expected)
+    policy.reset(np.array([True, False, True])[::-1])
 
 
 def test_every_way_to_name_a_task(policy: Policy) -> None:
@@ -266,3 +278,9 @@ def test_unknown_part(tmp_path: Path) -> None:
     network, _, _ = made()
     with pytest.raises(UserError, match=r"Unknown part 'tronk'. Did you mean 'trunk'\? Valid: .*obs_norm.*trunk"):
         initialise(agent(network), str(tmp_path), ["tronk"])
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xla", "gpu", "cuda:99", "cpu:1", "", "1"])
+def test_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(UserError, match=rf"^device={device} cannot be used. Here: cpu[^\n]{{0,80}}\.$"):
+        check_device(device)

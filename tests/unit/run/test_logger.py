@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mtrl.run.logger import (
     TaskResults,
     TensorBoardSink,
     WandbSink,
+    check_wandb,
     duration,
     peak_memory_bytes,
 )
@@ -318,3 +320,58 @@ def test_peak_memory_counts_live_children():
         assert child.stdout.readline() == "ready\n"
         assert peak_memory_bytes() - alone > 200e6
         child.communicate("\n")
+
+
+# --- Weights & Biases -----------------------------------------------------------------------------------------------
+
+
+class FakeWandb(ModuleType):
+    """As far as it is used: runs by id, and whether its user is known."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, logged_in=True):
+        super().__init__("wandb")
+        self.logged_in, self.runs = logged_in, {}
+
+    def login(self):
+        if not self.logged_in:
+            raise self.Error("No API key configured.\nUse `wandb login` to log in.")
+
+    def init(self, dir, id=None, resume=None, **options):
+        assert id is None or resume == "allow"
+        return self.runs.setdefault(id or f"id{len(self.runs)}", FakeRun(id or f"id{len(self.runs)}"))
+
+
+class FakeRun:
+    def __init__(self, id):
+        self.id, self.rows = id, []
+
+    def log(self, values, step):
+        self.rows.append((step, values))
+
+    def finish(self):
+        pass
+
+
+def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for session in range(3):
+        sink = WandbSink(tmp_path / "one", project="mtrl")
+        sink.write(session, {"x": 1.0})
+        sink.close()
+    WandbSink(tmp_path / "other", project="mtrl")
+    assert {name: run.rows for name, run in wandb.runs.items()} == {
+        "id0": [(0, {"x": 1.0}), (1, {"x": 1.0}), (2, {"x": 1.0})],
+        "id1": [],
+    }
+
+
+def test_wandb_does_not_know_its_user(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(logged_in=False))
+    with pytest.raises(
+        UserError, match=r"^log.wandb=true: No API key configured\. Use `wandb login` to log in\. WANDB_"
+    ):
+        check_wandb()
