@@ -6,6 +6,7 @@ Each function's signature is the schema of `configs/agent/*.yaml`.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,7 @@ class Components:
     def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
         flat = len(self.spec.obs_shape) == 1
-        return {
+        description = {
             "obs_norm": {"name": obs_norm if flat else PICTURE_NORMS.get(obs_norm, obs_norm)},
             "torso": dict(self.torso),
             "core": dict(self.core),
@@ -66,6 +67,8 @@ class Components:
             "head": self.network["head"],
             "action_head": dict(action_head),
         }
+        json.dumps(description, allow_nan=False)  # an infinite setting is an error now, not when the policy is saved
+        return description
 
     def value_description(self, policy_description: Mapping[str, Any]) -> dict[str, Any]:
         """The same for critics and value networks: with the options of the trunk that are theirs alone."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+import mtrl
 from mtrl.output import unbreakable_output
 from mtrl.registry import construct, not_negative, positive, unknown
 from mtrl.run.checkpoint import write_atomic
@@ -207,36 +209,78 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Writes plain values, as a file that appears whole. Raises `OSError`."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(dict(values))))
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(values))))
 
 
-def parse(arguments: Sequence[str]) -> list[Override]:
-    """Parses `key=value` arguments. Raises `UserError` for what is no override."""
-    try:
-        return OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException as error:
-        raise UserError(f"Cannot read the command line: {_first_line(error)}. Expected key=value arguments.") from error
+def _escaped(node: Any) -> Any:
+    """Plain values in which no text is an interpolation."""
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", node)
+    if isinstance(node, Mapping):
+        return {key: _escaped(value) for key, value in node.items()}
+    return [_escaped(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def checked(arguments: Sequence[str], config_name: str) -> list[str]:
+def split_paths(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
+    """Takes the arguments `key=path` for some keys off the others, which `parse` reads.
+
+    A path is what follows the first `=`, as it is: it may hold what means something in the language of overrides.
+    """
+    others: list[str] = []
+    paths: dict[str, str | None] = {}
+    for argument in arguments:
+        key, equals, path = argument.lstrip("+").partition("=")
+        if equals and key in keys:
+            paths[key] = None if path == "null" else path
+        else:
+            others.append(argument)
+    return others, paths
+
+
+def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
+    """Parses `key=value` arguments, of which a `sweep` may give several values.
+
+    Raises:
+        UserError: Something is no override, or stands for several values where one is expected.
+    """
+    parser, overrides = OverridesParser.create(), []
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException as error:
+            raise UserError(
+                f"Cannot read the command line: {argument!r} is not key=value. Quotes of its own let a value hold "
+                "any character, and the shell has its own: 'key=\"a, b\"'."
+            ) from error
+        if override.is_sweep_override() and not sweep:
+            raise UserError(f"{argument} stands for several values, which only a sweep takes: python -m mtrl.train -m.")
+        overrides.append(override)
+    return overrides
+
+
+def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, folders: Sequence[Path] = ()) -> list[str]:
     """Checks overrides against the config files, with errors that name the nearest valid key or option.
 
     Options of components are passed on to be checked by the component that gets them.
+
+    Args:
+        sweep: Whether they may give several values.
+        folders: Where there are further options of the groups.
     """
-    base = load_yaml_of(config_name)
-    return [_checked(argument, override, base) for argument, override in zip(arguments, parse(arguments), strict=True)]
+    base, places = load_yaml_of(config_name), (config_dir(), *folders)
+    parsed = zip(arguments, parse(arguments, sweep), strict=True)
+    return [_checked(argument, override, base, places) for argument, override in parsed]
 
 
-def _checked(argument: str, override: Override, base: Mapping[str, Any]) -> str:
+def _checked(argument: str, override: Override, base: Mapping[str, Any], folders: Sequence[Path]) -> str:
     key = override.key_or_group
     first, _, rest = key.partition(".")
     plain = argument.lstrip("+")
     if override.is_delete() or first == "hydra":
         return argument
     if key and (config_dir() / key).is_dir():
-        options = sorted(path.stem for path in (config_dir() / key).glob("*.yaml"))
-        choices = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-        for choice in map(str, choices):
+        options = sorted({path.stem for folder in folders for path in (folder / key).glob("*.yaml")})
+        for choice in map(str, _choices(override, options)):
             if choice not in options:
                 raise UserError(unknown(key, choice, options))
         return f"+{plain}" if key == "experiment" else argument  # no experiment is chosen by default
@@ -249,6 +293,14 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any]) -> str:
     elif key not in base:
         raise UserError(unknown("key", key, [*GROUPS, *base]))
     return argument
+
+
+def _choices(override: Override, options: list[str]) -> Iterable[Any]:
+    """The options that an override chooses, all of them in a sweep."""
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        return value.filter(options)
+    return override.sweep_string_iterator() if override.is_sweep_override() else [value]
 
 
 def load_yaml_of(config_name: str) -> dict[str, Any]:
@@ -266,24 +318,26 @@ def composed(arguments: Sequence[str], config_name: str) -> dict[str, Any]:
         raise UserError(_first_line(error)) from error
 
 
-def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Iterable[str] = ()) -> dict[str, Any]:
     """A stored configuration with what a resumed run may be given anew.
+
+    Args:
+        paths: Keys that were given beside the overrides.
 
     Raises:
         UserError: An override of something else: the run would not go on, but be another.
     """
     # With the settings that are newer than the run.
-    config = OmegaConf.create({**stored, **train_config(stored).plain()})
+    config = OmegaConf.create(_escaped({**stored, **train_config(stored).plain()}))
     absent = object()
-    for override in overrides:
-        key = override.key_or_group
-        if key == "resume":
-            continue
-        if key.split(".")[0] not in CHANGEABLE:
+    for key in (*paths, *(override.key_or_group for override in overrides)):
+        if key != "resume" and key.split(".")[0] not in CHANGEABLE:
             raise UserError(
                 f"{key} cannot be changed when a run is resumed (only {', '.join(CHANGEABLE)}): "
                 "use init_from to start a new run from this one's weights."
             )
+    for override in overrides:
+        key = override.key_or_group
         if OmegaConf.select(config, key, default=absent) is absent:
             section = config.get(key.split(".")[0])
             names = (
@@ -293,7 +347,10 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
             )
             raise UserError(unknown("key", key, names))
         OmegaConf.update(config, key, override.value())
-    return to_plain(config)
+    try:
+        return to_plain(config)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
 
 
 def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
@@ -308,6 +365,9 @@ def _first_line(error: Exception) -> str:
 
 def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     """Runs a command; a user's mistake is one line on standard error and exit code 2."""
+    if "--version" in arguments:
+        print(f"mtrl {mtrl.__version__}")
+        sys.exit(0)
     with unbreakable_output():
         try:
             code = function(arguments)

@@ -16,9 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import mtrl.envs
-from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit
+from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths
 from mtrl.envs.atari.scores import human_normalised_scores
+from mtrl.envs.base import available_cores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
 from mtrl.run.evaluation import evaluate, record_videos, show, summary, write_eval
@@ -158,6 +161,7 @@ def evaluate_run(
         raise UserError(f"No config.yaml in {folder} or above it: expected a run folder or a checkpoint in one.")
     config = load_yaml(run_dir / "config.yaml")
     policy = load_policy(policy_folder, device)
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch does not know of quotas
     node = {**config["env"], **(env or {})}
     if episodes_per_task is None:
         episodes_per_task = config["eval"]["episodes_per_task"]
@@ -213,7 +217,8 @@ def _main(arguments: list[str]) -> int:
         return 0
     keywords: dict[str, Any] = {}
     changes: dict[str, Any] = {}
-    for override in parse(arguments):
+    others, paths = split_paths(arguments, ("run", "out"))
+    for override in parse(others):
         key, value = override.key_or_group, override.value()
         if key.startswith("env."):
             changes[key.removeprefix("env.")] = value
@@ -227,9 +232,7 @@ def _main(arguments: list[str]) -> int:
                 ["run", "video", "episodes_per_task", "max_episode_steps", "device", "out", "env.<option>"],
             )
         )
-    if "run" in keywords:
-        keywords["run"] = str(keywords["run"])
-    construct("evaluate", evaluate_run, {**keywords, "env": changes})
+    construct("evaluate", evaluate_run, {**keywords, **paths, "env": changes})
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -80,7 +81,8 @@ class Policy:
         if ended is None:
             self._state = self._state[:0]
         else:
-            self._state = self._state.masked_fill(torch.as_tensor(ended, device=self._state.device)[:, None], 0)
+            mask = torch.as_tensor(ended.copy() if isinstance(ended, np.ndarray) else ended, device=self._state.device)
+            self._state = self._state.masked_fill(mask[:, None], 0)
 
     def act(self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False) -> np.ndarray | Tensor:
         """Actions for raw observations: deterministic, or sampled with `explore`.
@@ -98,7 +100,9 @@ class Policy:
             UserError: An unknown task, or observations of another shape.
         """
         device = next(self.network.parameters()).device
-        batch = torch.as_tensor(obs, device=device)
+        # A copy, and in numpy: torch takes no negative strides and no foreign byte order.
+        values = np.array(obs, dtype=_numpy_dtype(self.spec)) if isinstance(obs, np.ndarray) else obs
+        batch = torch.as_tensor(values, device=device)
         single = batch.ndim == len(self.spec.obs_shape)
         batch = (batch[None] if single else batch).to(self.spec.obs_dtype)
         if tuple(batch.shape[1:]) != self.spec.obs_shape:
@@ -146,6 +150,10 @@ class Renumbered:
         return self.actor.act(obs, self.ids[task], state, explore)
 
 
+def _numpy_dtype(spec: EnvSpec) -> np.dtype[Any]:
+    return np.dtype(str(spec.obs_dtype).removeprefix("torch."))
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
@@ -155,7 +163,7 @@ def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, 
     folder.mkdir(parents=True, exist_ok=True)
     fields = {**dataclasses.asdict(spec), "obs_dtype": str(spec.obs_dtype).removeprefix("torch.")}
     config = {"format": FORMAT, "spec": fields, "network": dict(description)}
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=1, allow_nan=False), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
 
@@ -167,6 +175,11 @@ def find_policy(path: str | Path) -> Path:
         UserError: There is none, or the checkpoint is damaged.
     """
     path = Path(path)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (path / "config.json").stat()
+    except OSError as error:
+        raise UserError(f"No policy in {path}: {error.strerror}.") from error
     if (path / "config.json").is_file():
         return path
     if (path / "policy").is_dir():
@@ -189,12 +202,15 @@ def _listing(path: Path) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises `UserError` for a device that is not there."""
+    """Raises `UserError` for a device that is not there, or that cannot be used."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    here = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if device not in here:
+        raise UserError(f"device={device} cannot be used. Here: {', '.join(here)}.")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"device={device} cannot be used: {reason}. Here: cpu, cuda if there is a GPU.") from error
+    except RuntimeError as error:
+        raise UserError(f"device={device} cannot be used: {str(error).splitlines()[0]}.") from error
 
 
 def stored_tasks(folder: Path) -> tuple[str, ...]:

@@ -65,6 +65,11 @@ def unknown(what: str, found: str, valid: Iterable[str]) -> str:
     return f"Unknown {what} {found!r}.{hint} Valid: {', '.join(valid) or 'none'}."
 
 
+def missing_extra(what: str, package: str, extra: str) -> UserError:
+    """The error for an optional package that is needed and not installed: `mtrl` is installed from a checkout."""
+    return UserError(f'{what} needs {package}: pip install -c constraints.txt -e ".[{extra}]" in the checkout of mtrl.')
+
+
 def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
     """Builds the component that a config node describes.
 

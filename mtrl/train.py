@@ -10,16 +10,17 @@ python -m mtrl.train --help                                     # every choice a
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from mtrl.config import (
     resumed,
     run_or_exit,
     save_yaml,
+    split_paths,
     to_plain,
 )
 from mtrl.config import train_config as check_config
@@ -49,16 +51,22 @@ from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, save_policy, stored_tasks
 from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_parts, load_state, task_axes
 from mtrl.run.evaluation import show
-from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
+from mtrl.run.lock import locked
+from mtrl.run.logger import (
+    Logger,
+    PhaseTimer,
+    Progress,
+    TensorBoardSink,
+    WandbSink,
+    check_wandb,
+    duration,
+    peak_memory_bytes,
+)
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.types import UserError
 
-CONFIG_UNFINISHED = ".tmp-config.yaml"
-WRITTEN = (
-    *("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt"),
-    *(CONFIG_UNFINISHED, "config.yaml"),
-)
+WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
 """What a run writes into its folder; what says that it is one comes last."""
 
 
@@ -72,19 +80,26 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     check_device(config.device)
     check_extras(config)
     keep_freed_memory()
-    run_dir = resume or new_run_dir(config)
-    seed_everything(config.seed)
     timer = PhaseTimer()
     progress = Progress()
-    actors = make_actors(config, timer, progress.print)
-    evaluator = Evaluator(
-        config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
-    )
-    with threads_beside(config.actors), closing(actors), closing(evaluator):
+    with ExitStack() as held:
+        if resume is None:
+            check_run_dir(config)
+        else:
+            with writing(resume):
+                held.enter_context(locked(resume / "env.txt"))
+        seed_everything(config.seed)
+        actors = held.enter_context(closing(make_actors(config, timer, progress.print)))
+        evaluator = Evaluator(
+            config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
+        )
+        held.callback(evaluator.close)
+        held.enter_context(threads_beside(config.actors))
         spec = actors.episodes.spec
         agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
             initialise(agent, config.init_from, config.init_from_parts, spec.task_names, progress.print)
+        run_dir = resume or new_run_dir(config, held)
         if resume is None:
             start_run_dir(run_dir, config)
         logger = Logger(run_dir, spec.task_names)
@@ -122,7 +137,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         stopped_by = loop.run(checkpointer)
         logger.close()
         if stopped_by is not None:
-            print(f"Stopped at step {loop.state.step:,}. Go on with: python -m mtrl.train resume={run_dir}")
+            command = shlex.join(["python", "-m", "mtrl.train", f"resume={run_dir}"])
+            print(f"Stopped at step {loop.state.step:,}. Go on with: {command}")
             return 128 + stopped_by
         if loop.last_evaluation is not None:
             show(loop.last_evaluation)
@@ -262,56 +278,81 @@ def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
 
 
 def check_extras(config: TrainConfig) -> None:
-    """Raises `UserError` for an extra that is chosen and not installed."""
-    if config.log.wandb and find_spec("wandb") is None:
-        raise UserError('log.wandb=true needs wandb: pip install "mtrl-suite[wandb]"')
+    """Raises `UserError` for an extra that is chosen and not installed, or not ready to be used."""
+    if config.log.wandb:
+        check_wandb()
 
 
-def new_run_dir(config: TrainConfig) -> Path:
-    """Folder of a new run. Raises `UserError` if one with content is named."""
+@contextmanager
+def writing(run_dir: Path) -> Iterator[None]:
+    """Within, an error of the disk is a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+
+
+def check_run_dir(config: TrainConfig) -> None:
+    """Raises `UserError` if a folder with content is named for a new run."""
     if config.run_dir is not None:
         path = Path(config.run_dir)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"run_dir={path} is not empty: choose another, or resume={path} to go on with that run.")
-        return path
+        with writing(path):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise in_use(path)
+
+
+def in_use(path: Path) -> UserError:
+    """The error for a new run in the folder of another."""
+    resume = shlex.quote(f"resume={path}")
+    return UserError(f"run_dir={path} is not empty: choose another, or {resume} to go on with that run.")
+
+
+def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
+    """Makes the folder of a new run, which no process but this one writes until `held` ends. Raises `UserError`."""
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config.env['name']}_{config.agent['name']}_seed{config.seed}"
-    candidates = (Path("runs") / (f"{stem}-{i}" if i else stem) for i in range(1000))
-    return next(path for path in candidates if not path.exists())
+    for number in itertools.count():
+        named = config.run_dir is not None
+        path = Path(config.run_dir or Path("runs") / (f"{stem}-{number}" if number else stem))
+        with writing(path), suppress(FileExistsError):
+            path.mkdir(parents=True, exist_ok=named)
+            held.enter_context(locked(path / "env.txt", new=True))
+            return path
+        if named:
+            raise in_use(path)
+    raise AssertionError("counted to infinity")
 
 
 def start_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Makes the run folder with `config.yaml` and `env.txt`. Raises `UserError` if it cannot be written."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    """Writes `config.yaml` and `env.txt`. Raises `UserError` if the run folder cannot be written."""
+    with writing(run_dir):
         save_yaml(run_dir / "config.yaml", config.plain())
-        (run_dir / "env.txt").write_text(environment_description(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+        describe_session(run_dir)
 
 
 def clear_dead_start(run_dir: Path) -> None:
     """Empties the folder of a run that was killed before its first checkpoint.
 
     Raises:
-        UserError: It holds something that no run writes, or cannot be changed.
+        UserError: It holds something that no run writes, another process is training in it, or it cannot be changed.
     """
-    found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if not run_dir.is_dir():
+        return
+    found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".tmp-")}
     if others := found - set(WRITTEN):
         raise UserError(f"run_dir={run_dir} holds {', '.join(sorted(others))}, which no run writes: choose another.")
+    lock = run_dir / "env.txt"
     try:
-        if found - {CONFIG_UNFINISHED}:
+        # A run makes an empty env.txt, and writes config.yaml before anything else.
+        if found - {lock.name} or (lock.exists() and lock.stat().st_size):
             check_config(load_yaml(run_dir / "config.yaml"))
     except UserError as error:
         raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
-    try:
-        for name in WRITTEN:
-            path = run_dir / name
+    with writing(run_dir), locked(lock):
+        for path in (*run_dir.glob(".tmp-*"), *(run_dir / name for name in WRITTEN)):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
 
 
 def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
@@ -327,13 +368,18 @@ def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str]
 
 def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
     """Stores what was given anew, and drops evaluations of what came after the checkpoint. Raises `UserError`."""
-    try:
+    with writing(run_dir):
         save_yaml(run_dir / "config.yaml", config.plain())
+        describe_session(run_dir)
         for path in (run_dir / "eval").glob("*.json"):
-            if int(path.stem) > step:
+            if path.name.startswith(".tmp-") or int(path.stem) > step:
                 path.unlink()
-    except OSError as error:
-        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+
+
+def describe_session(run_dir: Path) -> None:
+    """Appends to `env.txt` where this session of the run takes place."""
+    with (run_dir / "env.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(("\n" if file.tell() else "") + environment_description())
 
 
 def environment_description() -> str:
@@ -356,7 +402,8 @@ def environment_description() -> str:
 
     packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "ale-py")
     lines = [
-        f"command: python -m mtrl.train {' '.join(sys.argv[1:])}",
+        f"time: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
+        f"command: python -m mtrl.train {shlex.join(sys.argv[1:])}",
         f"git commit: {git('rev-parse', 'HEAD')}",
         f"git changes: {len(git('status', '--porcelain').splitlines())} files",
         f"python: {platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -365,6 +412,15 @@ def environment_description() -> str:
         f"gpu: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
     ]
     return "\n".join(lines) + "\n"
+
+
+PATHS = ("run_dir", "resume", "init_from")
+"""Settings that are paths."""
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"),
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+)
+"""Of Hydra, followed by a value."""
 
 
 def main() -> None:
@@ -378,14 +434,14 @@ def _main(arguments: list[str]) -> int:
         return 0
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments)
-    overrides = parse(arguments)
-    resume = next((o.value() for o in overrides if o.key_or_group == "resume"), None)
+    others, paths = split_paths(arguments, PATHS)
+    resume = paths.pop("resume", None)
     if resume == "auto":
-        return _resume_or_start(check_config(composed(arguments, "train")))
+        return _resume_or_start(check_config({**composed(others, "train"), **paths}))
     if resume is not None:
-        run_dir = Path(str(resume))
-        return train(check_config(resumed(load_yaml(run_dir / "config.yaml"), overrides)), run_dir)
-    return train(check_config(composed(arguments, "train")))
+        stored = load_yaml(Path(resume) / "config.yaml")
+        return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
+    return train(check_config({**composed(others, "train"), **paths}))
 
 
 def _resume_or_start(config: TrainConfig) -> int:
@@ -407,10 +463,14 @@ def _hydra_main(arguments: list[str]) -> int:
 
     flags: list[str] = []
     overrides: list[str] = []
+    folders: list[Path] = []
     for argument in arguments:
-        value_of_flag = flags[-1:] in (["--cfg"], ["-c"], ["--package"], ["-p"], ["--info"], ["-i"])
-        (flags if argument.startswith("-") or value_of_flag else overrides).append(argument)
-    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides)):
+        flag = flags[-1] if flags else ""
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(argument))
+        (flags if argument.startswith("-") or flag in FLAGS_WITH_VALUE else overrides).append(argument)
+    sweep = not {"-m", "--multirun"}.isdisjoint(flags)
+    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides, sweep)):
         raise UserError("resume and run_dir name one run: they cannot be combined with a sweep (-m) or another flag.")
 
     def job(config: Mapping[str, Any]) -> None:
@@ -422,7 +482,7 @@ def _hydra_main(arguments: list[str]) -> int:
         if code:
             sys.exit(code)
 
-    sys.argv[1:] = [*flags, *checked(overrides, "train")]
+    sys.argv[1:] = [*flags, *checked(overrides, "train", sweep, folders)]
     hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(job)()
     return 0
 

@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtrl.files import replacing
 from mtrl.registry import unknown
 from mtrl.types import State, UserError, match_tasks
 
@@ -161,15 +162,9 @@ def _os_error(error: SafetensorError, path: Path) -> OSError:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replaces a file with `text`; a kill leaves the old content or the new. Makes the folder. Raises `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _sync(path.parent)
 
 
@@ -195,7 +190,7 @@ def _write_manifest(folder: Path, step: int) -> None:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths
     }
     manifest = {"step": step, "files": files}
-    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
+    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1, allow_nan=False)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     for path in (*paths, folder / "manifest.json", *(p for p in folder.rglob("*") if p.is_dir()), folder):
         _sync(path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mtrl.registry import positive
+from mtrl.files import json_text, replacing
+from mtrl.registry import missing_extra, positive
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Actor, EpisodeResult, EvalResult, UserError, VecEnv
 
@@ -70,9 +71,9 @@ def evaluate(
             progress(before + count, len(jobs))
 
         outcomes = _run_round(actor, env, batch, seed + index, finished, max_episode_steps)
-        for (task, goal), (succeeded, *rest) in zip(batch, outcomes, strict=True):
+        for (task, goal), (succeeded, episode_return, length, truncated) in zip(batch, outcomes, strict=True):
             success = succeeded if env.spec.reports_success[task] else None
-            episodes[task].append(EpisodeResult(names[task], goal, success, *rest))
+            episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length, truncated))
     every = tuple(itertools.chain.from_iterable(episodes))
     return EvalResult(dict(protocol), every, comparable_returns=env.spec.comparable_returns)
 
@@ -263,9 +264,16 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
     episodes = [
         EpisodeResult(task, goal, success if reported else None, *rest)
         for task, columns in data["episodes"].items()
-        for goal, success, *rest in zip(*(columns[name] for name in _COLUMNS if name in columns), strict=True)
+        for goal, success, *rest in zip(*_columns(columns), strict=True)
     ]
     return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("comparable_returns", True))
+
+
+def _columns(stored: Mapping[str, list[Any]]) -> list[list[Any]]:
+    """Those of an episode, as far as the file has them; NaN and infinity are stored as null."""
+    columns = {name: stored[name] for name in _COLUMNS if name in stored}
+    columns["return"] = [math.nan if value is None else value for value in columns["return"]]
+    return list(columns.values())
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -274,7 +282,7 @@ def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    write_atomic(path, json.dumps({**more, **to_json(result)}) + "\n")
+    write_atomic(path, json_text({**more, **to_json(result)}) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -391,7 +399,7 @@ def record_videos(
     try:
         import imageio.v2 as imageio
     except ImportError as error:
-        raise UserError('Videos need imageio: pip install "mtrl-suite[video]"') from error
+        raise missing_extra("A video", "imageio", "video") from error
     names = env.spec.task_names
     suffix = _video_suffix()
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if suffix == ".mp4" else {"duration": 1000 / fps}
@@ -400,12 +408,11 @@ def record_videos(
         folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(names), env.num_envs):
             tasks = list(range(start, min(start + env.num_envs, len(names))))
-            writers = {slot: imageio.get_writer(paths[task], mode="I", **options) for slot, task in enumerate(tasks)}
-            try:
-                _film(actor, env, [(task, goal) for task in tasks], seed, render, writers, max_episode_steps)
-            finally:
-                for writer in writers.values():
-                    writer.close()
+            with ExitStack() as files:
+                whole = [files.enter_context(replacing(paths[task])) for task in tasks]
+                opened = [files.enter_context(closing(imageio.get_writer(path, mode="I", **options))) for path in whole]
+                jobs = [(task, goal) for task in tasks]
+                _film(actor, env, jobs, seed, render, dict(enumerate(opened)), max_episode_steps)
             progress(tasks[-1] + 1, len(names))
     except OSError as error:
         raise UserError(f"Could not write videos to {folder}: {error}") from error

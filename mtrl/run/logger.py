@@ -23,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from mtrl.files import json_text
+from mtrl.registry import missing_extra
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Metrics, State, UserError
 
@@ -67,19 +69,42 @@ class TensorBoardSink:
         self._writer.close()
 
 
+def check_wandb() -> Any:
+    """The module of Weights & Biases. Raises `UserError` if it is not installed, or not told who its user is."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise missing_extra("log.wandb=true", "wandb", "wandb") from error
+    try:
+        wandb.login()
+    except wandb.Error as error:
+        raise UserError(
+            f"log.wandb=true: {' '.join(str(error).split())} WANDB_MODE=offline needs no account."
+        ) from error
+    return wandb
+
+
 class WandbSink:
-    """Weights & Biases. `options` go to `wandb.init` (project, name, config, id and resume, ...).
+    """Weights & Biases. A run that goes on goes on there too: its id is kept in `<run_dir>/wandb/run_id`.
+
+    Args:
+        run_dir: Run folder.
+        options: Of `wandb.init` (project, name, config, ...).
 
     Raises:
-        UserError: wandb is not installed.
+        UserError: wandb cannot be used.
     """
 
     def __init__(self, run_dir: Path, **options: Any) -> None:
+        wandb, kept = check_wandb(), run_dir / "wandb" / "run_id"
+        if kept.is_file():
+            # Rows after the checkpoint are there already, and wandb takes none twice.
+            options |= {"id": kept.read_text(encoding="utf-8"), "resume": "allow"}
         try:
-            import wandb
-        except ImportError as error:
-            raise UserError('The wandb logger needs wandb: pip install "mtrl-suite[wandb]"') from error
-        self._run = wandb.init(dir=str(run_dir), **options)
+            self._run = wandb.init(dir=str(run_dir), **options)
+        except wandb.Error as error:
+            raise UserError(f"log.wandb=true: {' '.join(str(error).split())}") from error
+        write_atomic(kept, self._run.id)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -113,11 +138,12 @@ class Logger:
     def log(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Logs scalars `()` under their names and vectors `(K,)` as `<name>/<task>`, without the NaN of absent tasks.
 
-        Matrices `(K, K)` become lists of rows, with null for NaN and three digits; sinks do not get them.
+        Matrices `(K, K)` become lists of rows with three digits; sinks do not get them. Other NaN and infinite values
+        are null in the file, and as they are for the sinks.
 
         Args:
             step: Environment steps over all tasks.
-            metrics: By name. A scalar NaN is kept.
+            metrics: By name.
 
         Raises:
             ValueError: A tensor of another shape.
@@ -139,7 +165,7 @@ class Logger:
             if not isinstance(value, Tensor) or value.ndim == 0:
                 row[name] = value.item() if isinstance(value, Tensor) else value
             elif value.shape == (num_tasks, num_tasks):
-                row[name] = [[None if math.isnan(x) else round(x, 3) for x in numbers] for numbers in value.tolist()]
+                row[name] = [[round(x, 3) for x in numbers] for numbers in value.tolist()]
             elif value.shape == (num_tasks,):
                 by_task = zip(self.task_names, value.tolist(), strict=True)
                 row |= {f"{name}/{task}": number for task, number in by_task if not math.isnan(number)}
@@ -179,7 +205,7 @@ class Logger:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._write_bytes(json.dumps(row).encode() + b"\n")
+        self._write_bytes(json_text(row).encode() + b"\n")
 
     def _write_bytes(self, line: bytes) -> None:
         # Unbuffered: a kill loses no row. What a full disk did not take (even half a row) goes first next time.
@@ -359,7 +385,7 @@ def _headline(
 ) -> str:
     left = duration(max(total - step, 0) / rate) if rate > 0 else "?"
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-    parts = [f"{label} {step:,}/{total:,} ({step / max(total, 1):.1%})", f"{speed} {unit}/s", f"{left} left"]
+    parts = [f"{label} {step:,}/{total:,} ({min(1.0, step / max(total, 1)):.1%})", f"{speed} {unit}/s", f"{left} left"]
     if mean := results.mean():
         parts.append(mean)
     if shares:

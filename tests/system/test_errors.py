@@ -31,6 +31,7 @@ from tests.system.commands import (
     the_error,
     tiny,
 )  # fmt: skip
+from tests.unit.run.test_logger import FakeWandb
 
 TASKS = "reach-0, reach-1, reach-2, reach-3"
 
@@ -102,6 +103,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("=3", "Unknown key ''"),
         ("hydra.foo=3", "hydra.foo"),
         ("device=gpu", "device=gpu cannot be used"),
+        ("device=mps", "device=mps cannot be used. Here: cpu"),
         ("init_from=nowhere", "No policy in nowhere: expected a run folder"),
         ("init_from=/etc/hostname", "No policy in /etc/hostname: expected a run folder"),
         ("run_dir=/etc/hostname", "run_dir=/etc/hostname is not empty"),
@@ -151,6 +153,10 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (["--cfg", "job", "sed=1"], "Unknown key 'sed'"),
         (["-m", "seed=1,2", "agent=ppo,sacc"], "Unknown agent 'sacc'. Did you mean 'sac'?"),
         (["-m", "resume=runs/x"], "resume and run_dir name one run"),
+        (["aggregation=glob(m*)"], "aggregation=glob(m*) stands for several values, which only a sweep takes"),
+        (["--cfg", "job", "seed=1,2"], "seed=1,2 stands for several values"),
+        (["-m", "init_from=a]b"], "Cannot read the command line: 'init_from=a]b' is not key=value. Quotes of its own"),
+        (["env=toy_reach", "agent.initial_std=.inf"], "Out of range float values are not JSON compliant"),
     ],
 )
 def test_bad_combination(
@@ -170,8 +176,32 @@ def test_device_that_is_not_there(run_dir: Path, capsys: pytest.CaptureFixture[s
 def test_missing_extra(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert run(*tiny(), "log.wandb=true", f"run_dir={run_dir}") == 2
-    assert 'pip install "mtrl-suite[wandb]"' in the_error(capsys)
+    assert 'log.wandb=true needs wandb: pip install -c constraints.txt -e ".[wandb]"' in the_error(capsys)
     assert not run_dir.exists()
+
+
+def test_wandb_without_an_account(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(logged_in=False))
+    assert run(*tiny(), "log.wandb=true", f"run_dir={run_dir}") == 2
+    assert "log.wandb=true: No API key configured." in the_error(capsys)
+    assert not run_dir.exists()
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    """In a process of its own: torch reads $CXX when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mtrl.train", *tiny(), "compile=true", "run_dir=run"],
+        cwd=tmp_path,
+        env={**environment(), "CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: compile=true needs a C\+\+ compiler, and there is none: .*\n", done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_as_a_process(tmp_path: Path) -> None:

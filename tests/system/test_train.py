@@ -8,10 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file
 
+import mtrl.evaluate
+import mtrl.plot
+import mtrl.train
 from mtrl.config import GROUPS, TrainConfig, composed, config_dir, load_yaml, train_config
 from mtrl.registry import names
 from mtrl.train import environment_description
@@ -301,6 +305,30 @@ def test_cfg(tmp_path: Path) -> None:
     assert "name: toy_grid" in text
     assert "seed: 7" in text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [mtrl.train, mtrl.evaluate, mtrl.plot])
+def test_version(capsys: pytest.CaptureFixture[str], command: ModuleType) -> None:
+    assert run("--version", command=command) == 0
+    assert capsys.readouterr().out == f"mtrl {mtrl.__version__}\n"
+
+
+def test_presets_of_ones_own(tmp_path: Path) -> None:
+    """The folder may have any name, and what is in it can be chosen by name."""
+    folder = tmp_path / "my conf=[1]"
+    (folder / "aggregation").mkdir(parents=True)
+    (folder / "aggregation" / "mine.yaml").write_text("name: sum\n")
+    code, text, err = finish(start("--config-dir", folder.name, "--cfg", "job", "aggregation=mine", cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert "aggregation:\n  name: sum\n" in text
+
+
+def test_sweep_over_a_pattern(tmp_path: Path) -> None:
+    command = [*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1"]
+    code, _, err = finish(start("-m", "aggregation=glob(m*n,exclude=measured*)", *command, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    (path,) = tmp_path.glob("runs/*/config.yaml")
+    assert load_yaml(path)["aggregation"] == {"name": "mean"}
 
 
 def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import mtrl
 from mtrl.build import Agent
 from mtrl.envs import make
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.policy import Policy, find_policy, load_policy, save_policy
+from mtrl.policy import Policy, check_device, find_policy, load_policy, save_policy
 from mtrl.train import initialise
 from mtrl.types import EnvSpec, UserError
 
@@ -132,6 +132,18 @@ def test_numpy_in_numpy_out(policy: Policy) -> None:
     assert single.shape == (2,)
     np.testing.assert_allclose(single, action[0], atol=1e-6)  # a batch of one is summed in another order
     assert isinstance(policy.act(torch.from_numpy(obs), "reach-1"), torch.Tensor)
+
+
+def test_any_numpy_array(policy: Policy) -> None:
+    """Mirrored, read-only, of another byte order or of more digits: what torch refuses or warns of."""
+    obs = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    expected = policy.act(obs, 0)
+    frozen = obs.copy()
+    frozen.flags.writeable = False
+    same = (obs[::-1].copy()[::-1], obs[:, ::-1].copy()[:, ::-1], frozen, obs.astype(">f4"), obs.astype(np.longdouble))
+    for array in same:
+        assert np.array_equal(policy.act(array, np.zeros(3, np.int64)[::-1]), expected)
+    policy.reset(np.array([True, False, True])[::-1])
 
 
 def test_every_way_to_name_a_task(policy: Policy) -> None:
@@ -378,3 +390,9 @@ def test_init_from_goes_by_name(tmp_path: Path) -> None:
     assert torch.equal(target.network.head.head.weight[4], fresh)
     assert said == [f"{tmp_path} was not trained in reach-9: what belongs to one task alone begins fresh there."]
     initialise(agent(before), str(tmp_path), ["obs_norm"], ("x",), nobody)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xla", "gpu", "cuda:99", "cpu:1", "", "1"])
+def test_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(UserError, match=rf"^device={device} cannot be used. Here: cpu[^\n]{{0,80}}\.$"):
+        check_device(device)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtrl.optim.aggregation.base import JacobianAggregation
-from mtrl.registry import construct, register, unknown
+from mtrl.registry import construct, missing_extra, register, unknown
 from mtrl.types import UserError
 
 
@@ -34,7 +34,7 @@ class TorchJD(JacobianAggregation):
         try:
             import torchjd.aggregation as library
         except ImportError as error:
-            raise UserError('aggregation=torchjd needs TorchJD: pip install "mtrl-suite[aggregators]"') from error
+            raise missing_extra("aggregation=torchjd", "TorchJD", "aggregators") from error
         bases = (library.Aggregator, library.WeightedAggregator, library.GramianWeightedAggregator)
         known = {
             name: value

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -585,3 +586,17 @@ def test_load_parts_refuses_and_loads_nothing(source, parts, message):
     with pytest.raises(UserError, match=message):
         load_parts(target, source.state_dict(), parts, (), ())
     assert_same(dict(target.state_dict()), before)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """Two evaluations of one run end at once: one of them wins, and the file is whole at every moment."""
+    path, texts = tmp_path / "eval.json", ("a" * 5000, "b" * 7000)
+
+    def write(text):
+        for _ in range(100):
+            write_atomic(path, text)
+            assert path.read_text() in texts
+
+    with ThreadPoolExecutor(2) as executor:
+        list(executor.map(write, texts))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["eval.json"]

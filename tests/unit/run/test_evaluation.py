@@ -346,6 +346,17 @@ def test_json_round_trip(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["100.json"]
 
 
+def test_json_has_no_nan(tmp_path):
+    """As `JSON.parse` and others take it; NaN comes back from null."""
+    broken = [EpisodeResult("a", 0, False, value, 3) for value in (1.0, math.nan, math.inf)]
+    write_eval(tmp_path / "eval.json", EvalResult({"horizon": 3}, tuple(broken), {"score": math.nan}), wall_s=math.inf)
+    data = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
+    assert data["wall_s"] is data["scores"]["score"] is data["summary"]["mean_return"] is None
+    returns = [episode.episode_return for episode in from_json(data).episodes]
+    assert returns[0] == 1
+    assert all(map(math.isnan, returns[1:]))
+
+
 def test_plain_table():
     lines = plain_table(result()).splitlines()
     assert lines[0].split() == ["task", "success", "95%", "interval", "return", "length", "episodes"]
@@ -393,9 +404,29 @@ def test_one_film_per_task(tmp_path, monkeypatch, suffix):
         assert frames[..., 0].mean((1, 2)) == pytest.approx([40 * t + task for t in range(len(frames))], abs=6)
 
 
+def test_interrupted_film(tmp_path):
+    """No file that is none, and what an earlier film left stays."""
+    pytest.importorskip("imageio")
+    earlier = tmp_path / "task_0.mp4"
+    earlier.write_bytes(b"whole")
+    env, count = ScriptedEnv(2), 0
+
+    def render(slot):
+        nonlocal count
+        count += 1
+        if count > 3:
+            raise KeyboardInterrupt
+        return picture(env)(slot)
+
+    with pytest.raises(KeyboardInterrupt):
+        record_videos(EchoActor(), env, render, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["task_0.mp4"]
+    assert earlier.read_bytes() == b"whole"
+
+
 def test_missing_imageio_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio", None)
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
     env = ScriptedEnv(2)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[video\]"'):
+    with pytest.raises(UserError, match=r'A video needs imageio: pip install -c constraints.txt -e "\.\[video\]"'):
         record_videos(EchoActor(), env, picture(env), tmp_path)
