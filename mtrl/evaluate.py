@@ -158,8 +158,16 @@ def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
         env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
     except UserError as error:
         raise UserError(f"{evaluator.node['name']} cannot be filmed: {error}") from error
+    began = time.perf_counter()
     try:
-        for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed):
+        with Progress() as progress:
+
+            def report(done: int, total: int) -> None:
+                rate = done / (time.perf_counter() - began)
+                progress.update(done, total, rate, NO_RESULTS, {}, "filming", unit="pictures")
+
+            paths = record_videos(actor, env, env.render, folder, seed=evaluator.seed, progress=report)
+        for path in paths:
             print(path)
     finally:
         env.close()
