@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrl.types import EnvSpec, Step, UserError
 
 
-def check_step(step: Step, length: Int[Tensor, " B"], spec: EnvSpec) -> None:
+def check_step(step: Step, length: Shaped[Tensor, " B"], spec: EnvSpec) -> None:
     """Checks rewards, and the observations that they came with.
 
     Args:
@@ -27,7 +27,7 @@ def check_first(obs: Shaped[Tensor, "B *obs"], task: Int[Tensor, " B"], spec: En
     _check("observation", obs, task, torch.zeros_like(task), spec)
 
 
-def _check(what: str, values: Tensor, task: Int[Tensor, " B"], length: Int[Tensor, " B"], spec: EnvSpec) -> None:
+def _check(what: str, values: Tensor, task: Int[Tensor, " B"], length: Shaped[Tensor, " B"], spec: EnvSpec) -> None:
     # A sum is finite only if all of it is, and is an eighth of the work.
     if not values.is_floating_point() or values.sum().isfinite():
         return

@@ -158,7 +158,7 @@ def _make(entry: Entry, render: bool) -> gymnasium.Env[Any, Any]:
         raise UserError(_unregistered(entry.id)) from None
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         vector_only = entry.id in gymnasium.registry and gymnasium.spec(entry.id).entry_point is None
-        reason = "it makes batches only (gymnasium.make_vec)" if vector_only else str(error)
+        reason = "it makes batches only (gymnasium.make_vec)" if vector_only else str(error).rstrip(".")
         raise UserError(f"gymnasium cannot make {entry.id!r}: {reason}.{_of_metaworld(entry.id)}") from error
     if render:
         if hasattr(env.unwrapped, "mujoco_renderer"):
@@ -167,7 +167,8 @@ def _make(entry: Entry, render: bool) -> gymnasium.Env[Any, Any]:
             env.reset(seed=0)
             picture(env)
         except (RuntimeError, NotImplementedError, gymnasium.error.Error) as error:
-            raise UserError(f"{entry.task_name!r} cannot be drawn: {error or type(error).__name__}.") from error
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise UserError(f"{entry.task_name!r} cannot be drawn: {reason}.") from error
     return env
 
 
@@ -179,7 +180,8 @@ def _unregistered(env_id: str) -> str:
         return f"Unknown gymnasium environment {env_id!r}.{of_metaworld}"
     registered = [known for known, spec in gymnasium.registry.items() if spec.entry_point is not None]
     same = [known for known in registered if known.split("-v")[0] == name.split("-v")[0]]
-    message = unknown("gymnasium environment", env_id, same or registered)
+    others = [known for known in registered if known.rpartition("/")[0] == name.rpartition("/")[0]]
+    message = unknown("gymnasium environment", env_id, same or others or registered)
     return message if module else f"{message} If a module of yours registers it, write module:id: my_envs:{name}."
 
 
