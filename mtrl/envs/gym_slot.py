@@ -18,15 +18,15 @@ from mtrl.envs.worker import EnvPool
 SUCCESS_KEYS = ("is_success", "success")
 
 Layout = Literal["flat", "grey", "first", "last"]
-"""Of observations: flattened, or a picture that is without an axis of channels, or has it there."""
+"""Of observations: numbers, or a picture without an axis of channels, or with that axis first or last."""
 
 
 @dataclass(frozen=True)
 class GymTask:
-    """What a worker makes the environment of a task from. Pickles, if `registered` does."""
+    """What a worker makes the environment of a task from."""
 
     registered: EnvSpec
-    """What the id stands for. Not the id, which may be known in the process only that registered it."""
+    """What the id stands for: the id itself may be known only in the process that registered it."""
     kwargs: Mapping[str, Any]
     layout: Layout
 

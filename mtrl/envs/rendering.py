@@ -31,8 +31,8 @@ def picture(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
     """
     viewer = getattr(getattr(env.unwrapped, "mujoco_renderer", None), "viewer", None)
     if viewer is not None:
-        # Each scene of a process has an OpenGL context, and draws in whichever is current: gymnasium leaves that of
-        # the scene that was drawn first for the last time.
+        # Each scene has an OpenGL context of its own, but is drawn with the one that is current in this process: that
+        # of the scene which was first drawn last, as gymnasium makes a context current only when it creates it.
         viewer.make_context_current()
     drawn = np.asarray(env.render())
     if drawn.ndim != 3 or drawn.shape[-1] != 3 or drawn.dtype != np.uint8:

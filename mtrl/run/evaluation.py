@@ -368,7 +368,7 @@ def record_videos(
                     imageio.get_reader(file).close()  # fails where ffmpeg could not write it, which it does not tell
                     file.replace(folder / file.name)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().split("\n")[0]
         raise UserError(f"Could not write videos to {folder}: {reason}") from error
     return [folder / name for name in names]
 
