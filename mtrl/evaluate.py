@@ -198,9 +198,18 @@ def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
         env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
     except UserError as error:
         raise UserError(f"{evaluator.node['name']} cannot be filmed: {error}") from error
+    began = time.perf_counter()
     try:
         longest = evaluator.max_episode_steps(env.spec)
-        for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed, max_episode_steps=longest):
+        with Progress() as progress:
+
+            def report(done: int, total: int) -> None:
+                rate = done / (time.perf_counter() - began)
+                progress.update(done, total, rate, NO_RESULTS, {}, "filming", unit="pictures")
+
+            seed = evaluator.seed
+            paths = record_videos(actor, env, env.render, folder, seed=seed, progress=report, max_episode_steps=longest)
+        for path in paths:
             print(path)
     finally:
         env.close()

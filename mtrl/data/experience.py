@@ -12,6 +12,7 @@ from torch.nn import functional
 from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
+from mtrl.finite import check_first, check_step
 from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
@@ -101,6 +102,7 @@ class Collector:
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
+        check_first(self.obs, self.task, env.spec)
         self.state = torch.zeros(env.num_envs, 0, device=self.device)
         """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
         self._next_state = self.state
@@ -130,6 +132,7 @@ class Collector:
         """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
             step = self.env.step(action, cut=self._until_cut == 1)
+        check_step(step, self._length + 1, self.env.spec)
         # Only now: where the environment fails, everything is still as it was before the step.
         self.state = self._next_state
         self._until_cut -= 1
@@ -145,6 +148,7 @@ class Collector:
             self.episodes.add(step.task.cpu()[done], results)
             for values in running.values():
                 values[done] = 0
+            check_first(step.obs, self.env.task, self.env.spec)
             self._assign()
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)

@@ -5,6 +5,7 @@ Importing this package imports nothing heavy, torch included: worker processes i
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ def make(
     register_all()
     if not isinstance(history, int) or isinstance(history, bool) or history < 0:
         raise UserError(f"env: history must be a number of transitions, 0 or more, not {history!r}.")
+    try:
+        seed = index(seed)
+    except TypeError:
+        raise UserError(f"env: seed must be an integer, not {seed!r}: goals and episodes are drawn from it.") from None
     runtime = {"seed": seed, "device": device, "slots_per_task": slots_per_task}
     env: VecEnv = registry.build("env", {"name": name, "num_envs": num_envs, **options}, **runtime)
     return History(env, history) if history else env

@@ -7,8 +7,9 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mtrl.files import json_text, replacing
+from mtrl.files import json_text
+from mtrl.finite import check_first, check_step
 from mtrl.registry import missing_extra, positive
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Actor, EpisodeResult, EvalResult, UserError, VecEnv
@@ -90,6 +92,7 @@ def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
             f"The env was assigned tasks {task.tolist()} with goals {goal.tolist()}, "
             f"but runs {env.task.tolist()} with {env.goal.tolist()}."
         )
+    check_first(obs, task, env.spec)
     env.assign(task)  # whatever follows while a slot waits for the others: Atari takes long to begin a given goal
     return obs
 
@@ -115,6 +118,7 @@ def _run_round(
     while left:
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
+        check_step(step, length + 1, env.spec)
         success |= step.success & running
         returns += torch.where(running, step.reward, 0.0)
         length += running
@@ -375,9 +379,11 @@ def record_videos(
     fps: int = 30,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    max_episode_steps: float = math.inf,
+    max_episode_steps: float = 10_000,
 ) -> list[Path]:
     """Films one deterministic episode of every task: `<folder>/<task>.mp4`, or `.gif` where ffmpeg is missing.
+
+    A film appears when it is whole: whatever ends this before leaves those that are there.
 
     Args:
         actor: Acts on the env's observations and tasks.
@@ -387,7 +393,8 @@ def record_videos(
         goal: Which goal to film.
         fps: Pictures per second; one picture is taken per step.
         seed: Of the env.
-        progress: Called with the numbers of finished and of all films.
+        progress: Called after every step with the numbers of pictures that are done and of all. Those that an episode
+            did not take because it ended early are done too.
         max_episode_steps: Films end there.
 
     Returns:
@@ -400,23 +407,36 @@ def record_videos(
         import imageio.v2 as imageio
     except ImportError as error:
         raise missing_extra("A video", "imageio", "video") from error
-    names = env.spec.task_names
     suffix = _video_suffix()
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if suffix == ".mp4" else {"duration": 1000 / fps}
-    paths = [folder / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + suffix) for name in names]
+    names = [stem + suffix for stem in _file_stems(env.spec.task_names)]
+    longest = int(min(max_episode_steps, env.spec.horizon or max_episode_steps))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(names), env.num_envs):
-            tasks = list(range(start, min(start + env.num_envs, len(names))))
-            with ExitStack() as files:
-                whole = [files.enter_context(replacing(paths[task])) for task in tasks]
-                opened = [files.enter_context(closing(imageio.get_writer(path, mode="I", **options))) for path in whole]
-                jobs = [(task, goal) for task in tasks]
-                _film(actor, env, jobs, seed, render, dict(enumerate(opened)), max_episode_steps)
-            progress(tasks[-1] + 1, len(names))
+        with TemporaryDirectory(prefix=".tmp-", dir=folder) as unfinished:
+            for start in range(0, len(names), env.num_envs):
+                jobs = [(task, goal) for task in range(start, min(start + env.num_envs, len(names)))]
+                files = [Path(unfinished, names[task]) for task, _ in jobs]
+
+                def filmed(pictures: int, before: int = start) -> None:
+                    progress(before * longest + pictures, len(names) * longest)
+
+                with ExitStack() as opened:
+                    writers = [opened.enter_context(imageio.get_writer(file, mode="I", **options)) for file in files]
+                    _film(actor, env, jobs, seed, render, writers, filmed, longest)
+                for file in files:
+                    imageio.get_reader(file).close()  # fails where ffmpeg could not write it, which it does not tell
+                    file.replace(folder / file.name)
     except OSError as error:
-        raise UserError(f"Could not write videos to {folder}: {error}") from error
-    return paths
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"Could not write videos to {folder}: {reason}") from error
+    return [folder / name for name in names]
+
+
+def _file_stems(task_names: Sequence[str]) -> list[str]:
+    """Names for files: those of the tasks in letters that every file system takes, no two the same."""
+    stems = [re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in task_names]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{task}" for task, stem in enumerate(stems)]
 
 
 def _film(
@@ -425,19 +445,23 @@ def _film(
     jobs: Sequence[tuple[int, int]],
     seed: int,
     render: Callable[[int], np.ndarray],
-    writers: Mapping[int, Any],
-    max_episode_steps: float,
+    writers: Sequence[Any],
+    filmed: Callable[[int], None],
+    longest: int,
 ) -> None:
-    filming, length = set(writers), 0
+    filming = set(range(len(jobs)))
     obs, state = _begin(env, jobs, seed), actor.initial_state(env.num_envs)
-    while filming and length < max_episode_steps:
+    for t in range(longest):
         # Before the step: after a done, the slot already shows its next episode.
         for slot in filming:
             writers[slot].append_data(render(slot))
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         filming = {slot for slot in filming if not step.done[slot]}
-        obs, length = step.obs, length + 1
+        filmed(len(filming) * (t + 1) + (len(jobs) - len(filming)) * longest)
+        if not filming:
+            break
+        obs = step.obs
 
 
 def _video_suffix() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -338,6 +341,22 @@ def test_unknown_option(case: str) -> None:
     name, settings = CASES[case]
     with pytest.raises(UserError, match="num_workerz"):
         mtrl.envs.make(name, **settings, num_workerz=1)
+
+
+def test_seed_is_an_integer() -> None:
+    """The same words from all of them, whatever they do with it. In a process whose annotations are not checked."""
+    code = f"""
+import mtrl.envs
+for name, settings in {[CASES[case] for case in SMALL]!r}:
+    try:
+        mtrl.envs.make(name, **settings, seed=None)
+    except mtrl.types.UserError as error:
+        print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    message = "env: seed must be an integer, not None: goals and episodes are drawn from it."
+    assert done.stdout.splitlines() == [message] * len(SMALL)
 
 
 def test_unknown_env() -> None:

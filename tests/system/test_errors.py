@@ -21,7 +21,9 @@ import mtrl.run.checkpoint
 from mtrl.run.checkpoint import load_state, newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
+    AGENTS,
     PYTHON_RNG,
+    TINY,
     assert_same_run,
     environment,
     rows,
@@ -127,6 +129,14 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (
             ["env=gym", "env.ids=[Pendulum-v9]"],
             "Unknown gymnasium environment 'Pendulum-v9'. Did you mean 'Pendulum-v1'?",
+        ),
+        (
+            ["env=gym", "env.ids=[{id: Pendulum-v1, kwarg: {g: 9}}]"],
+            "Unknown option of an entry of ids: 'kwarg'. Did you mean 'kwargs'? Valid: id, kwargs, name.",
+        ),
+        (
+            ["env=gym", "env.ids=[mtrl/reech-v3]"],
+            "'mtrl/reech-v3'. Meta-World's tasks are in env=metaworld 'env.tasks=[reach-v3]'.",
         ),
         (
             ["env=atari", "env.games=[brekout]"],
@@ -343,23 +353,44 @@ def test_init_from_another_problem(stopped: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("agent", ["ppo", "sac"])
-def test_nan_reward(
+def test_loss_overflows(
     run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
+    """Rewards that are finite, with values that are not."""
     advance = mtrl.envs.toy.ToyReach.advance
 
-    def broken(env: Any, action: torch.Tensor) -> Any:
+    def huge(env: Any, action: torch.Tensor) -> Any:
         reward, *rest = advance(env, action)
-        return torch.where(env.task == 2, torch.nan, reward), *rest
+        return torch.where(env.task == 2, 3e38, reward), *rest
 
-    monkeypatch.setattr(mtrl.envs.toy.ToyReach, "advance", broken)
+    monkeypatch.setattr(mtrl.envs.toy.ToyReach, "advance", huge)
     assert run(*tiny(agent), f"run_dir={run_dir}") == 2
     message = the_error(capsys)
     assert re.search(r"NaN or infinite in task reach-2 at step \d+\.", message)
     assert f"The batch is in {run_dir / 'nan_batch'}" in message
     batch = load_state(run_dir / "nan_batch")
-    assert batch["reward"][batch["task"] == 2].isnan().all()
-    assert batch["reward"][batch["task"] != 2].isfinite().all()
+    assert (batch["reward"][batch["task"] == 2] == 3e38).all()
+    assert (batch["reward"][batch["task"] != 2] < 0).all()
+
+
+NOT_FINITE = ["env=gym", "env.num_envs=2", "env.num_workers=1", *TINY, "eval.every=0"]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "impala", "sac", "actors"])
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [("observation", "nan as the observation at [1], in step 17"), ("reward", "inf as the reward, in step 17")],
+)
+def test_environment_is_not_finite(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], agent: str, what: str, found: str
+) -> None:
+    """Neither the actions nor the learning rate are to blame."""
+    ids = f"env.ids=[{{id: 'tests.system.broken_env:NotFinite-v0', kwargs: {{what: {what}}}, name: sick}}]"
+    agents = {**AGENTS, "actors": (*AGENTS["impala"], "actors=2")}
+    assert run(*NOT_FINITE, ids, *agents[agent], f"run_dir={run_dir}") == 2
+    message = the_error(capsys)
+    assert f"The environment of task 'sick' gave {found} of an episode (slot " in message
+    assert "observations and rewards must be finite" in message
 
 
 @pytest.mark.parametrize("env", ["toy_reach", "toy_grid"])

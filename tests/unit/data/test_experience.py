@@ -16,7 +16,7 @@ from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, Rando
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
-from mtrl.types import Rollout, State
+from mtrl.types import Rollout, State, UserError
 from tests.helpers import make_spec, no_timer
 
 K = 3
@@ -385,3 +385,19 @@ def test_random_actions_are_those_the_task_has() -> None:
     action, *_ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(*no_obs, True)
     assert existing.gather(1, action[:, None]).all()
     assert (torch.bincount(action[task == 2], minlength=3)[1:] > 60).all()
+
+
+def test_first_observation_of_a_later_episode_is_finite() -> None:
+    collector = make_collector()
+    step = collector.env.step
+
+    def ill(action: Tensor, cut: Tensor | None = None) -> Any:
+        made = step(action, cut)
+        made.obs[made.done] = torch.inf
+        return made
+
+    collector.env.step = ill  # type: ignore[method-assign]
+    with pytest.raises(
+        UserError, match=r"task 'count-\d' gave inf as the observation at \[0\], in step 0 of an episode"
+    ):
+        OnPolicy(collector, rollout_length=20).collect(Recorder())

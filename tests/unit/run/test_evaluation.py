@@ -1,6 +1,9 @@
+import importlib.util
 import io
 import json
 import math
+import os
+import re
 import sys
 from dataclasses import replace
 
@@ -375,6 +378,44 @@ def test_show_suits_the_console(terminal):
     assert all(word in text for word in ("task/2", "0.556", "scripted"))
 
 
+# --- environments that are ill ---------------------------------------------------------------------------------------
+
+
+class IllEnv(ScriptedEnv):
+    """In the episode of slot 1, which lasts three steps, the observation or the reward of one step is NaN."""
+
+    def __init__(self, what, when):
+        super().__init__(3)
+        self.what, self.when = what, when
+
+    def reset(self, seed=None):
+        obs = super().reset(seed)
+        if self.when == 0:
+            obs[1, 2] = torch.nan
+        return obs
+
+    def step(self, action):
+        now = self.time[1] + 1
+        step = super().step(action)
+        if now == self.when:
+            (step.reward if self.what == "reward" else step.final_obs[:, 2])[1] = torch.nan
+        return step
+
+
+@pytest.mark.parametrize(
+    ("what", "when", "found"),
+    [
+        ("observation", 0, "nan as the observation at [2], in step 0"),
+        ("observation", 2, "nan as the observation at [2], in step 2"),
+        ("reward", 3, "nan as the reward, in step 3"),
+    ],
+)
+def test_environment_that_is_not_finite(what, when, found):
+    message = f"The environment of task 'task/1' gave {found} of an episode (slot 1): observations and rewards must be"
+    with pytest.raises(UserError, match=re.escape(message)):
+        evaluate(EchoActor(), IllEnv(what, when), 1, 4, {})
+
+
 # --- video ----------------------------------------------------------------------------------------------------------
 
 
@@ -404,24 +445,72 @@ def test_one_film_per_task(tmp_path, monkeypatch, suffix):
         assert frames[..., 0].mean((1, 2)) == pytest.approx([40 * t + task for t in range(len(frames))], abs=6)
 
 
-def test_interrupted_film(tmp_path):
-    """No file that is none, and what an earlier film left stays."""
-    pytest.importorskip("imageio")
-    earlier = tmp_path / "task_0.mp4"
-    earlier.write_bytes(b"whole")
-    env, count = ScriptedEnv(2), 0
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_progress_of_films(tmp_path):
+    """Tasks last 2, 3 and 4 steps; two slots film tasks 0 and 1, then 2. Each film has room for 5 pictures."""
+    pytest.importorskip("imageio.v3")
+    env, seen = ScriptedEnv(2), []
+    env.spec = replace(env.spec, horizon=5)
+    record_videos(EchoActor(), env, picture(env), tmp_path, progress=lambda *numbers: seen.append(numbers))
+    # Step 1: 1 + 1. Step 2 ends task 0, whose 5 are done: 5 + 2. Step 3 ends task 1: 10. Then task 2: 1, 2, 3, all.
+    assert seen == [(done, 15) for done in (2, 7, 10, 11, 12, 13, 15)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_of_episodes_without_end(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    paths = record_videos(EchoActor(), env := ScriptedEnv(3), picture(env), tmp_path, goal=90, max_episode_steps=3)
+    assert [len(imageio.imread(path)) for path in paths] == [3, 3, 3]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_of_tasks_with_like_names(tmp_path):
+    pytest.importorskip("imageio.v3")
+    env = ScriptedEnv(3)
+    env.spec = replace(env.spec, task_names=("a/b", "a_b", "c"))
+    paths = record_videos(EchoActor(), env, picture(env), tmp_path)
+    assert [path.stem for path in paths] == ["a_b-0", "a_b-1", "c"]
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_appear_whole_or_not_at_all(tmp_path, error):
+    pytest.importorskip("imageio.v3")
+    before = tmp_path / f"task_1{'.mp4' if importlib.util.find_spec('imageio_ffmpeg') else '.gif'}"
+    before.write_text("an earlier film")
+    env, pictures = ScriptedEnv(3), iter(range(5))
 
     def render(slot):
-        nonlocal count
-        count += 1
-        if count > 3:
-            raise KeyboardInterrupt
+        if next(pictures) == 4:
+            raise error
         return picture(env)(slot)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         record_videos(EchoActor(), env, render, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["task_0.mp4"]
-    assert earlier.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [before]
+    assert before.read_text() == "an earlier film"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_that_ffmpeg_could_not_write(tmp_path, monkeypatch):
+    """It says so in its last words only, to which imageio does not listen."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    full = tmp_path / "ffmpeg"
+    full.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *"-i - "*) for last; do :; done; head -c 4000 > "$last"; cat > {os.devnull}; exit 1 ;;
+    *) exec {ffmpeg} "$@" ;;
+esac
+"""
+    )
+    full.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(full))
+    env = ScriptedEnv(3)
+    with pytest.raises(UserError, match=r"Could not write videos to .*/videos: [^\n]*$"):
+        record_videos(EchoActor(), env, picture(env), tmp_path / "videos")
+    assert list((tmp_path / "videos").iterdir()) == []
 
 
 def test_missing_imageio_names_the_extra(tmp_path, monkeypatch):
