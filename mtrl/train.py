@@ -54,10 +54,17 @@ from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.types import UserError
 
-CONFIG_UNFINISHED = ".tmp-config.yaml"
+UNFINISHED = ".tmp-config.yaml"
 WRITTEN = (
-    *("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt"),
-    *(CONFIG_UNFINISHED, "config.yaml"),
+    "metrics.jsonl",
+    "tensorboard",
+    "wandb",
+    "eval",
+    "checkpoints",
+    "nan_batch",
+    "env.txt",
+    UNFINISHED,
+    "config.yaml",
 )
 """What a run writes into its folder; what says that it is one comes last."""
 
@@ -278,7 +285,7 @@ def clear_dead_start(run_dir: Path) -> None:
     if others := found - set(WRITTEN):
         raise UserError(f"run_dir={run_dir} holds {', '.join(sorted(others))}, which no run writes: choose another.")
     try:
-        if found - {CONFIG_UNFINISHED}:
+        if found - {UNFINISHED}:
             check_config(load_yaml(run_dir / "config.yaml"))
     except UserError as error:
         raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
