@@ -82,6 +82,8 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("seed=a", "seed must be an integer, not 'a'"),
         ("total_steps=0", "total_steps must be positive, not 0"),
         ("total_steps=many", "total_steps must be an integer, not 'many'"),
+        ("schedule_steps=0", "schedule_steps must be positive, not 0"),
+        ("eval.max_episode_steps=0", "eval: max_episode_steps must be positive, not 0"),
         ("total_steps=1.5", "total_steps must be an integer, not 1.5"),
         ("eval.every=-1", "eval: every must not be negative, but is -1"),
         ("eval.episodes_per_task=0", "eval: episodes_per_task must be positive"),
@@ -95,7 +97,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("network.trunk=5", "network: trunk must be settings, not 5"),
         ("init_from_parts=[trunk]", "init_from does not say where from"),
         ("init_from_parts=trunk", "init_from_parts must be a list or null, not 'trunk'"),
-        ("eval=5", "eval has settings of its own (eval.every, eval.episodes_per_task) and cannot be 5"),
+        ("eval=5", "(eval.every, eval.episodes_per_task, eval.max_episode_steps) and cannot be 5"),
         ("log=null", "log has settings of its own"),
         ("~eval", "eval has settings of its own"),
         ("~env", "env needs a name"),
@@ -421,7 +423,7 @@ def test_disk_full_for_a_while(
     def full(folder: Path, state: Any) -> None:
         nonlocal count
         count += 1
-        if count < 6:
+        if count < 7:  # up to the final evaluation
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         save(folder, state)
 

@@ -370,6 +370,34 @@ def test_the_state_continues_bit_exactly(kind: str, through_a_file: bool) -> Non
         assert equal(ours, theirs)
 
 
+class Remembering(RandomActor):
+    """Its state is the number of its actions in the episode."""
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        action, log_prob, _ = super().act(obs, task, state, explore)
+        return action, log_prob, state + 1
+
+
+def test_a_step_that_fails_leaves_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the actor included."""
+    collector = make_collector()
+    collector.state = torch.zeros(6, 1)
+    experience, actor = OnPolicy(collector, rollout_length=3), Remembering(collector.env.spec)
+    experience.collect(actor)
+    before = copy.deepcopy(experience.state_dict())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("the wheel came off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collector.env, "step", fail)
+        with pytest.raises(ZeroDivisionError):
+            experience.collect(actor)
+    assert equal(experience.state_dict(), before)
+    experience.collect(actor)
+    assert torch.equal(collector.state[:, 0], collector.env.variables["step"].float())  # type: ignore[attr-defined]
+
+
 def test_random_actions_are_those_the_task_has() -> None:
     mask = ((True, True, False), (True, False, False), (False, True, True))
     task = torch.tensor([0, 1, 2]).repeat_interleave(200)
