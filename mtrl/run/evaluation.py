@@ -270,13 +270,19 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
         for task, columns in data["episodes"].items()
         for goal, success, *rest in zip(*_columns(columns), strict=True)
     ]
-    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("comparable_returns", True))
+    scores = {name: _number(value) for name, value in data.get("scores", {}).items()}
+    return EvalResult(data["protocol"], tuple(episodes), scores, data.get("comparable_returns", True))
+
+
+def _number(stored: float | None) -> float:
+    """NaN and infinity are stored as null."""
+    return math.nan if stored is None else stored
 
 
 def _columns(stored: Mapping[str, list[Any]]) -> list[list[Any]]:
-    """Those of an episode, as far as the file has them; NaN and infinity are stored as null."""
+    """Those of an episode, as far as the file has them."""
     columns = {name: stored[name] for name in _COLUMNS if name in stored}
-    columns["return"] = [math.nan if value is None else value for value in columns["return"]]
+    columns["return"] = list(map(_number, columns["return"]))
     return list(columns.values())
 
 
