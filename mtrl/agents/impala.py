@@ -17,6 +17,8 @@ Differences from the papers:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -81,13 +83,16 @@ class Impala:
         factor = 1 + (self.final_factor - 1) * progress
         self.steps.set_lr_factor(factor)
 
+        rollout = replace(rollout, reward=rollout.reward.clamp(-self.reward_clip, self.reward_clip))
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
         require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
-        self.value_norm.update(target, task, [self.value.head])
-        advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
+        chosen = weight > 0
+        self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
-            advantage = per_task_standardise(advantage, task, self.num_tasks)
+            advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)
+        else:
+            advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
         advantage = weight * advantage
 
         samples = {
@@ -143,7 +148,7 @@ class Impala:
         next_value[ends] = self._value(last[0], task[ends])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
-            rollout.reward.clamp(-self.reward_clip, self.reward_clip),
+            rollout.reward,
             self.gamma * rollout.discount,
             rollout.done.float(),
             value,
@@ -186,12 +191,11 @@ class Impala:
         task = batch["task"]
         distribution = self.policy.distribution(features, task)
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
-        entropy = distribution.entropy()
         surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
-        loss = per_task_mean(-surrogate - entropy_coef * entropy, task, self.num_tasks)
+        loss = per_task_mean(-surrogate - entropy_coef * distribution.entropy_bonus(), task, self.num_tasks)
         with torch.no_grad():
             metrics = {
-                "entropy": per_task_mean(entropy, task, self.num_tasks),
+                "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),
                 "approximate_kl": (log_ratio.exp() - 1 - log_ratio).mean(),
                 "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean(),
             }

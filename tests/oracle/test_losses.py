@@ -204,7 +204,7 @@ def test_a_bad_sample_spoils_its_own_task_only(poison: float) -> None:
 
 def test_per_task_standardise_is_a_loop() -> None:
     values, task = samples((6, 5), seed=1)
-    scaled = per_task_standardise(values, task, 4)
+    scaled = per_task_standardise(values, task, torch.ones_like(task, dtype=torch.bool), torch.zeros(4))
     for k in (0, 1, 3):
         own = values[task == k]
         deviation = math.sqrt(sum((float(v) - float(own.mean())) ** 2 for v in own) / len(own))
