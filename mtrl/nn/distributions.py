@@ -54,8 +54,11 @@ class Gaussian:
         return ((0.5 + HALF_LOG_2PI + self.log_std) * self.mask).sum(-1)
 
     def entropy_bonus(self) -> Float[Tensor, "*batch"]:
-        """A standard deviation above 1 counts as 1: the environment clips what leaves [-1, 1], and the bonus would widen
-        the Gaussian without limit where no advantage holds it."""
+        """Standard deviations above 1 count as 1.
+
+        The environment clips what leaves [-1, 1], and where no advantage holds it, the bonus would widen the Gaussian
+        without limit.
+        """
         return Gaussian(self.mean, self.log_std.clamp(max=0), self.mask).entropy()
 
     def mode(self) -> Float[Tensor, "*batch A"]:

@@ -155,13 +155,13 @@ class ValueNorm(nn.Module):
 
     @property
     def floor(self) -> Float[Tensor, " K"]:
-        """The least spread of values by which to divide them: a tenth of the size of a typical reward.
+        """The least that values or advantages are divided by: a tenth of the size of a typical reward.
 
-        Where there is nothing to learn, values differ by the network's errors only. Divided by their own spread, these
-        would look like advantages, and the policy would learn from them until nothing is left to explore with.
+        While a task has no rewards to tell states apart, its values differ only by the network's errors. Divided by
+        their own spread, however small, these would count as much as advantages that mean something.
 
-        The size is sum r^2 / sum |r| over all rewards: the mean size, in which each counts by its size, so that steps
-        with no reward, or hardly any, do not lower it. It is 1 as long as all rewards are zero.
+        The typical size is sum r^2 / sum |r| over all rewards so far: their mean size, in which each counts by its
+        size, so that steps without a reward do not lower it. It is 1 as long as there was none.
         """
         return 0.1 * (self.reward_squares / self.reward_sizes).where(self.reward_sizes > 0, 1)
 
@@ -227,14 +227,13 @@ class PopArt(ValueNorm):
 
     Hessel et al., "Multi-task Deep RL with PopArt" (2018), section 3; van Hasselt et al. (2016) for the start.
     First and second moments mu, nu move towards each update's per-task means; sigma = sqrt(nu - mu^2), clipped to
-    [`floor`, `sigma_max`].
-    A task absent from an update keeps its statistics.
+    `floor` and `sigma_max`. A task absent from an update keeps its statistics.
 
     Differences from the paper:
         1. The step size is max(beta, 1 / number of updates of that task), the paper's a constant beta: the first update
            sets the statistics, so that a run of a few hundred updates is not spent on finding the scale. (The debiased
            step of the 2016 paper has the same purpose.)
-        2. The lower clip is relative to the rewards, the paper's 1e-4.
+        2. The lower clip is relative to the task's rewards, the paper's is 1e-4.
     """
 
     requires_per_task_head = True
