@@ -59,7 +59,7 @@ def test_the_same_policy_from_rewards_of_any_size(tmp_path: Path, name: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", ["Far", "FarMilli", "NearMilli", "NearKilo", "ContinuousNearMilli", "ContinuousFar"])
+@pytest.mark.parametrize("name", ["Far", "FarMilli", "NearMilli", "NearKilo", "Late", "ContinuousLate"])
 def test_learns_from_rewards_of_any_size_and_from_those_that_come_late(run_dir: Path, name: str) -> None:
     arguments = ["agent=ppo", "total_steps=80000", "eval.episodes_per_task=5"]
     train(run_dir, name, *arguments)
