@@ -200,7 +200,8 @@ def impala(
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
     of_values, features = c.value_description(description), policy.core.out_features
-    value = build_value(of_values, spec, "per_task", c.value_head, features).to(c.device)
+    # Values are zero at first: others would be advantages before there is any reward, and of no reward's size.
+    value = build_value(of_values, spec, "per_task", c.value_head, features, gain=0.0).to(c.device)
     _, samples = policy.core.sequences(torch.empty(rollout_length, actors.num_envs)).shape
     if minibatches > samples:
         kind = "sequences (one per slot)" if policy.core.state_size else "samples (rollout_length times slots)"

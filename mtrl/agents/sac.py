@@ -87,7 +87,8 @@ class Sac:
 
         target = self._target(batch, next_obs)
         require_finite(target, task)  # before it can reach a statistic
-        self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
+        heads = [critic.head for critic in (*self.critics, *self.target_critics)]
+        self.value_norm.update(target, batch.reward, task, heads)
         normalised = self.value_norm.normalise(target, task)
         features = torch.cat([obs, batch.action], -1)
         critic_loss = self._critic_loss(features, task, normalised)

@@ -201,10 +201,15 @@ def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork
 
 
 def build_value(
-    description: Mapping[str, Any], spec: EnvSpec, head: str, value_head: Mapping[str, Any], features: int
+    description: Mapping[str, Any],
+    spec: EnvSpec,
+    head: str,
+    value_head: Mapping[str, Any],
+    features: int,
+    gain: float = 1.0,
 ) -> ValueNetwork:
-    """Builds a value network from the same nodes as a policy, for inputs of `features` numbers."""
+    """Builds a value network from the same nodes as a policy, for inputs of `features` numbers; `gain` of its head."""
     encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
-    sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks}
+    sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks, "gain": gain}
     return ValueNetwork(encoder, trunk, build("head", {"name": head}, **sizes), value)

@@ -438,7 +438,7 @@ def test_value_norms(name: str) -> None:
     norm = build("value_norm", {"name": name}, num_tasks=K)
     head = build("head", {"name": "per_task"}, features=F, outputs=1, num_tasks=K)
     value, task = 30 * torch.randn(40, generator=torch.Generator().manual_seed(0)) + 5, torch.arange(40) % K
-    norm.update(value, task, [head])
+    norm.update(value, value, task, [head])
     torch.testing.assert_close(norm.denormalise(norm.normalise(value, task), task), value)
     grid = norm.normalise(value[:36].view(K, 12), task[:36].view(K, 12))
     torch.testing.assert_close(grid.flatten(), norm.normalise(value[:36], task[:36]))

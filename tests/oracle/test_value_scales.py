@@ -125,7 +125,7 @@ def test_a_reset_learner_is_a_new_one(module: Any) -> None:
     def update(learner: Any, progress: float) -> dict[str, Tensor]:
         torch.manual_seed(0)
         learner.update(data, progress)
-        return {key: tensor.clone() for key, tensor in learner.networks.state_dict().items()}
+        return {key: tensor.detach().clone() for key, tensor in learner.networks.named_parameters()}
 
     def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
         return all(torch.equal(one[key], two[key]) for key in one)
@@ -140,7 +140,7 @@ def test_a_reset_learner_is_a_new_one(module: Any) -> None:
 
     other = Resets(module.make_learner(), count=1, sampler=Uniform(K))
     other.load_state_dict(saved)
-    assert same(update(other, 1.0), learner.networks.state_dict())
+    assert same(update(other, 1.0), dict(learner.networks.named_parameters()))
 
 
 def test_a_reset_lets_the_scale_change() -> None:
