@@ -13,9 +13,8 @@ Differences from the papers:
        `configs/experiment/atari57_impala.yaml` for what this makes of its settings.
     4. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
        are the same unless actors lag (decoupled PPO, Hilton et al. 2021).
-    5. Where there is no reward, advantages are errors of the value network. So that the policy does not learn from
-       these, values are zero at first, and advantages are divided by a tenth of a typical reward at least
-       (`ValueNorm.floor`), in PPO by their deviation however small it is.
+    5. Values are zero at first, and advantages are divided by a tenth of a typical reward at least (`ValueNorm.floor`),
+       in PPO by their deviation however small: where there is no reward, they are errors of the value network.
     6. The entropy bonus widens no Gaussian beyond a standard deviation of 1 (`Gaussian.entropy_bonus`).
 """
 
@@ -92,7 +91,7 @@ class Impala:
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
         require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
-        chosen = weight > 0  # the others were nobody's choice (`Collector`): no statistic of the policy's is over them
+        chosen = weight > 0  # not by chance (`Collector.random_start`): statistics of the policy are over these
         self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
             advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)

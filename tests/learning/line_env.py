@@ -1,8 +1,8 @@
 """A point on a line, as gymnasium environments named `tests.learning.line_env:<name>-v0`, that differ in the reward.
 
-`Still` and `Noise` have none; in `Noise` observations are random. `Far` has one at the end of the line. `Near` tells the
-distance to a target, `NearMilli` and `NearKilo` the same times 2^-10 and 2^10; `Late` tells it only after 2,500 steps.
-Each has 4 actions, and with `Continuous` before its name 2 components, of which the first moves the point.
+`Still` and `Noise` have none; in `Noise` observations are random. `Far` has one at the end of the line, `Near` tells
+the distance to a target, `Late` tells it after 2,500 steps only. `Milli` and `Kilo` are times 2^-10 and 2^10. Each has
+4 actions, and with `Continuous` before its name 2 components, the first of which moves the point.
 """
 
 from __future__ import annotations
