@@ -146,17 +146,40 @@ def _scaled(pictures: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     return pictures.div_(255).contiguous(memory_format=torch.channels_last)
 
 
+class RewardSizes(nn.Module):
+    """How large the rewards of each task are."""
+
+    task_axes: ClassVar[TaskAxes] = {"sizes": (0,), "squares": (0,)}
+    sizes: Tensor
+    squares: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("sizes", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(num_tasks, dtype=torch.float64))
+
+    @property
+    def typical(self) -> Float[Tensor, " K"]:
+        """Sum r^2 / sum |r| over all rewards so far; 1 as long as there was none.
+
+        This is their mean size, in which each counts by its size, so that steps without a reward do not lower it.
+        """
+        return (self.squares / self.sizes).where(self.sizes > 0, 1)
+
+    def add(self, reward: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> None:
+        """Takes in rewards."""
+        self.sizes += task_sums(reward.abs(), task, len(self.sizes))
+        self.squares += task_sums(reward.double().square(), task, len(self.sizes))
+
+
 class ValueNorm(nn.Module):
     """Base of the value scalings, which keep the value targets of all tasks at one scale."""
 
     requires_per_task_head = False
-    reward_sizes: Tensor
-    reward_squares: Tensor
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.register_buffer("reward_sizes", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("reward_squares", torch.zeros(num_tasks, dtype=torch.float64))
+        self.rewards = RewardSizes(num_tasks)
 
     @property
     def sigma(self) -> Float[Tensor, " K"]:
@@ -169,11 +192,8 @@ class ValueNorm(nn.Module):
 
         While a task has no rewards to tell states apart, its values differ only by the network's errors. Divided by
         their own spread, however small, these would count as much as advantages that mean something.
-
-        The typical size is sum r^2 / sum |r| over all rewards so far: their mean size, in which each counts by its
-        size, so that steps without a reward do not lower it. It is 1 as long as there was none.
         """
-        return 0.1 * (self.reward_squares / self.reward_sizes).where(self.reward_sizes > 0, 1)
+        return 0.1 * self.rewards.typical
 
     @torch.no_grad()
     def update(
@@ -184,8 +204,7 @@ class ValueNorm(nn.Module):
         heads: Sequence[nn.Module],
     ) -> None:
         """Takes in unnormalised value targets and rewards, and rescales `heads` so that values stay what they were."""
-        self.reward_sizes += task_sums(reward.abs(), task, len(self.reward_sizes))
-        self.reward_squares += task_sums(reward.double().square(), task, len(self.reward_sizes))
+        self.rewards.add(reward, task)
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
         """Receives E episodes that ended together (`Collector.episode_listeners`)."""

@@ -368,7 +368,13 @@ class Checkpointer:
             raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {', '.join(held)}.")
         # One after another: a replay is large.
         for name, savable in self.savables.items():
-            savable.load_state_dict(load_state(states / name))
+            try:
+                savable.load_state_dict(load_state(states / name))
+            except (RuntimeError, LookupError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"Checkpoint {path} cannot be resumed: its state of {name} does not fit this version of mtrl "
+                    f"({' '.join(str(error).split())[:200]}). Its policy can be evaluated, and init_from= takes it."
+                ) from error
         restored: int = _read_manifest(path)["step"]
         # What lies after the step restored is not the past of what comes next.
         self._abandoned = [other for other in _checkpoints(self.folder) if _step(other) > restored]

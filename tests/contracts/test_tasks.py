@@ -70,7 +70,7 @@ def value_norm_of(tasks: tuple[str, ...], name: str) -> nn.Module:
     norm = build("value_norm", {"name": name}, num_tasks=len(tasks))
     head = build("head", {"name": "per_task"}, features=4, outputs=1, num_tasks=len(tasks))
     task, size = torch.arange(50) % len(tasks), 10 * torch.rand(50) + 1
-    norm.update(size, task, [head])
+    norm.update(size, size, task, [head])
     norm.observe(task, {"return": size, "length": size.square(), "largest_return": size})
     return norm
 

@@ -323,5 +323,5 @@ def test_nash_mtl_is_told_the_number_of_tasks() -> None:
 
 def test_torchjd_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchjd.aggregation", None)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[aggregators\]"'):
+    with pytest.raises(UserError, match=r'-e "\.\[aggregators\]"'):
         build("aggregation", {"name": "torchjd", "aggregator": "UPGrad"}, num_tasks=3)

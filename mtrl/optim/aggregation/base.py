@@ -75,7 +75,7 @@ class JacobianAggregation(Aggregation):
         for parameter, gradient in zip(shared, self._combine_blocks(blocks, gramian), strict=True):
             parameter.grad = gradient.view_as(parameter)
         for parameter, gradient in zip(own, own_gradients, strict=True):
-            parameter.grad = gradient / len(losses)
+            parameter.grad = (gradient / len(losses)).contiguous()  # as torch wants it, for what is added to it
         return diagnostics(gramian)
 
     def _combine_blocks(self, blocks: Sequence[Tensor], gramian: Float[Tensor, "K K"]) -> Sequence[Tensor]:
