@@ -11,11 +11,12 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from mtrl.state import shown
 from mtrl.types import UserError
 
 _components: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -60,12 +61,12 @@ def lookup(kind: str, name: str) -> Callable[..., Any]:
 def unknown(what: str, found: str, valid: Iterable[str]) -> str:
     """The message for a name that does not exist: nearest match and all valid names."""
     valid = list(valid)
-    nearest = difflib.get_close_matches(found, valid, n=1)
+    nearest = difflib.get_close_matches(found[:80], valid, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Unknown {what} {found!r}.{hint} Valid: {', '.join(valid) or 'none'}."
+    return f"Unknown {what} {shown(found)}.{hint} Valid: {', '.join(valid) or 'none'}."
 
 
-def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
+def build(kind: str, node: Any, **runtime: Any) -> Any:
     """Builds the component that a config node describes.
 
     Args:
@@ -77,19 +78,21 @@ def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
     Raises:
         UserError: Unknown name or keyword, missing keyword, or a value of the wrong type.
     """
-    keywords = dict(node)
+    keywords = dict(node) if isinstance(node, Mapping) else {}
     if "name" not in keywords:
         raise UserError(f"A {kind} needs a name. Valid: {', '.join(names(kind))}.")
     name = keywords.pop("name")
     return construct(f"{kind} {name!r}", lookup(kind, str(name)), keywords, **runtime)
 
 
-def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, Any], **runtime: Any) -> Any:
+def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime: Any) -> Any:
     """Calls `component` with keywords from a config and objects from the run, checked as `build` describes.
 
     Args:
         what: What the messages call it.
     """
+    if not isinstance(keywords, Mapping):
+        raise UserError(f"{what} must be settings, not {shown(keywords)}.")
     hints = typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {key: p for key, p in inspect.signature(component).parameters.items() if p.kind not in variadic}
@@ -97,11 +100,11 @@ def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, A
     given = {**keywords, **{key: value for key, value in runtime.items() if key in parameters}}
     for key, value in keywords.items():
         if key not in settable:
-            raise UserError(unknown(f"option of {what}:", key, settable))
+            raise UserError(unknown(f"option of {what}:", str(key), settable))
         if hints.get(key) is int and isinstance(value, float) and value.is_integer():
             given[key] = int(value)  # 1e6
         elif key in hints and not _fits(value, hints[key]):
-            raise UserError(f"{what}: {key} must be {_describe(hints[key])}, not {value!r}.")
+            raise UserError(f"{what}: {key} must be {_describe(hints[key])}, not {shown(value)}.")
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
     if missing:
         raise UserError(f"{what} needs a value for: {', '.join(missing)}.")
@@ -117,9 +120,11 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, options))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in options)
+    if typing.get_origin(hint) in (list, tuple, Sequence) and options[0] is not typing.Any:
+        return f"a list (each {_describe(options[0])})"
     hint = typing.get_origin(hint) or hint
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    plain |= {dict: "settings", list: "a list"}
+    plain |= {dict: "settings", list: "a list", tuple: "a list"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -135,8 +140,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, dict, list, type(None)):
         return isinstance(value, hint)
-    if typing.get_origin(hint) in (dict, list):
-        return isinstance(value, typing.get_origin(hint))
+    items = typing.get_args(hint)
+    if typing.get_origin(hint) in (list, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(item, items[0]) for item in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(k, items[0]) and _fits(v, items[1]) for k, v in value.items())
+    if typing.get_origin(hint) is tuple:
+        each = items[:1] * len(value) if isinstance(value, tuple) and items[-1] is ... else items
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
     return True
 
 
