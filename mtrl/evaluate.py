@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mtrl.envs
-from mtrl.config import load_yaml, parse, run_or_exit
+from mtrl.config import load_yaml, parse, run_or_exit, stored_entry
 from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
@@ -124,12 +124,16 @@ def evaluate_run(
     policy_folder = find_policy(folder)
     if run_dir is None:
         raise UserError(f"No config.yaml in {folder} or above it: expected a run folder or a checkpoint in one.")
-    config = load_yaml(run_dir / "config.yaml")
-    policy = load_policy(policy_folder, device)
-    node = {**config["env"], **(env or {})}
+    stored = run_dir / "config.yaml"
+    config = load_yaml(stored)
+    stored_entry(config, "env.name", str, stored)
+    node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
+    if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
+        raise UserError(f"env.{wrong[0]} does not exist: it is no setting of an environment.")
     if episodes_per_task is None:
-        episodes_per_task = config["eval"]["episodes_per_task"]
-    evaluator = Evaluator(node, config["seed"], episodes_per_task, device)
+        episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
+    policy = load_policy(policy_folder, device)
+    evaluator = Evaluator(node, seed, episodes_per_task, device)
     try:
         check_fits(policy.spec, evaluator.env.spec)
         began = time.perf_counter()

@@ -103,8 +103,8 @@ def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime
             raise UserError(unknown(f"option of {what}:", str(key), settable))
         if hints.get(key) is int and isinstance(value, float) and value.is_integer():
             given[key] = int(value)  # 1e6
-        elif key in hints and not _fits(value, hints[key]):
-            raise UserError(f"{what}: {key} must be {_describe(hints[key])}, not {shown(value)}.")
+        elif key in hints:
+            check_type(what, key, value, hints[key])
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
     if missing:
         raise UserError(f"{what} needs a value for: {', '.join(missing)}.")
@@ -112,6 +112,12 @@ def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime
         return component(**given)
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def check_type(what: str, key: str, value: Any, hint: Any) -> None:
+    """Raises `UserError` unless a value from a config or a file is what an annotation says."""
+    if not _fits(value, hint):
+        raise UserError(f"{what}: {key} must be {_describe(hint)}, not {shown(value)}.")
 
 
 def _describe(hint: Any) -> str:

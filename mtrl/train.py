@@ -30,7 +30,7 @@ from mtrl.config import (
     checked,
     composed,
     config_dir,
-    load_yaml,
+    load_train_yaml,
     parse,
     resumed,
     run_or_exit,
@@ -41,10 +41,11 @@ from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
 from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
+from mtrl.foreign import check_planned, check_run_dir
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
-from mtrl.policy import check_device, find_policy, save_policy
-from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
+from mtrl.policy import check_device, find_policy, read_policy, save_policy
+from mtrl.run.checkpoint import Checkpointer, RngStates, load_networks, load_parts
 from mtrl.run.evaluation import show
 from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
 from mtrl.run.loop import Loop, seed_everything
@@ -66,6 +67,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     seed_everything(config.seed)
     timer = PhaseTimer()
     progress = Progress()
+    if resume is not None:
+        check_run_dir(resume)
+        check_planned(config, resume, make_agent)
     actors = make_actors(config, timer, progress.print)
     evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
     with threads_beside(config.actors), closing(actors), closing(evaluator):
@@ -205,15 +209,13 @@ def initialise(agent: Agent, source: str, parts: list[str] | None) -> None:
     networks = agent.learner.networks
     state = folder.parent / "training_state" / "learner"
     if state.is_dir():
-        found = load_state(state)["networks"]
+        found = load_networks(state)
         shared = {name.split(".")[0] for name in found} & set(networks)
         tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
         target = torch.nn.ModuleDict({name: networks[name] for name in shared})
         load_parts(target, tensors, parts)
     else:
-        from safetensors.torch import load_file
-
-        load_parts(networks["policy"], load_file(folder / "model.safetensors"), parts)
+        load_parts(networks["policy"], read_policy(folder).tensors, parts)
 
 
 def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
@@ -259,7 +261,7 @@ def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
     try:
         save_yaml(run_dir / "config.yaml", config.plain())
         for path in (run_dir / "eval").glob("*.json"):
-            if int(path.stem) > step:
+            if path.stem.isdecimal() and int(path.stem) > step:
                 path.unlink()
     except OSError as error:
         raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
@@ -311,7 +313,7 @@ def _main(arguments: list[str]) -> int:
     resume = next((o.value() for o in overrides if o.key_or_group == "resume"), None)
     if resume is not None:
         run_dir = Path(str(resume))
-        return train(check_config(resumed(load_yaml(run_dir / "config.yaml"), overrides)), run_dir)
+        return train(check_config(resumed(load_train_yaml(run_dir / "config.yaml"), overrides)), run_dir)
     return train(check_config(composed(arguments, "train")))
 
 

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtrl.registry import construct, not_negative, unknown
-from mtrl.run.reading import check_inside, ordinary, read_json, read_tensors, reason
+from mtrl.run.reading import check_finite, check_inside, ordinary, read_json, read_tensors, reason
 from mtrl.state import check_like, shown
 from mtrl.types import State, UserError
 
@@ -135,6 +135,18 @@ def load_state(folder: Path, headers_only: bool = False) -> State:
     return state
 
 
+def load_networks(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all networks in a learner's state. Raises `CheckpointError`."""
+    networks = load_state(folder).get("networks")
+    try:
+        if not isinstance(networks, dict) or not all(isinstance(tensor, Tensor) for tensor in networks.values()):
+            raise ValueError("networks: expected tensors")
+        check_finite(networks)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'state.json'} cannot be used: {error}.") from error
+    return networks
+
+
 def _decode(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
     """Raises `ValueError` with the path of what `save_state` does not write."""
     if isinstance(node, list):
@@ -215,7 +227,8 @@ def file_sha256(path: Path) -> str:
 def _write_manifest(folder: Path, step: int) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
     }
     text = json.dumps(sealed({"step": step, "files": files}), indent=1)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
@@ -311,8 +324,8 @@ def check_file(path: Path, root: Path, size: int, sha256: str) -> None:
 _REPLACED = ".replaced"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, newest first; a replaced one comes after its replacement."""
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, whole or not, newest first; a replaced one comes after its replacement."""
     found = [path for path in folder.glob("*") if re.fullmatch(rf"\d{{12,}}({_REPLACED})?", path.name)]
     return sorted(found, key=lambda path: (_step(path), not path.name.endswith(_REPLACED)), reverse=True)
 
@@ -333,7 +346,7 @@ def newest_valid(folder: Path, report: Report = _warn, use: Callable[[Path], Any
         CheckpointError: There is none; lists what was found.
     """
     problems = []
-    for path in _checkpoints(folder):
+    for path in checkpoints(folder):
         try:
             verify(path)
             use(path)
@@ -424,7 +437,7 @@ class Checkpointer:
             use(path)
         restored = _read_manifest(path).step
         # What lies after the step restored is not the past of what comes next.
-        self._abandoned = [other for other in _checkpoints(self.folder) if _step(other) > restored]
+        self._abandoned = [other for other in checkpoints(self.folder) if _step(other) > restored]
         return restored
 
     def _load(self, path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
@@ -442,7 +455,7 @@ class Checkpointer:
                 savable.load_state_dict(load_state(states / name))
 
     def _list(self) -> str:
-        return f"It has: {', '.join(str(_step(path)) for path in _checkpoints(self.folder)) or 'none'}."
+        return f"It has: {', '.join(str(_step(path)) for path in checkpoints(self.folder)) or 'none'}."
 
     def _publish(self, temporary: Path, step: int) -> Path:
         path = self.folder / f"{step:012d}"
@@ -461,8 +474,8 @@ class Checkpointer:
 
     def _prune(self, newest: Path) -> None:
         step = _step(newest)
-        replaced = [path for path in _checkpoints(self.folder) if path.name.endswith(_REPLACED)]
-        past = [path for path in _checkpoints(self.folder) if _step(path) <= step and path not in replaced]
+        replaced = [path for path in checkpoints(self.folder) if path.name.endswith(_REPLACED)]
+        past = [path for path in checkpoints(self.folder) if _step(path) <= step and path not in replaced]
         for path in {*replaced, *past[self.keep :], *self._abandoned} - {newest}:
             _remove(path)
         self._abandoned = []

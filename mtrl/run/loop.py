@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mtrl.registry import not_negative
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
 from mtrl.run.evaluation import metrics as eval_metrics
 from mtrl.run.evaluation import write_eval
@@ -55,6 +56,8 @@ class RunState:
         return dict(vars(self))
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what no run comes to."""
+        not_negative(**{key: state[key] for key in ("step", "updates", "wall_time", "training_time")})
         vars(self).update(state)
 
 

@@ -128,7 +128,7 @@ def check_sizes(node: Any, most: int, entry: str) -> None:
     """
     if isinstance(node, dict):
         for key, value in node.items():
-            check_sizes(value, most, f"{entry}.{key}")
+            check_sizes(value, most, f"{entry}.{key}" if entry else key)
     elif isinstance(node, list):
         for index, value in enumerate(node):
             check_sizes(value, most, f"{entry}[{index}]")
