@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -200,7 +200,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {_first_line(error)}.") from error
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} cannot be read: there are no settings in it.")
-    return values
+    return cast(dict[str, Any], values)
 
 
 def load_train_yaml(path: Path) -> dict[str, Any]:

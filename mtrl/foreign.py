@@ -23,7 +23,7 @@ from mtrl.types import Actor, Experience, Metrics, State, UserError
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Raises `UserError` if something that a run reads or writes leads out of its folder, or if it has no checkpoint."""
+    """Raises `UserError` if something that a run reads or writes leads out of its folder, or there is no checkpoint."""
     for name in ("config.yaml", "metrics.jsonl", "env.txt", "eval", "checkpoints", "tensorboard"):
         try:
             check_inside(run_dir / name, run_dir)
@@ -73,10 +73,8 @@ def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConf
     check_sizes({key: getattr(config, key) for key in described}, count(networks), "")
 
     def state() -> State:
-        dry = replace(config, device="meta", compile=False)
-        return make_agent(
-            dry, Nobody(build_episodes(config.task_sampling, spec, num_envs), num_envs)
-        ).learner.state_dict()
+        nobody = Nobody(build_episodes(config.task_sampling, spec, num_envs), num_envs)
+        return make_agent(replace(config, device="meta", compile=False), nobody).learner.state_dict()
 
     plan = planned(state, len(networks))
     if plan is not None:

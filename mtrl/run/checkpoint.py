@@ -296,7 +296,7 @@ def verify(path: Path) -> None:
     try:
         if path.parent.name == "checkpoints":  # where a link may lead to another checkpoint, as `last` does
             check_inside(path, path.parent)
-        for name, expected in _read_manifest(path).entries().items():  # noqa: B007
+        for name, expected in _read_manifest(path).entries().items():
             check_file(path / name, path, expected.size, expected.sha256)
     except FileNotFoundError:
         raise _damaged(path, name, "missing") from None

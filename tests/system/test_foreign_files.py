@@ -1,4 +1,4 @@
-"""Every file of a run and of a policy, damaged or made by a stranger in every way: it works, or one line says why not."""
+"""Files of runs and policies, damaged or made by a stranger: they work, or one line says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 import mtrl
 import mtrl.run.checkpoint
-from mtrl.run.checkpoint import sealed
+from mtrl.config import load_train_yaml
+from mtrl.run.checkpoint import newest_valid, sealed
+from mtrl.run.loop import Loop
 from mtrl.types import UserError
-from tests.system.commands import evaluate, run, stopped_after, tiny
+from tests.system.commands import run, stopped_after, tiny
 
 NEWEST, BEFORE = "000000000480", "000000000320"
 CHECKPOINT = f"checkpoints/{NEWEST}"
@@ -62,6 +63,19 @@ def outcome(command: Callable[[], Any], hint: str = "") -> str:
         return line
     assert code == 0 or not isinstance(code, int), (code, err.getvalue())
     return out.getvalue()
+
+
+def resume(run_dir: Path, hint: str = "") -> str:
+    """The outcome of resuming a run for one iteration, without what comes after."""
+
+    def once(loop: Loop, checkpointer: Any) -> None:
+        loop._train()
+        loop._log()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "run", once)
+        patch.setattr("mtrl.train.show", lambda result: None)
+        return outcome(lambda: run(f"resume={run_dir}"), hint)
 
 
 def reseal(folder: Path) -> None:
@@ -138,19 +152,38 @@ def test_damaged_policy(original: Path, tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_run(original: Path, tmp_path: Path, damage: str) -> None:
-    files = ["config.yaml", "metrics.jsonl", "env.txt", "eval/000000000320.json", f"{CHECKPOINT}/manifest.json"]
-    files += [f"{CHECKPOINT}/policy/{name}" for name in ("config.json", "model.safetensors")]
-    files += [f"{CHECKPOINT}/training_state/learner/{name}" for name in ("state.json", "state.safetensors")]
+def test_damaged_checkpoint(original: Path, tmp_path: Path, damage: str) -> None:
+    folder = original / CHECKPOINT
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(files) == 3 + 2 * len(STATES)
     for number, file in enumerate(files):
         copy = tmp_path / str(number)
-        shutil.copytree(original, copy, symlinks=True)
+        shutil.copytree(original / "checkpoints", copy, symlinks=True)
+        DAMAGES[damage](copy / NEWEST / file, tmp_path / "elsewhere")
+        lines: list[str] = []
+        assert newest_valid(copy, lines.append).name == BEFORE
+        (line,) = lines
+        assert f"{NEWEST} is damaged: {file}: " in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_configuration(original: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copy(original / "config.yaml", tmp_path)
+    DAMAGES[damage](tmp_path / "config.yaml", tmp_path.with_name("elsewhere"))
+    line = outcome(lambda: load_train_yaml(tmp_path / "config.yaml"), "config.yaml")
+    assert line.startswith("error: ") or damage == "flipped"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_logs(original: Path, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(original, copy, symlinks=True)
+    for file in ("metrics.jsonl", "env.txt", "eval/000000000320.json"):
         DAMAGES[damage](copy / file, tmp_path / "elsewhere")
-        found = outcome(lambda copy=copy: run(f"resume={copy}", "total_steps=481"), Path(file).name)
-        if file.startswith(CHECKPOINT):
-            assert "Using the one before it." in found
-            assert f"at step {int(BEFORE)}." in found, (file, found)
-            assert Path(file).name in found
+    (copy / "eval" / "notes.json").write_text("{}")
+    (copy / "eval" / "²³.json").write_text("{}")
+    resume(copy, "metrics.jsonl")
 
 
 def test_pointers_and_folders_that_lead_outside(original: Path, tmp_path: Path) -> None:
@@ -161,7 +194,7 @@ def test_pointers_and_folders_that_lead_outside(original: Path, tmp_path: Path) 
         shutil.copytree(original, copy, symlinks=True)
         shutil.rmtree(copy / name)
         (copy / name).symlink_to(other / name)
-        assert "leads outside of" in outcome(lambda copy=copy: run(f"resume={copy}", "total_steps=481"))
+        assert "leads outside of" in resume(copy)
     (copy / "checkpoints" / "last").unlink()
     (copy / "checkpoints" / "last").symlink_to(other / "checkpoints" / NEWEST)
     assert "leads outside of" in outcome(lambda: mtrl.load_policy(copy / "checkpoints" / "last"))
@@ -185,7 +218,6 @@ def paths(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def changed(document: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
     """A copy in which what is at a path is replaced or removed, or has a neighbour that nobody knows."""
-    document = json.loads(json.dumps(document)) if not isinstance(document, dict) or "$" in str(path) else document
     document = json.loads(json.dumps(document))
     node = document
     for key in path[:-1]:
@@ -243,3 +275,67 @@ def test_tampered_policy(original: Path, tmp_path: Path) -> None:
         (copy / "config.json").write_text(json.dumps(document))
         line = outcome(lambda copy=copy: mtrl.load_policy(copy), "model.safetensors")
         assert "77" in what or line.startswith("error: "), what
+
+
+@pytest.mark.parametrize("agent", ["ppo", "sac"])
+@pytest.mark.parametrize("state", STATES)
+def test_tampered_state(originals: Path, tmp_path: Path, agent: str, state: str) -> None:
+    folder = originals / agent / CHECKPOINT / "training_state" / state
+    document, tensors = json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
+    most = MOST if state in ("learner", "experience", "rng") else 3
+    every = [(what, new, tensors) for what, new in changes(document, agent + state, most)]
+    every += [(what, document, new) for what, new in tampered_tensors(tensors, agent + state, most)]
+    for number, (what, json_, tensors_) in enumerate(every):
+        copy = tmp_path / str(number)
+        shutil.copytree(originals / agent, copy, symlinks=True)
+        target = copy / CHECKPOINT / "training_state" / state
+        (target / "state.json").write_text(json.dumps(json_))
+        save_file(tensors_, target / "state.safetensors")
+        reseal(copy / CHECKPOINT)
+        print(what)
+        found = resume(copy)
+        print(found)
+        assert (
+            f"at step {int(NEWEST)}." in found
+            or (
+                f"at step {int(BEFORE)}." in found and f"{state}/state." in found and "Using the one before it" in found
+            )
+            or "NaN or infinite" in found
+        )
+
+
+def test_tampered_manifest(original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original / "checkpoints", tmp_path / "run", symlinks=True)
+    folder = tmp_path / "run" / NEWEST
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    for what, new in changes(manifest, "manifest", 300):
+        (folder / "manifest.json").write_text(json.dumps(sealed(new)))
+        lines: list[str] = []
+        found = newest_valid(tmp_path / "run", lines.append).name
+        assert found == NEWEST or (found == BEFORE and "is damaged: " in lines[0] and "\n" not in lines[0]), what
+    for name in ("../../../config.yaml", "/etc/hostname", "policy/../../x", "a\0b", "policy\n", "x" * 9000):
+        (folder / "manifest.json").write_text(
+            json.dumps(sealed({**manifest, "files": {name: {"size": 1, "sha256": ""}}}))
+        )
+        lines = []
+        assert newest_valid(tmp_path / "run", lines.append).name == BEFORE
+        assert "\n" not in lines[0]
+
+
+HUGE = {"total_steps", "every", "keep", "seed", "episodes_per_task", "rollout_length", "epochs", "horizon"}
+"""Settings that may be large."""
+
+
+def test_tampered_configuration(original: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(original, copy, symlinks=True)
+    values = load_train_yaml(copy / "config.yaml")
+    for what, new in changes(values, "config", MOST):
+        (copy / "config.yaml").write_text(json.dumps(new))
+        print(what)
+        print(resume(copy))
+
+
+MOST = 12
+"""Changes of each file, of all those that can be made."""
