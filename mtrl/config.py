@@ -132,8 +132,10 @@ class TrainConfig:
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for group in GROUPS:
-            if group != "network" and "name" not in vars(self)[group]:
-                raise ValueError(f"{group} needs a name.")
+            if group != "network":
+                if "name" not in vars(self)[group]:
+                    raise ValueError(f"{group} needs a name.")
+                check_type(group, "name", vars(self)[group]["name"], str)
         for key in {"seed", "device", "slots_per_task"} & self.env.keys():
             raise ValueError(f"env.{key} does not exist: use {'agent.' if key == 'slots_per_task' else ''}{key}.")
         num_envs, slots_per_task = self.env.get("num_envs"), self.agent.get("slots_per_task")

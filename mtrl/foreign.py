@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from mtrl.build import Agent, build_episodes
-from mtrl.config import TrainConfig
+from mtrl.config import CHANGEABLE, TrainConfig
 from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actors import Actors
 from mtrl.policy import read_policy
-from mtrl.run.checkpoint import CheckpointError, checkpoints, load_state, newest_valid
+from mtrl.run.checkpoint import CheckpointError, checkpoints, load_state, newest_valid, save_state
 from mtrl.run.reading import check_inside, check_sizes, count, reason
-from mtrl.state import check_like, planned
+from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, Experience, Metrics, State, UserError
 
 
@@ -49,6 +49,8 @@ def check_planned(config: TrainConfig, run_dir: Path, make_agent: Callable[[Trai
             return
         except (ValueError, CheckpointError) as error:
             problems.append(f"{path.name}: {reason(error)}.")
+        except UserError as error:
+            raise UserError(f"{run_dir / 'config.yaml'} cannot be used: {error}") from error
     raise UserError(f"{run_dir / 'config.yaml'} does not fit any checkpoint. {' '.join(problems)}")
 
 
@@ -58,6 +60,8 @@ def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConf
         spec = read_policy(path / "policy").spec
     except UserError as error:
         raise ValueError(str(error)) from error
+    if (path / "settings").is_dir():  # not in checkpoints of earlier versions
+        _check_same(config.plain(), load_state(path / "settings"))
     learner, experience = (
         load_state(path / "training_state" / name, headers_only=True) for name in ("learner", "experience")
     )
@@ -79,6 +83,23 @@ def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConf
     plan = planned(state, len(networks))
     if plan is not None:
         check_like(learner, plan, "learner")
+
+
+def save_settings(config: TrainConfig, folder: Path) -> None:
+    """Stores in a checkpoint what it was made with: `config.yaml` has no checksum, and may be edited."""
+    save_state(folder / "settings", {key: value for key, value in config.plain().items() if key not in CHANGEABLE})
+
+
+def _check_same(found: Any, stored: Any, entry: str = "") -> None:
+    """Raises `ValueError` for the first setting that is another. Settings that are not stored are of later versions."""
+    if isinstance(found, Mapping) and isinstance(stored, Mapping):
+        for key in stored:
+            _check_same(found.get(key), stored[key], f"{entry}.{key}" if entry else str(key))
+    elif found != stored:
+        raise ValueError(
+            f"{entry}: expected {shown(stored)}, with which the checkpoint was made, found {shown(found)}: put it back, "
+            "or use init_from to start a new run from this one's weights"
+        )
 
 
 class Nobody:

@@ -101,7 +101,7 @@ def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime
     for key, value in keywords.items():
         if key not in settable:
             raise UserError(unknown(f"option of {what}:", str(key), settable))
-        if hints.get(key) is int and isinstance(value, float) and value.is_integer():
+        if hints.get(key) is int and isinstance(value, float) and value.is_integer() and _fits(int(value), int):
             given[key] = int(value)  # 1e6
         elif key in hints:
             check_type(what, key, value, hints[key])
@@ -140,10 +140,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # as torch takes it
+    if hint is float:
+        return isinstance(value, float) or _fits(value, int)
     if hint in (bool, str, dict, list, type(None)):
         return isinstance(value, hint)
     items = typing.get_args(hint)

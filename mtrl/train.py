@@ -41,7 +41,7 @@ from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
 from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
-from mtrl.foreign import check_planned, check_run_dir
+from mtrl.foreign import check_planned, check_run_dir, save_settings
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, read_policy, save_policy
@@ -88,8 +88,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             progress=progress,
             timer=timer,
             run_dir=run_dir,
-            save_policy=lambda folder: save_policy(
-                folder / "policy", agent.learner.policy, agent.policy_description, spec
+            save_policy=lambda folder: (
+                save_policy(folder / "policy", agent.learner.policy, agent.policy_description, spec),
+                save_settings(config, folder),
             ),
             until=Until(config.total_steps),
             log_now=Every(config.log.every),

@@ -520,12 +520,16 @@ class RngStates:
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises whatever the generators raise for what is no state of theirs."""
+        fresh = self.state_dict()
+        name, keys, position, has_gauss, cached = state["numpy"]
+        version, words, gauss = state["python"]
+        check_like(keys, fresh["numpy"][1], "numpy")
+        check_like(words, fresh["python"][1], "python")
         torch.set_rng_state(state["torch"])
         for device in range(min(len(state["cuda"]), torch.cuda.device_count())):
             torch.cuda.set_rng_state(state["cuda"][device], device)
-        name, keys, position, has_gauss, cached = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        version, words, gauss = state["python"]
         random.setstate((version, tuple(words.tolist()), gauss))
 
 
