@@ -7,20 +7,22 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import mtrl
 from mtrl.output import unbreakable_output
-from mtrl.registry import construct, not_negative, positive, unknown
+from mtrl.registry import check_type, construct, not_negative, positive, unknown
 from mtrl.run.checkpoint import write_atomic
+from mtrl.run.reading import DEEPEST, read_text
+from mtrl.state import shown
 from mtrl.types import UserError
 
 GROUPS = (
@@ -142,8 +144,10 @@ class TrainConfig:
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for group in GROUPS:
-            if group != "network" and "name" not in vars(self)[group]:
-                raise ValueError(f"{group} needs a name.")
+            if group != "network":
+                if "name" not in vars(self)[group]:
+                    raise ValueError(f"{group} needs a name.")
+                check_type(group, "name", vars(self)[group]["name"], str)
         for key in {"seed", "device", "slots_per_task"} & self.env.keys():
             raise ValueError(f"env.{key} does not exist: use {'agent.' if key == 'slots_per_task' else ''}{key}.")
         num_envs, slots_per_task = self.env.get("num_envs"), self.agent.get("slots_per_task")
@@ -195,16 +199,66 @@ def to_plain(node: Any) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A stored configuration. Raises `UserError` if it cannot be read."""
+    """A stored configuration. Raises `UserError` if it cannot be read.
+
+    It was resolved when it was stored: interpolations, which can read environment variables, are refused.
+    """
     try:
-        values = to_plain(OmegaConf.load(path))
+        text = read_text(path, path.parent)
+        _check_plain(text)
+        values = OmegaConf.to_container(OmegaConf.create(text), throw_on_missing=True)
+        _check_keys(values, "")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}.") from error
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} cannot be read: there are no settings in it.")
+    return cast(dict[str, Any], values)
+
+
+def load_train_yaml(path: Path) -> dict[str, Any]:
+    """The stored configuration of a training run. Raises `UserError` if it is not whole."""
+    values = load_yaml(path)
+    try:
+        train_config(values)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
     return values
+
+
+def _check_plain(text: str) -> None:
+    """Raises `ValueError` for YAML with more to it than values: what refers to something else, or is nested deep."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"lists or settings more than {DEEPEST} levels deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"expected a value, found the alias *{event.anchor} in line {event.start_mark.line + 1}")
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            line = event.start_mark.line + 1
+            raise ValueError(f"expected a value, found the interpolation {shown(event.value)} in line {line}")
+
+
+def _check_keys(values: Any, entry: str) -> None:
+    """Raises `ValueError` for a key that is no text."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(values, dict) and not isinstance(key, str):
+            raise ValueError(f"{entry or 'the settings'}: a key must be text, not {shown(key)}")
+        if isinstance(value, dict | list):
+            _check_keys(value, f"{entry}.{key}" if entry else str(key))
+
+
+def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    """What a stored configuration has under a dotted key. Raises `UserError` if it is missing or of another type."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise UserError(f"{path} has no {key}.")
+        value = value[part]
+    check_type(f"{path}", key, value, kind)
+    return value
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
@@ -305,7 +359,7 @@ def _choices(override: Override, options: list[str]) -> Iterable[Any]:
 
 def load_yaml_of(config_name: str) -> dict[str, Any]:
     """Keys of a primary config file itself."""
-    values = load_yaml(config_dir() / f"{config_name}.yaml")
+    values = to_plain(OmegaConf.load(config_dir() / f"{config_name}.yaml"))
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import mtrl.envs
-from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths
+from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
 from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.envs.base import available_cores
 from mtrl.policy import find_policy, load_policy
@@ -159,15 +159,21 @@ def evaluate_run(
     policy_folder = find_policy(folder)
     if run_dir is None:
         raise UserError(f"No config.yaml in {folder} or above it: expected a run folder or a checkpoint in one.")
-    config = load_yaml(run_dir / "config.yaml")
+    stored = run_dir / "config.yaml"
+    config = load_yaml(stored)
+    stored_entry(config, "env.name", str, stored)
+    node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
+    if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
+        raise UserError(f"env.{wrong[0]} does not exist: it is no setting of an environment.")
+    if episodes_per_task is None:
+        episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
+    if max_episode_steps is None:
+        max_episode_steps = MAX_EPISODE_STEPS
+        if "max_episode_steps" in config["eval"]:  # not in runs of earlier versions
+            max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
     policy = load_policy(policy_folder, device)
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch does not know of quotas
-    node = {**config["env"], **(env or {})}
-    if episodes_per_task is None:
-        episodes_per_task = config["eval"]["episodes_per_task"]
-    if max_episode_steps is None:
-        max_episode_steps = config["eval"].get("max_episode_steps", MAX_EPISODE_STEPS)
-    evaluator = Evaluator(node, config["seed"], episodes_per_task, device, max_episode_steps)
+    evaluator = Evaluator(node, seed, episodes_per_task, device, max_episode_steps)
     try:
         adapted = policy.for_env(evaluator.env.spec)
         began = time.perf_counter()

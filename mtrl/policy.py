@@ -6,20 +6,22 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.registry import unknown
-from mtrl.run.checkpoint import newest_valid, verify
+from mtrl.registry import construct, positive, unknown
+from mtrl.run.checkpoint import check_file, file_sha256, newest_valid, open_sealed, sealed, verify
+from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
+from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, EnvSpec, UserError, match_tasks
 
 FORMAT = 1
@@ -161,11 +163,17 @@ def _shape(shape: tuple[int, ...]) -> str:
 def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, Any], spec: EnvSpec) -> None:
     """Writes a policy; the weights need no code of a checkpoint to be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {**dataclasses.asdict(spec), "obs_dtype": str(spec.obs_dtype).removeprefix("torch.")}
-    config = {"format": FORMAT, "spec": fields, "network": dict(description)}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, allow_nan=False), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
+    fields = {**dataclasses.asdict(spec), "obs_dtype": str(spec.obs_dtype).removeprefix("torch.")}
+    file = folder / "model.safetensors"
+    config = {
+        "format": FORMAT,
+        "spec": json.loads(json.dumps(fields)),
+        "network": json.loads(json.dumps(dict(description))),
+        "weights": {"size": file.stat().st_size, "sha256": file_sha256(file)},
+    }
+    (folder / "config.json").write_text(json.dumps(sealed(config), indent=1), encoding="utf-8")
 
 
 def find_policy(path: str | Path) -> Path:
@@ -186,6 +194,10 @@ def find_policy(path: str | Path) -> Path:
         verify(path)
         return path / "policy"
     if (path / "checkpoints").is_dir():
+        try:
+            check_inside(path / "checkpoints", path)
+        except ValueError as error:
+            raise UserError(f"{path / 'checkpoints'} cannot be read: {error}.") from error
         return newest_valid(path / "checkpoints") / "policy"
     raise UserError(
         f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
@@ -232,26 +244,109 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
         UserError: There is no policy, its files are damaged or of a later format, or there is no such device.
     """
     check_device(device)
-    folder = find_policy(path)
+    stored = read_policy(find_policy(path))
+    network = build_policy(stored.network, stored.spec)
+    network.load_state_dict(stored.tensors)
+    return Policy(network.to(device).eval().requires_grad_(False), stored.spec)
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """What is in a policy folder: files that fit each other."""
+
+    spec: EnvSpec
+    network: dict[str, Any]
+    """What `build_policy` needs."""
+    tensors: dict[str, Tensor]
+    """Of the network, by name."""
+
+
+def read_policy(folder: Path) -> StoredPolicy:
+    """Reads the files of a policy folder, and compares them before memory is taken for what they describe.
+
+    Raises:
+        UserError: They are damaged or of a later format; names file and entry.
+    """
+    file = "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config["format"] != FORMAT:
-            raise UserError(f"The policy in {folder} has format {config['format']}; this version reads {FORMAT}.")
-        spec = _spec(config["spec"])
+        config = _config(read_json(folder / file, folder))
+        spec = _spec(config.spec)
         none = {"name": "none"}  # in policies that were stored before there were torsos and cores
-        network = build_policy({"torso": none, "core": none, **config["network"]}, spec)
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error
-    return Policy(network.to(device).eval().requires_grad_(False), spec)
+        network = vars(construct("network", _Network, {"torso": none, "core": none, **config.network}))
+        file = "model.safetensors"
+        if config.weights is not None:
+            weights: _Weights = construct("weights", _Weights, config.weights)
+            check_file(folder / file, folder, weights.size, weights.sha256)
+        headers = read_tensors(folder / file, folder, headers_only=True)
+        file = "config.json"
+        check_sizes(network, count(headers), "network")
+        plan = planned(lambda: build_policy(network, spec), len(headers))
+        file = "model.safetensors"
+        if plan is not None:
+            check_like(headers, plan.state_dict())
+        tensors = read_tensors(folder / file, folder)
+        check_finite(tensors)
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"The policy in {folder} is damaged: {file}: {reason(error)}.") from error
+    return StoredPolicy(spec, network, tensors)
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What `config.json` holds, besides its own sha256."""
+
+    format: int
+    spec: dict[str, Any]
+    network: dict[str, Any]
+    weights: dict[str, Any] | None = None
+    """`_Weights`. Policies that were stored before there was this have no checksums at all."""
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What `config.json` says of the other file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What `build_policy` needs."""
+
+    obs_norm: dict[str, Any]
+    torso: dict[str, Any]
+    core: dict[str, Any]
+    task_encoder: dict[str, Any]
+    trunk: dict[str, Any]
+    head: str
+    action_head: dict[str, Any]
+
+
+def _config(document: Any) -> _Config:
+    entries = document if isinstance(document, dict) else {}
+    if (found := entries.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"it has format {shown(found)}; this version reads {FORMAT}")
+    has_checksums = not entries.keys().isdisjoint(("weights", "sha256"))
+    config: _Config = construct("a policy", _Config, open_sealed(document) if has_checksums else document)
+    return config
 
 
 def _spec(fields: Mapping[str, Any]) -> EnvSpec:
     def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
+    dtype = getattr(torch, str(fields.get("obs_dtype")), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"spec: obs_dtype must be a dtype, not {shown(fields.get('obs_dtype'))}")
     restored = {key: tuples(value) for key, value in fields.items()}
     if "has_success" in restored:  # in policies that were stored before each task said it of itself
         restored["reports_success"] = (restored.pop("has_success"),) * len(restored["task_names"])
         restored["comparable_returns"] = len(restored["task_names"]) == 1
-    return EnvSpec(**{**restored, "obs_dtype": getattr(torch, fields["obs_dtype"])})
+    spec: EnvSpec = construct("spec", EnvSpec, {**restored, "obs_dtype": dtype})
+    if len(spec.action_mask) != spec.num_tasks or {len(row) for row in spec.action_mask} != {spec.action_dim}:
+        raise ValueError(f"spec: action_mask must have {spec.num_tasks} rows of action_dim={spec.action_dim}")
+    if len(spec.reports_success) != spec.num_tasks:
+        raise ValueError(f"spec: reports_success must have {spec.num_tasks} entries")
+    positive(**{f"obs_shape[{i}]": size for i, size in enumerate(spec.obs_shape)})
+    return spec

@@ -34,7 +34,7 @@ from mtrl.config import (
     composed,
     config_dir,
     differing,
-    load_yaml,
+    load_train_yaml,
     parse,
     resumed,
     run_or_exit,
@@ -46,10 +46,12 @@ from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
 from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
+from mtrl.foreign import check_planned, save_settings
+from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
-from mtrl.policy import check_device, find_policy, save_policy, stored_tasks
-from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_parts, load_state, task_axes
+from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
+from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
 from mtrl.run.evaluation import show
 from mtrl.run.lock import locked
 from mtrl.run.logger import (
@@ -86,6 +88,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         if resume is None:
             check_run_dir(config)
         else:
+            check_foreign(resume)
+            check_planned(config, resume, make_agent)
             with writing(resume):
                 held.enter_context(locked(resume / "env.txt"))
         seed_everything(config.seed)
@@ -102,6 +106,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         run_dir = resume or new_run_dir(config, held)
         if resume is None:
             start_run_dir(run_dir, config)
+
+        def store(checkpoint: Path) -> None:
+            save_policy(checkpoint / "policy", agent.learner.policy, agent.policy_description, spec)
+            save_settings(config, checkpoint)
+
         logger = Logger(run_dir, spec.task_names)
         loop = Loop(
             agent.learner,
@@ -111,9 +120,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             progress=progress,
             timer=timer,
             run_dir=run_dir,
-            save_policy=lambda folder: save_policy(
-                folder / "policy", agent.learner.policy, agent.policy_description, spec
-            ),
+            save_policy=store,
             until=Until(config.total_steps),
             schedule_steps=config.schedule_steps or config.total_steps,
             log_now=Every(config.log.every),
@@ -241,16 +248,14 @@ def initialise(
     have = stored_tasks(folder)
     state = folder.parent / "training_state" / "learner"
     if state.is_dir():
-        found = load_state(state)["networks"]
+        found = load_networks(state)
         shared = {name.split(".")[0] for name in found} & set(networks)
         tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
         target = torch.nn.ModuleDict({name: networks[name] for name in shared})
         taken = load_parts(target, tensors, parts, have, tasks)
     else:
-        from safetensors.torch import load_file
-
         target = networks["policy"]
-        taken = load_parts(target, load_file(folder / "model.safetensors"), parts, have, tasks)
+        taken = load_parts(target, read_policy(folder).tensors, parts, have, tasks)
     fresh = [name for name in tasks if name not in have]
     if fresh and not task_axes(target).keys().isdisjoint(taken):
         report(f"{source} was not trained in {', '.join(fresh)}: what belongs to one task alone begins fresh there.")
@@ -344,7 +349,7 @@ def clear_dead_start(run_dir: Path) -> None:
     try:
         # A run makes an empty env.txt, and writes config.yaml before anything else.
         if found - {lock.name} or (lock.exists() and lock.stat().st_size):
-            check_config(load_yaml(run_dir / "config.yaml"))
+            check_config(load_train_yaml(run_dir / "config.yaml"))
     except UserError as error:
         raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
     with writing(run_dir), locked(lock):
@@ -357,7 +362,7 @@ def clear_dead_start(run_dir: Path) -> None:
 
 def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
     """Says it in a line if the schedules of a resumed run are not what they were."""
-    stored = check_config(load_yaml(run_dir / "config.yaml"))
+    stored = check_config(load_train_yaml(run_dir / "config.yaml"))
     before, now = (c.schedule_steps or c.total_steps for c in (stored, config))
     if before != now:
         report(
@@ -372,7 +377,7 @@ def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
         save_yaml(run_dir / "config.yaml", config.plain())
         describe_session(run_dir)
         for path in (run_dir / "eval").glob("*.json"):
-            if path.name.startswith(".tmp-") or int(path.stem) > step:
+            if path.name.startswith(".tmp-") or (path.stem.isdecimal() and int(path.stem) > step):
                 path.unlink()
 
 
@@ -439,7 +444,7 @@ def _main(arguments: list[str]) -> int:
     if resume == "auto":
         return _resume_or_start(check_config({**composed(others, "train"), **paths}))
     if resume is not None:
-        stored = load_yaml(Path(resume) / "config.yaml")
+        stored = load_train_yaml(Path(resume) / "config.yaml")
         return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
     return train(check_config({**composed(others, "train"), **paths}))
 
@@ -452,7 +457,7 @@ def _resume_or_start(config: TrainConfig) -> int:
     if not any_checkpoint(run_dir / "checkpoints"):
         clear_dead_start(run_dir)
         return train(config)
-    if differ := differing(config, check_config(load_yaml(run_dir / "config.yaml"))):
+    if differ := differing(config, check_config(load_train_yaml(run_dir / "config.yaml"))):
         raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
     return train(config, run_dir)
 

@@ -180,9 +180,13 @@ class Collector:
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what an environment cannot have shown."""
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state)
-        self.obs, self.task, self.state = (state[name].to(self.device) for name in ("obs", "task", "state"))
+        self.obs, self.state = (state[name].to(self.device) for name in ("obs", "state"))
+        if not (self.obs.isfinite().all() and self.state.isfinite().all()):
+            raise ValueError("collector: expected finite observations and states, found NaN or infinity")
+        self.task = self.env.task.to(self.device)
         # Copied, as they are changed in place.
         names = ("episode_return", "succeeded", "length", "until_cut", "start_length")
         for name in names:

@@ -174,10 +174,17 @@ class Assignments:
             "rng": self.generator.get_state(),
         }
 
+    def check_running(self, state: State) -> None:
+        """Raises `ValueError` if a state has another number of slots, or they run what does not exist."""
+        if len(state["task"]) != len(self._drawn):
+            raise ValueError(f"The saved state has {len(state['task'])} slots, this environment {len(self._drawn)}.")
+        self._checked("task", state["task"], 0, self.num_tasks)
+        self._checked("goal", state["goal"], -1, self.num_goals)
+
     def load_state_dict(self, state: State) -> None:
-        self.task = state["task"].to(self.device, copy=True)
-        self.assigned = state["assigned"].to(self.device, copy=True)
-        self._drawn = state["drawn"].to(self.device, copy=True)
+        """Raises `ValueError` for tasks or goals that do not exist."""
+        self.assign(state["task"], state["assigned"])
+        self._drawn = self._checked("drawn", state["drawn"], 0, self.num_goals)
         self.generator.set_state(state["rng"].cpu())
 
 
@@ -270,7 +277,7 @@ class TorchVecEnv(ABC):
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` if the state has another number of slots."""
-        check_num_slots(state, self.num_envs)
+        self._assignments.check_running(state)
         self.task, self.goal = (state[name].to(self.device, copy=True) for name in ("task", "goal"))
         self.variables = {name: value.to(self.device, copy=True) for name, value in state["variables"].items()}
         self._running = state["running"]
@@ -278,9 +285,3 @@ class TorchVecEnv(ABC):
 
     def close(self) -> None:
         self._running = False
-
-
-def check_num_slots(state: State, num_envs: int) -> None:
-    """Raises `ValueError` if a saved state has another number of slots."""
-    if len(state["task"]) != num_envs:
-        raise ValueError(f"The saved state has {len(state['task'])} slots, this environment {num_envs}.")

@@ -18,7 +18,6 @@ from mtrl.envs.base import (
     check_action,
     check_cut,
     check_num_envs,
-    check_num_slots,
 )
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
 from mtrl.parallel.process import ServingProcess, close_all
@@ -215,11 +214,13 @@ class SlotVecEnv:
         Raises:
             ValueError: The state has another number of slots.
         """
-        check_num_slots(state, self.num_envs)
+        self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])
         self._task, self._goal = state["task"].cpu().clone(), state["goal"].cpu().clone()
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
         saved, self._lengths = state["actions"].cpu().numpy(), state["lengths"].cpu().numpy().copy()
+        if not 0 <= self._lengths.min() <= self._lengths.max() == saved.shape[1]:
+            raise ValueError(f"actions: expected those of {self._lengths.max()} steps, found {saved.shape[1]}")
         self._grow(saved.shape[1])
         self._actions[:, : saved.shape[1]] = saved
         if not len(state["obs"]):  # saved before the first reset

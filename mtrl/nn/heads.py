@@ -84,7 +84,7 @@ class GaussianHead(ActionHead):
         super().__init__(head, features, spec.action_dim, spec, gain=0.01)
         if not 0 < min_std < initial_std:
             raise ValueError(f"0 < min_std < initial_std is needed, not {min_std} and {initial_std}.")
-        self.min_log_std = float(torch.tensor(min_std).log())
+        self.min_log_std = float(torch.tensor(min_std, device="cpu").log())
         self.log_std = nn.Parameter(torch.full((spec.num_tasks, spec.action_dim), initial_std).log())
         mark_per_task(self.log_std)
 

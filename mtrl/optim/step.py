@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.optim.aggregation import Aggregation
 from mtrl.optim.aggregation.base import task_norm
+from mtrl.optim.optimizers import restore
 from mtrl.optim.weighting import Weighting
 from mtrl.types import Metrics, NonFiniteLossError, State
 
@@ -106,7 +107,7 @@ class TaskStep:
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
         self.weighting.load_state_dict(state["weighting"])
         self.aggregation.load_state_dict(state["aggregation"])
 

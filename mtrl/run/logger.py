@@ -224,7 +224,7 @@ def _superseded(line: str, step: int, evaluating: bool) -> bool:
     try:
         row = json.loads(line)
         found = float(row["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return True
     again = evaluating and found == step and any(name.startswith("eval/") for name in row)
     return found > step or again or not line.endswith("\n")
@@ -266,12 +266,22 @@ class MetricAccumulator:
         return {"recent": recent, "sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what is no state of this."""
+        values = [*state["recent"].values(), *state["sums"].values(), *state["counts"].values()]
+        if not all(isinstance(value, Tensor) for value in values):
+            raise ValueError("expected tensors only")
+        if {name: sums.shape for name, sums in state["sums"].items()} != {
+            name: counts.shape for name, counts in state["counts"].items()
+        }:
+            raise ValueError("sums and counts: expected tensors of the same names and shapes")
         self._recent = {name: list(values) for name, values in state["recent"].items()}
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
     def _fold(self, name: str) -> None:
         recent = self._recent.pop(name)
         device = recent[-1].device  # what was loaded is on the CPU
+        if len({value.shape for value in [*recent, self._sums.get(name, recent[0])]}) > 1:
+            raise UserError(f"The metric {name} has another shape than in the checkpoint that was resumed.")
         values = torch.stack([value.to(device) for value in recent]).double()
         present = ~values.isnan() if values.ndim > 1 else torch.ones_like(values, dtype=torch.bool)
         total, count = values.where(present, 0.0).sum(0), present.sum(0)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mtrl.parallel.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
+from mtrl.registry import not_negative
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
 from mtrl.run.evaluation import headline, write_eval
 from mtrl.run.evaluation import metrics as eval_metrics
@@ -60,6 +61,8 @@ class RunState:
         return dict(vars(self))
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what no run comes to."""
+        not_negative(**{key: state[key] for key in ("step", "updates", "wall_time", "training_time")})
         vars(self).update(state)
 
 

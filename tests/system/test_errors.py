@@ -96,7 +96,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("agent.optimizer=5", "agent 'impala': optimizer must be settings, not 5"),
         ("network.trunk=5", "network: trunk must be settings, not 5"),
         ("init_from_parts=[trunk]", "init_from does not say where from"),
-        ("init_from_parts=trunk", "init_from_parts must be a list or null, not 'trunk'"),
+        ("init_from_parts=trunk", "init_from_parts must be a list (each text) or null, not 'trunk'"),
         ("eval=5", "(eval.every, eval.episodes_per_task, eval.max_episode_steps) and cannot be 5"),
         ("log=null", "log has settings of its own"),
         ("~eval", "eval has settings of its own"),

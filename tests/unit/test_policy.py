@@ -221,7 +221,7 @@ def edit(folder: Path, change: Any) -> None:
 def test_later_format(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, lambda config: config.update(format=2))
-    with pytest.raises(UserError, match="has format 2; this version reads 1"):
+    with pytest.raises(UserError, match=r"config.json: it has format 2; this version reads 1\."):
         load_policy(tmp_path)
 
 

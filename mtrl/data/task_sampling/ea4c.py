@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.data.task_sampling.base import RecentScores, ScoreSampler
+from mtrl.optim.optimizers import restore
 from mtrl.registry import not_negative, positive, register
 
 
@@ -126,4 +127,4 @@ class EA4C(ScoreSampler):
         return self.optimizer.state_dict()
 
     def set_extra_state(self, state: Any) -> None:
-        self.optimizer.load_state_dict(state)
+        restore(self.optimizer, state)

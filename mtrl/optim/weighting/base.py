@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtrl.optim.optimizers import restore
 from mtrl.registry import positive, register
 from mtrl.types import Metrics
 
@@ -63,7 +64,7 @@ class LearnedWeighting(Weighting):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """For `load_state_dict`."""
-        self.optimizer.load_state_dict(state)
+        restore(self.optimizer, state)
 
 
 def softmax_weights(log_weights: Float[Tensor, " K"], present: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:
