@@ -206,7 +206,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path, path.parent)
         _check_plain(text)
-        values = OmegaConf.to_container(OmegaConf.create(text), throw_on_missing=True)
+        values = to_plain(OmegaConf.create(text))  # there is nothing to resolve but what `save_yaml` escaped
         _check_keys(values, "")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
@@ -236,7 +236,7 @@ def _check_plain(text: str) -> None:
             raise ValueError(f"lists or settings more than {DEEPEST} levels deep")
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"expected a value, found the alias *{event.anchor} in line {event.start_mark.line + 1}")
-        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+        if isinstance(event, yaml.ScalarEvent) and re.search(r"(?<!\\)(\\\\)*\$\{", event.value):
             line = event.start_mark.line + 1
             raise ValueError(f"expected a value, found the interpolation {shown(event.value)} in line {line}")
 

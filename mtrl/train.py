@@ -294,7 +294,8 @@ def writing(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+        where = f"{Path(error.filename).name}: " if error.filename else ""
+        raise UserError(f"Cannot write the run folder {run_dir}: {where}{error.strerror or error}.") from error
 
 
 def check_run_dir(config: TrainConfig) -> None:

@@ -24,7 +24,8 @@ def locked(path: Path, new: bool = False) -> Iterator[None]:
         UserError: Another process has it.
         OSError: It cannot be opened; `FileExistsError` if it is there and should be new.
     """
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else 0), 0o644)
+    # Not blocking: a pipe in its place would wait for a reader.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | (os.O_EXCL if new else 0), 0o644)
     try:
         _lock(file, path)
         yield

@@ -79,9 +79,7 @@ def test_resuming_with_an_edited_list(run_dir: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert run(f"resume={run_dir}", "total_steps=160") == 2
     message = the_error(capsys)
-    assert (
-        "has [Pendulum-v1, MountainCarContinuous-v0], the environment now [MountainCarContinuous-v0, Pendu" in message
-    )
+    assert "env.ids: expected ['Pendulum-v1', 'MountainCarContinuous-v0']" in message
     edit(run_dir, "- MountainCarContinuous-v0\n  - Pendulum-v1\n", "- Pendulum-v1\n  - MountainCarContinuous-v0\n")
     assert run(f"resume={run_dir}", "total_steps=160") == 0
 
@@ -91,7 +89,7 @@ def test_resuming_with_fewer_tasks(run_dir: Path, capsys: pytest.CaptureFixture[
     edit(run_dir, "num_envs: 8", "num_envs: 9\n  num_tasks: 3")
     capsys.readouterr()
     assert run(f"resume={run_dir}", "total_steps=1280") == 2
-    assert "its checkpoint has [reach-0, reach-1, reach-2, reach-3], the environment now [reach-0" in the_error(capsys)
+    assert "env.num_envs: expected 8, with which the checkpoint was made, found 9" in the_error(capsys)
 
 
 @pytest.mark.parametrize("agent", ["ppo", "sac"])
