@@ -79,6 +79,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             initialise(agent, config.init_from, config.init_from_parts)
         if resume is None:
             start_run_dir(run_dir, config)
+
+        def save_beside(checkpoint: Path) -> None:
+            save_policy(checkpoint / "policy", agent.learner.policy, agent.policy_description, spec)
+            save_settings(config, checkpoint)
+
         logger = Logger(run_dir, spec.task_names)
         loop = Loop(
             agent.learner,
@@ -88,10 +93,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             progress=progress,
             timer=timer,
             run_dir=run_dir,
-            save_policy=lambda folder: (
-                save_policy(folder / "policy", agent.learner.policy, agent.policy_description, spec),
-                save_settings(config, folder),
-            ),
+            save_policy=save_beside,
             until=Until(config.total_steps),
             log_now=Every(config.log.every),
             evaluate_now=Every(config.eval.every),
