@@ -347,7 +347,7 @@ def test_tampered_configuration(original: Path, tmp_path: Path) -> None:
         (
             "network.trunk.width",
             64,
-            "networks/policy.trunk.input.weight: expected float32 (64, 2), found float32 (16, 2)",
+            "policy.trunk.input.weight: expected float32 (64, 2), found float32 (16, 2)",
         ),
         ("network.trunk.depth", 10**12, "network.trunk.depth: 1000000000000 is too large for weights of"),
         ("network.trunk.depth", 9999, "it describes far more parameters than there are"),
@@ -378,16 +378,16 @@ def test_sizes_are_compared_before_memory_is_taken(
         assert "at step 480" in line
     else:
         assert expected in line
-        assert "config.yaml does not fit any checkpoint" in line
+        assert str(copy / "config.yaml") in line
 
 
 @pytest.mark.parametrize(
-    "setting", [("width", 10**9), ("width", 17), ("depth", 10**12), ("depth", 9999), ("width", -1)]
+    ("setting", "value"), [("width", 10**9), ("width", 17), ("width", -1), ("depth", 10**12), ("depth", 9999)]
 )
-def test_sizes_of_a_policy(original: Path, tmp_path: Path, setting: tuple[str, int]) -> None:
+def test_sizes_of_a_policy(original: Path, tmp_path: Path, setting: str, value: int) -> None:
     shutil.copytree(original / CHECKPOINT / "policy", tmp_path / "policy")
     document = json.loads((tmp_path / "policy" / "config.json").read_text())
-    document["network"]["trunk"][setting[0]] = setting[1]
+    document["network"]["trunk"][setting] = value
     (tmp_path / "policy" / "config.json").write_text(json.dumps(document))
     assert "its content was altered" in outcome(lambda: mtrl.load_policy(tmp_path / "policy"))
     reseal(tmp_path / "policy")
@@ -410,7 +410,7 @@ def test_policies_without_checksums_load(original: Path, tmp_path: Path) -> None
         ("a: 1\nenv: {name: 'x${oc.decode:${oc.env:HOME}}'}", "found the interpolation"),
         ("a: &x [1, 2]\nb: *x", "expected a value, found the alias *x in line 2"),
         ("env: {5: 1}", "env: a key must be text, not 5"),
-        ("1e3: 2\n7: 1", "the settings: a key must be text, not 7"),
+        ("7: 1", "the settings: a key must be text, not 7"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("a: ???", "Missing mandatory value"),
     ],
