@@ -17,18 +17,21 @@ from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actors import Actors
 from mtrl.policy import read_policy
 from mtrl.run.checkpoint import CheckpointError, checkpoints, load_state, newest_valid, save_state
-from mtrl.run.reading import check_inside, check_sizes, count, reason
+from mtrl.run.reading import check_inside, check_sizes, count, ordinary, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, Experience, Metrics, State, UserError
 
 
 def check_run_dir(run_dir: Path) -> None:
     """Raises `UserError` if something that a run reads or writes leads out of its folder, or there is no checkpoint."""
-    for name in ("config.yaml", "metrics.jsonl", "env.txt", "eval", "checkpoints", "tensorboard"):
+    for name in ("eval", "checkpoints", "tensorboard", "config.yaml", "metrics.jsonl", "env.txt"):
+        path = run_dir / name
         try:
-            check_inside(run_dir / name, run_dir)
+            check_inside(path, run_dir)
+            if path.suffix and path.exists():
+                ordinary(path, run_dir)
         except ValueError as error:
-            raise UserError(f"{run_dir / name} cannot be used: {error}.") from error
+            raise UserError(f"{path} cannot be used: {error}.") from error
     if not checkpoints(run_dir / "checkpoints"):
         newest_valid(run_dir / "checkpoints")  # says what is there instead
 
@@ -56,10 +59,7 @@ def check_planned(config: TrainConfig, run_dir: Path, make_agent: Callable[[Trai
 
 def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConfig, Actors], Agent]) -> None:
     """Raises `ValueError` or `CheckpointError`."""
-    try:
-        spec = read_policy(path / "policy").spec
-    except UserError as error:
-        raise ValueError(str(error)) from error
+    spec = read_policy(path / "policy").spec
     if (path / "settings").is_dir():  # not in checkpoints of earlier versions
         _check_same(config.plain(), load_state(path / "settings"))
     learner, experience = (

@@ -42,8 +42,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`. Raises `UserError` if there are none."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: it is not the log of a run ({error}).") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
+            raise UserError(f"{path} cannot be read: line {number} is not a row of metrics with its step.")
     if not rows:
         raise UserError(f"Nothing has been logged in {path} so far.")
     return rows

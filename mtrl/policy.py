@@ -19,7 +19,7 @@ from torch import Tensor
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import construct, positive, unknown
-from mtrl.run.checkpoint import check_file, file_sha256, newest_valid, open_sealed, sealed, verify
+from mtrl.run.checkpoint import CheckpointError, check_file, file_sha256, newest_valid, open_sealed, sealed, verify
 from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, EnvSpec, UserError, match_tasks
@@ -198,7 +198,7 @@ def find_policy(path: str | Path) -> Path:
             check_inside(path / "checkpoints", path)
         except ValueError as error:
             raise UserError(f"{path / 'checkpoints'} cannot be read: {error}.") from error
-        return newest_valid(path / "checkpoints") / "policy"
+        return newest_valid(path / "checkpoints", use=lambda whole: read_policy(whole / "policy")) / "policy"
     raise UserError(
         f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
         f"folder (with config.json), found {_listing(path)}."
@@ -265,7 +265,7 @@ def read_policy(folder: Path) -> StoredPolicy:
     """Reads the files of a policy folder, and compares them before memory is taken for what they describe.
 
     Raises:
-        UserError: They are damaged or of a later format; names file and entry.
+        CheckpointError: They are damaged or of a later format; names file and entry.
     """
     file = "config.json"
     try:
@@ -287,7 +287,7 @@ def read_policy(folder: Path) -> StoredPolicy:
         tensors = read_tensors(folder / file, folder)
         check_finite(tensors)
     except (OSError, ValueError, UserError) as error:
-        raise UserError(f"The policy in {folder} is damaged: {file}: {reason(error)}.") from error
+        raise CheckpointError(f"The policy in {folder} is damaged: {file}: {reason(error)}.") from error
     return StoredPolicy(spec, network, tensors)
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import mtrl
 import mtrl.run.checkpoint
-from mtrl.config import load_train_yaml
+from mtrl.config import load_train_yaml, load_yaml, save_yaml
 from mtrl.run.checkpoint import newest_valid, sealed
 from mtrl.run.loop import Loop
 from mtrl.types import UserError
-from tests.system.commands import run, stopped_after, tiny
+from tests.system.commands import evaluate, run, stopped_after, tiny
 
 NEWEST, BEFORE = "000000000480", "000000000320"
 CHECKPOINT = f"checkpoints/{NEWEST}"
@@ -68,6 +69,11 @@ def outcome(command: Callable[[], Any], hint: str = "") -> str:
 
 def resume(run_dir: Path, hint: str = "") -> str:
     """The outcome of resuming a run for one iteration, without what comes after."""
+    return train(f"resume={run_dir}", hint=hint)
+
+
+def train(*arguments: str, hint: str = "") -> str:
+    """The outcome of one iteration of training."""
 
     def once(loop: Loop, checkpointer: Any) -> None:
         loop._train()
@@ -76,7 +82,7 @@ def resume(run_dir: Path, hint: str = "") -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "run", once)
         patch.setattr("mtrl.train.show", lambda result: None)
-        return outcome(lambda: run(f"resume={run_dir}"), hint)
+        return outcome(lambda: run(*arguments), hint)
 
 
 def reseal(folder: Path) -> None:
@@ -332,6 +338,115 @@ def test_tampered_configuration(original: Path, tmp_path: Path) -> None:
         (copy / "config.yaml").write_text(yaml.safe_dump(new))
         print(what)
         print(resume(copy))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("network.trunk.width", 10**9, "network.trunk.width: 1000000000 is too large for weights of "),
+        (
+            "network.trunk.width",
+            64,
+            "policy.trunk.input.weight: expected float32 (64, 2), found float32 (16, 2)",
+        ),
+        ("network.trunk.depth", 10**12, "network.trunk.depth: 1000000000000 is too large for weights of"),
+        ("network.trunk.depth", 9999, "it describes far more parameters than there are"),
+        ("env.num_envs", 4 * 10**9, "expected 4,000,000,000 slots, found 8"),
+        ("agent.slots_per_task", 3, ""),
+    ],
+)
+def test_sizes_are_compared_before_memory_is_taken(
+    original: Path, tmp_path: Path, setting: str, value: int, expected: str
+) -> None:
+    """The configuration is the one that the checkpoints say they were made with."""
+    copy = tmp_path / "run"
+    shutil.copytree(original, copy, symlinks=True)
+    values = load_train_yaml(copy / "config.yaml")
+    *groups, last = setting.split(".")
+    node = values
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    save_yaml(copy / "config.yaml", values)
+    line = resume(copy)
+    assert f"{setting}: expected " in line
+    for step in (NEWEST, BEFORE):
+        shutil.rmtree(copy / "checkpoints" / step / "settings")  # as in checkpoints of earlier versions
+        reseal(copy / "checkpoints" / step)
+    line = resume(copy)
+    if setting == "agent.slots_per_task":  # env.num_envs counts
+        assert "at step 480" in line
+    else:
+        assert expected in line
+        assert str(copy / "config.yaml") in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("width", 10**9), ("width", 17), ("width", -1), ("depth", 10**12), ("depth", 9999)]
+)
+def test_sizes_of_a_policy(original: Path, tmp_path: Path, setting: str, value: int) -> None:
+    shutil.copytree(original / CHECKPOINT / "policy", tmp_path / "policy")
+    document = json.loads((tmp_path / "policy" / "config.json").read_text())
+    document["network"]["trunk"][setting] = value
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(document))
+    assert "its content was altered" in outcome(lambda: mtrl.load_policy(tmp_path / "policy"))
+    reseal(tmp_path / "policy")
+    line = outcome(lambda: mtrl.load_policy(tmp_path / "policy"))
+    assert re.search("too large for weights|expected float32|far more parameters|width must be positive", line)
+
+
+def test_policies_without_checksums_load(original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original / CHECKPOINT / "policy", tmp_path / "policy")
+    document = json.loads((tmp_path / "policy" / "config.json").read_text())
+    del document["weights"], document["sha256"]
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(document))
+    assert mtrl.load_policy(tmp_path / "policy").spec.num_tasks == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: ${oc.env:HOME}", "expected a value, found the interpolation '${oc.env:HOME}' in line 1"),
+        ("a: 1\nenv: {name: 'x${oc.decode:${oc.env:HOME}}'}", "found the interpolation"),
+        ("a: &x [1, 2]\nb: *x", "expected a value, found the alias *x in line 2"),
+        ("env: {5: 1}", "env: a key must be text, not 5"),
+        ("7: 1", "the settings: a key must be text, not 7"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: ???", "Missing mandatory value"),
+    ],
+)
+def test_a_stored_configuration_is_values_only(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    line = outcome(lambda: load_yaml(tmp_path / "config.yaml"), "config.yaml")
+    assert expected in line
+    assert os.environ["HOME"] not in line
+
+
+def test_tampered_run_in_evaluation(original: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(original, copy, symlinks=True)
+    values = load_train_yaml(copy / "config.yaml")
+    for key in ("env", "seed", "eval", "env.name", "env.num_envs", "eval.episodes_per_task"):
+        for what, new in changes({key: values[key.split(".")[0]]}, f"evaluate {key}", MOST):
+            (copy / "config.yaml").write_text(yaml.safe_dump({**values, **new}))
+            print(what)
+            print(outcome(lambda: evaluate(f"run={copy}")))
+
+
+def test_tampered_source_of_weights(originals: Path, tmp_path: Path) -> None:
+    folder = originals / "ppo" / CHECKPOINT / "training_state" / "learner"
+    document, tensors = json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
+    document["steps"] = {}  # of which nothing is taken
+    every = [(what, new, tensors) for what, new in changes(document, "init_from", MOST)]
+    every += [(what, document, new) for what, new in tampered_tensors(tensors, "init_from", MOST)]
+    for number, (what, json_, tensors_) in enumerate(every):
+        copy = tmp_path / f"source{number}"
+        shutil.copytree(originals / "ppo", copy, symlinks=True)
+        (copy / CHECKPOINT / "training_state" / "learner" / "state.json").write_text(json.dumps(json_))
+        save_file(tensors_, copy / CHECKPOINT / "training_state" / "learner" / "state.safetensors")
+        reseal(copy / CHECKPOINT)
+        print(what)
+        print(train(*tiny(), f"init_from={copy}", f"run_dir={tmp_path / str(number)}"))
 
 
 MOST = 12
