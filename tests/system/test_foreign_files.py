@@ -190,7 +190,7 @@ def test_damaged_logs(original: Path, tmp_path: Path, damage: str) -> None:
         DAMAGES[damage](copy / file, tmp_path / "elsewhere")
     (copy / "eval" / "notes.json").write_text("{}")
     (copy / "eval" / "²³.json").write_text("{}")
-    resume(copy, "env.txt" if damage in ("folder", "pipe") else "metrics.jsonl")
+    resume(copy, "metrics.jsonl")
 
 
 def test_pointers_and_folders_that_lead_outside(original: Path, tmp_path: Path) -> None:
