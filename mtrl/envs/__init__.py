@@ -44,7 +44,7 @@ def make(
     seed: int = 0,
     device: str = "cpu",
     slots_per_task: int = 1,
-    history: Any = 0,
+    history: int = 0,
     **options: Any,
 ) -> VecEnv:
     """Makes an environment.

@@ -65,8 +65,8 @@ def restore(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for number, found in state["state"].items():
         if number not in parameters:
             raise ValueError(f"optimizer/state: there is no parameter {number!r}")
-        shape = parameters[number].shape
-        fresh = {key: value.new_empty(shape) if value.ndim else value for key, value in like.items()}
+        moment = torch.empty_like(parameters[number], device="meta")
+        fresh = {key: moment if value.ndim else value for key, value in like.items()}
         check_like(found, fresh, f"optimizer/state/{number}")
     optimizer.load_state_dict(dict(state))
 

@@ -267,12 +267,11 @@ class MetricAccumulator:
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` for what is no state of this."""
-        values = [*state["recent"].values(), *state["sums"].values(), *state["counts"].values()]
-        if not all(isinstance(value, Tensor) for value in values):
-            raise ValueError("expected tensors only")
-        if {name: sums.shape for name, sums in state["sums"].items()} != {
-            name: counts.shape for name, counts in state["counts"].items()
-        }:
+        for part, values in state.items():
+            if not all(isinstance(value, Tensor) for value in values.values()):
+                raise ValueError(f"{part}: expected tensors only")
+        sums, counts = ({name: x.shape for name, x in state[part].items()} for part in ("sums", "counts"))
+        if sums != counts:
             raise ValueError("sums and counts: expected tensors of the same names and shapes")
         self._recent = {name: list(values) for name, values in state["recent"].items()}
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
