@@ -224,14 +224,17 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
     episodes = [
         EpisodeResult(task, *row)
         for task, columns in data["episodes"].items()
-        for row in zip(columns["goal"], columns["success"], _numbers(columns["return"]), columns["length"], strict=True)
+        for row in zip(
+            columns["goal"], columns["success"], map(_number, columns["return"]), columns["length"], strict=True
+        )
     ]
-    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("has_success", True))
+    scores = {name: _number(value) for name, value in data.get("scores", {}).items()}
+    return EvalResult(data["protocol"], tuple(episodes), scores, data.get("has_success", True))
 
 
-def _numbers(stored: Sequence[float | None]) -> list[float]:
+def _number(stored: float | None) -> float:
     """NaN for null, which is how NaN and infinity are stored."""
-    return [math.nan if value is None else value for value in stored]
+    return math.nan if stored is None else stored
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
