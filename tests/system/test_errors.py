@@ -152,7 +152,7 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (["aggregation=glob(m*)"], "aggregation=glob(m*) stands for several values, which only a sweep takes"),
         (["--cfg", "job", "seed=1,2"], "seed=1,2 stands for several values"),
         (["-m", "init_from=a]b"], "Cannot read the command line: 'init_from=a]b' is not key=value. Quotes of its own"),
-        (["env=toy_reach", "agent.initial_std=.inf"], "Out of range float values are not JSON compliant"),
+        (["env=toy_reach", "agent.initial_std=inf"], "Out of range float values are not JSON compliant"),
     ],
 )
 def test_bad_combination(
