@@ -81,7 +81,7 @@ def test_no_opengl(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
 def test_every_way_to_draw_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a screen and without a choice: OSMesa where EGL does not work."""
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")  # not deleted: what is chosen must be undone
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr("mtrl.envs.rendering._obstacle", lambda backend: "" if backend == "osmesa" else "no such file")
     check_mujoco_draws()
