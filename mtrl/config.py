@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import mtrl
 from mtrl.output import unbreakable_output
@@ -197,14 +197,25 @@ def to_plain(node: Any) -> Any:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A stored configuration. Raises `UserError` if it cannot be read."""
     try:
+        _check_plain(path)
         values = to_plain(OmegaConf.load(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}.") from error
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} cannot be read: there are no settings in it.")
     return values
+
+
+def _check_plain(path: Path) -> None:
+    """Raises `ValueError` for an interpolation: a stranger's file could read environment variables with it.
+
+    A configuration was resolved when it was stored, and `save_yaml` escapes text that looks like one.
+    """
+    for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and re.search(r"(?<!\\)(\\\\)*\$\{", event.value):
+            raise ValueError(f"expected a value, found an interpolation in line {event.start_mark.line + 1}")
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
