@@ -124,10 +124,7 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for name, runs in groups.items():
         finals = [run["evaluations"][-1] for run in runs]
-        if _scored(finals):
-            success = " ".join(f"{final['summary']['mean_return']:.1f}" for final in finals)
-        else:
-            success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
+        success = " ".join(map(_in_one_number, finals))
         steps = " ".join(dict.fromkeys(f"{final['step']:,}" for final in finals))
         minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
         seeds = " ".join(str(run["config"]["seed"]) for run in runs)
@@ -137,6 +134,16 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
     before, rest = text.split(README_MARKERS[0])
     rows = "\n".join(["", *lines, ""])
     readme.write_text(before + README_MARKERS[0] + rows + README_MARKERS[1] + rest.split(README_MARKERS[1])[1])
+
+
+def _in_one_number(evaluation: dict[str, Any]) -> str:
+    """Success; of one game its score; of several, whose scores cannot be averaged, the human-normalised mean."""
+    summary = evaluation["summary"]
+    if "success_rate" in summary:
+        return f"{summary['success_rate']:.3f}"
+    if len(summary["tasks"]) == 1:
+        return f"{summary['mean_return']:.1f}"
+    return f"{evaluation['scores']['human_normalised_iqm']:.3f}"
 
 
 def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
@@ -230,7 +237,8 @@ def _runs_table(runs: list[dict[str, Any]]) -> list[str]:
 
 def _tasks_table(runs: list[dict[str, Any]]) -> list[str]:
     lines = ["| task | success of the final policies | 95% interval (Wilson) |", "| --- | --- | --- |"]
-    for task in runs[0]["evaluations"][-1]["summary"]["tasks"]:
+    tasks = runs[0]["evaluations"][-1]["summary"]["tasks"]
+    for task in (name for name, found in tasks.items() if "success_rate" in found):
         outcomes = [flag for run in runs for flag in run["evaluations"][-1]["episodes"][task]["success"]]
         low, high = wilson_interval(sum(outcomes), len(outcomes))
         lines.append(f"| {task} | {sum(outcomes)}/{len(outcomes)} | {low:.2f} to {high:.2f} |")
@@ -253,9 +261,8 @@ def _comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[st
             for evaluation in run["evaluations"]:
                 by_step[evaluation["step"]].append(evaluation)
         for step, found in by_step.items():
-            outcomes = [
-                flag for result in found for episodes in result["episodes"].values() for flag in episodes["success"]
-            ]
+            episodes = [episodes for result in found for episodes in result["episodes"].values()]
+            outcomes = [flag for columns in episodes for flag in columns["success"] if flag is not None]
             low, high = wilson_interval(sum(outcomes), len(outcomes))
             minutes = np.mean([result["training_s"] for result in found]) / 60
             lines.append(

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import mtrl
+from mtrl.output import unbreakable_output
 from mtrl.registry import construct, not_negative, positive, unknown
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import UserError
@@ -37,7 +38,10 @@ GROUPS = (
 )
 """Config groups that choose one component each; the registry checks what is in them."""
 
-CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log")
+MAX_EPISODE_STEPS = 27_000
+"""As long as the longest time limit among Gymnasium's own environments and Atari's."""
+
+CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log", "schedule_steps")
 """What a resumed run may be given anew."""
 
 
@@ -49,10 +53,12 @@ class EvalConfig:
     """Environment steps over all slots; 0: only at the end."""
     episodes_per_task: int
     """Episode i runs goal i: 50 is the official protocol."""
+    max_episode_steps: int = MAX_EPISODE_STEPS
+    """Where episodes of an environment without a time limit of its own are truncated."""
 
     def __post_init__(self) -> None:
         not_negative(every=self.every)
-        positive(episodes_per_task=self.episodes_per_task)
+        positive(episodes_per_task=self.episodes_per_task, max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class TrainConfig:
     seed: int
     device: str
     total_steps: int
-    """Environment steps over all slots. Schedules end there."""
+    """Environment steps over all slots."""
     run_dir: str | None
     init_from: str | None
     """Run, checkpoint or policy to take weights from."""
@@ -125,9 +131,13 @@ class TrainConfig:
     """What torsos and trunks compute in: float32 or bfloat16."""
     compile: bool = False
     """Whether losses are compiled functions."""
+    schedule_steps: int | None = None
+    """Where schedules (learning rates, resets) end; None: at total_steps."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
+        if self.schedule_steps is not None:
+            positive(schedule_steps=self.schedule_steps)
         not_negative(seed=self.seed, actors=self.actors)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
@@ -187,14 +197,25 @@ def to_plain(node: Any) -> Any:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A stored configuration. Raises `UserError` if it cannot be read."""
     try:
+        _check_plain(path)
         values = to_plain(OmegaConf.load(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}.") from error
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} cannot be read: there are no settings in it.")
     return values
+
+
+def _check_plain(path: Path) -> None:
+    """Raises `ValueError` for an interpolation: a stranger's file could read environment variables with it.
+
+    A configuration was resolved when it was stored, and `save_yaml` escapes text that looks like one.
+    """
+    for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and re.search(r"(?<!\\)(\\\\)*\$\{", event.value):
+            raise ValueError(f"expected a value, found an interpolation in line {event.start_mark.line + 1}")
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
@@ -317,7 +338,9 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
     Raises:
         UserError: An override of something else: the run would not go on, but be another.
     """
-    config = OmegaConf.create(_escaped(stored))
+    # With the settings that are newer than the run.
+    config = OmegaConf.create(_escaped({**stored, **train_config(stored).plain()}))
+    absent = object()
     for key in (*paths, *(override.key_or_group for override in overrides)):
         if key != "resume" and key.split(".")[0] not in CHANGEABLE:
             raise UserError(
@@ -326,7 +349,7 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
             )
     for override in overrides:
         key = override.key_or_group
-        if OmegaConf.select(config, key) is None:
+        if OmegaConf.select(config, key, default=absent) is absent:
             section = config.get(key.split(".")[0])
             names = (
                 [f"{key.split('.')[0]}.{name}" for name in map(str, section)]
@@ -341,6 +364,12 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
         raise UserError(_first_line(error)) from error
 
 
+def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
+    """Keys of settings in which a configuration is not that of a run that it could go on with."""
+    one, other = config.plain(), stored.plain()
+    return [key for key in one if key not in (*CHANGEABLE, "run_dir") and one[key] != other[key]]
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
@@ -350,12 +379,13 @@ def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> N
     if "--version" in arguments:
         print(f"mtrl {mtrl.__version__}")
         sys.exit(0)
-    try:
-        code = function(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        code = 130
+    with unbreakable_output():
+        try:
+            code = function(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            code = 130
     sys.exit(code)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import unknown
 from mtrl.run.checkpoint import newest_valid, verify
-from mtrl.types import EnvSpec, UserError
+from mtrl.types import Actor, EnvSpec, UserError, match_tasks
 
 FORMAT = 1
 
@@ -32,13 +32,49 @@ class Policy:
     """A trained policy, ready to act. One with memory remembers: tell it with `reset` where episodes end.
 
     Attributes:
-        spec: Of the environment it was trained for; `spec.task_names` are its tasks.
+        spec: Of the environment it was trained for.
         network: The module itself.
+        tasks: Names of the tasks it can act in, in the order of their ids: those it was trained for, or an
+            environment's (`for_env`).
+        actor: Acts on these ids.
     """
 
     def __init__(self, network: PolicyNetwork, spec: EnvSpec) -> None:
         self.network, self.spec = network, spec
+        self.tasks, self.actor = spec.task_names, cast(Actor, network)
         self._state = network.initial_state(0)
+
+    def for_env(self, spec: EnvSpec) -> Policy:
+        """The same policy with the tasks of an environment that has others, or has them in another order.
+
+        Its task ids are those of the environment: `policy.for_env(env.spec).act(obs, env.task)`. In a task that it was
+        not trained for (see Raises) it explores as in the first that it was trained for.
+
+        Raises:
+            UserError: Observations or actions differ, or tasks that it was not trained for while it reads their ids. A
+                policy of a single task has nothing to read, and acts in any.
+        """
+        for field in ("obs_shape", "history", "action_kind", "action_dim"):
+            expected, found = getattr(self.spec, field), getattr(spec, field)
+            if expected != found:
+                raise UserError(f"The policy does not fit the environment: {field} is {expected} here, {found} there.")
+        places = match_tasks(self.spec.task_names, spec.task_names)
+        new = [name for name, place in zip(spec.task_names, places, strict=True) if place is None]
+        readers = self.network.task_readers if self.spec.num_tasks > 1 else ()
+        if new and readers:
+            raise UserError(
+                f"The policy was not trained in {', '.join(new)} and cannot act there, as it is told its task's id "
+                f"({', '.join(readers)}). One that finds out its task can: train with env.history=8 "
+                "task_encoder=context network=mlp."
+            )
+        ids = [place or 0 for place in places]
+        for name, task, mask in zip(spec.task_names, ids, spec.action_mask, strict=True):
+            if mask != self.spec.action_mask[task]:
+                raise UserError(f"The policy does not fit the environment: {name} has other actions there.")
+        policy = Policy(self.network, self.spec)
+        policy.tasks = spec.task_names
+        policy.actor = Renumbered(self.network, torch.tensor(ids, device=self._state.device))
+        return policy
 
     def reset(self, ended: np.ndarray | Tensor | None = None) -> None:
         """Forgets what was observed: everything, or that of the observations in the mask `ended` (N,)."""
@@ -74,7 +110,7 @@ class Policy:
         if len(self._state) != len(batch):
             self._state = self.network.initial_state(len(batch))
         ids = self._task_ids(task, len(batch)).to(device)
-        action, _, self._state = self.network.act(batch, ids, self._state, explore)
+        action, _, self._state = self.actor.act(batch, ids, self._state, explore)
         if single:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
@@ -87,7 +123,7 @@ class Policy:
         return torch.tensor(ids).expand(count) if len(ids) == 1 else torch.tensor(ids)
 
     def _task_id(self, task: Any) -> int:
-        names = self.spec.task_names
+        names = self.tasks
         if isinstance(task, str):
             if task not in names:
                 raise UserError(unknown("task of this policy:", task, names))
@@ -96,6 +132,22 @@ class Policy:
         if not 0 <= task_id < len(names):
             raise UserError(f"The task id must be from 0 to {len(names) - 1}, not {task_id}.")
         return task_id
+
+
+class Renumbered:
+    """An actor for an environment that numbers the tasks in another way.
+
+    Args:
+        ids: (K,) the actor's id of each of the environment's tasks.
+    """
+
+    def __init__(self, actor: Actor, ids: Tensor) -> None:
+        self.actor, self.ids = actor, ids
+        self.initial_state = actor.initial_state
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Actor.act`; `task` as the environment numbers them."""
+        return self.actor.act(obs, self.ids[task], state, explore)
 
 
 def _numpy_dtype(spec: EnvSpec) -> np.dtype[Any]:
@@ -161,6 +213,15 @@ def check_device(device: str) -> None:
         raise UserError(f"device={device} cannot be used: {str(error).splitlines()[0]}.") from error
 
 
+def stored_tasks(folder: Path) -> tuple[str, ...]:
+    """Names of the tasks of the policy in a folder, in the order of their ids. Raises `UserError` if it is damaged."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return tuple(config["spec"]["task_names"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error
+
+
 def load_policy(path: str | Path, device: str = "cpu") -> Policy:
     """Loads a policy for acting, evaluation or transfer. Nothing is unpickled.
 
@@ -190,4 +251,7 @@ def _spec(fields: Mapping[str, Any]) -> EnvSpec:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     restored = {key: tuples(value) for key, value in fields.items()}
+    if "has_success" in restored:  # in policies that were stored before each task said it of itself
+        restored["reports_success"] = (restored.pop("has_success"),) * len(restored["task_names"])
+        restored["comparable_returns"] = len(restored["task_names"]) == 1
     return EnvSpec(**{**restored, "obs_dtype": getattr(torch, fields["obs_dtype"])})

@@ -3,6 +3,7 @@
 python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins, or goes on: for jobs that are started again
 python -m mtrl.train --help                                     # every choice and every setting
 """
 
@@ -12,10 +13,11 @@ import ctypes
 import itertools
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +33,7 @@ from mtrl.config import (
     checked,
     composed,
     config_dir,
+    differing,
     load_yaml,
     parse,
     resumed,
@@ -45,8 +48,8 @@ from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
-from mtrl.policy import check_device, find_policy, save_policy
-from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
+from mtrl.policy import check_device, find_policy, save_policy, stored_tasks
+from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_parts, load_state, task_axes
 from mtrl.run.evaluation import show
 from mtrl.run.lock import locked
 from mtrl.run.logger import (
@@ -62,6 +65,9 @@ from mtrl.run.logger import (
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.types import UserError
+
+WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
+"""What a run writes into its folder; what says that it is one comes last."""
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> int:
@@ -84,13 +90,15 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
                 held.enter_context(locked(resume / "env.txt"))
         seed_everything(config.seed)
         actors = held.enter_context(closing(make_actors(config, timer, progress.print)))
-        evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
+        evaluator = Evaluator(
+            config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
+        )
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
         spec = actors.episodes.spec
         agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
-            initialise(agent, config.init_from, config.init_from_parts)
+            initialise(agent, config.init_from, config.init_from_parts, spec.task_names, progress.print)
         run_dir = resume or new_run_dir(config, held)
         if resume is None:
             start_run_dir(run_dir, config)
@@ -107,6 +115,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
                 folder / "policy", agent.learner.policy, agent.policy_description, spec
             ),
             until=Until(config.total_steps),
+            schedule_steps=config.schedule_steps or config.total_steps,
             log_now=Every(config.log.every),
             evaluate_now=Every(config.eval.every),
             save_now=Every(config.checkpoint.every),
@@ -115,10 +124,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
         step = 0
         if resume is not None:
-            step = checkpointer.restore()
-            logger.truncate(step)
-            resume_run_dir(run_dir, config, step)
+            step = checkpointer.restore(check=lambda path: check_tasks(path / "policy", spec.task_names))
+            logger.truncate(step, loop.state.evaluating)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
+            tell_of_schedules(config, run_dir, progress.print)
+            resume_run_dir(run_dir, config, step)
             if step >= config.total_steps:
                 progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
@@ -219,21 +229,42 @@ def print_summary(loop: Loop, steps: int) -> None:
     print(f"Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes). Run folder: {loop.run_dir}")
 
 
-def initialise(agent: Agent, source: str, parts: list[str] | None) -> None:
-    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy)."""
+def initialise(
+    agent: Agent, source: str, parts: list[str] | None, tasks: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy).
+
+    What belongs to one task goes to the task of the same name; `report` is told of the `tasks` without a counterpart.
+    """
     folder = find_policy(source)
     networks = agent.learner.networks
+    have = stored_tasks(folder)
     state = folder.parent / "training_state" / "learner"
     if state.is_dir():
         found = load_state(state)["networks"]
         shared = {name.split(".")[0] for name in found} & set(networks)
         tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
         target = torch.nn.ModuleDict({name: networks[name] for name in shared})
-        load_parts(target, tensors, parts)
+        taken = load_parts(target, tensors, parts, have, tasks)
     else:
         from safetensors.torch import load_file
 
-        load_parts(networks["policy"], load_file(folder / "model.safetensors"), parts)
+        target = networks["policy"]
+        taken = load_parts(target, load_file(folder / "model.safetensors"), parts, have, tasks)
+    fresh = [name for name in tasks if name not in have]
+    if fresh and not task_axes(target).keys().isdisjoint(taken):
+        report(f"{source} was not trained in {', '.join(fresh)}: what belongs to one task alone begins fresh there.")
+
+
+def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
+    """Raises `UserError` unless a stored policy has the same tasks in the same order."""
+    have = stored_tasks(policy)
+    if have != tuple(tasks):
+        raise UserError(
+            f"The run cannot go on with other tasks or another order: its checkpoint has [{', '.join(have)}], the "
+            f"environment now [{', '.join(tasks)}]. Put back what was changed in its config.yaml, or use init_from to "
+            "start a new run from this one's weights."
+        )
 
 
 def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
@@ -296,6 +327,43 @@ def start_run_dir(run_dir: Path, config: TrainConfig) -> None:
     with writing(run_dir):
         save_yaml(run_dir / "config.yaml", config.plain())
         describe_session(run_dir)
+
+
+def clear_dead_start(run_dir: Path) -> None:
+    """Empties the folder of a run that was killed before its first checkpoint.
+
+    Raises:
+        UserError: It holds something that no run writes, another process is training in it, or it cannot be changed.
+    """
+    if not run_dir.is_dir():
+        return
+    found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".tmp-")}
+    if others := found - set(WRITTEN):
+        raise UserError(f"run_dir={run_dir} holds {', '.join(sorted(others))}, which no run writes: choose another.")
+    lock = run_dir / "env.txt"
+    try:
+        # A run makes an empty env.txt, and writes config.yaml before anything else.
+        if found - {lock.name} or (lock.exists() and lock.stat().st_size):
+            check_config(load_yaml(run_dir / "config.yaml"))
+    except UserError as error:
+        raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
+    with writing(run_dir), locked(lock):
+        for path in (*run_dir.glob(".tmp-*"), *(run_dir / name for name in WRITTEN)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
+    """Says it in a line if the schedules of a resumed run are not what they were."""
+    stored = check_config(load_yaml(run_dir / "config.yaml"))
+    before, now = (c.schedule_steps or c.total_steps for c in (stored, config))
+    if before != now:
+        report(
+            f"Schedules (learning rates, resets) end at step {now:,} from here on, before at {before:,}: "
+            f"schedule_steps={before} keeps them."
+        )
 
 
 def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
@@ -367,10 +435,26 @@ def _main(arguments: list[str]) -> int:
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments)
     others, paths = split_paths(arguments, PATHS)
-    if (resume := paths.get("resume")) is not None:
+    resume = paths.pop("resume", None)
+    if resume == "auto":
+        return _resume_or_start(check_config({**composed(others, "train"), **paths}))
+    if resume is not None:
         stored = load_yaml(Path(resume) / "config.yaml")
         return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
     return train(check_config({**composed(others, "train"), **paths}))
+
+
+def _resume_or_start(config: TrainConfig) -> int:
+    """Goes on with the run in `run_dir`, or begins it there: the same command every time, as schedulers repeat it."""
+    if config.run_dir is None:
+        raise UserError("resume=auto needs the run's folder: run_dir=...")
+    run_dir = Path(config.run_dir)
+    if not any_checkpoint(run_dir / "checkpoints"):
+        clear_dead_start(run_dir)
+        return train(config)
+    if differ := differing(config, check_config(load_yaml(run_dir / "config.yaml"))):
+        raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
+    return train(config, run_dir)
 
 
 def _hydra_main(arguments: list[str]) -> int:

@@ -12,7 +12,11 @@ from mtrl.registry import not_negative, positive, register
 
 @register("optimizer", "adam")
 def adam(parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> torch.optim.Optimizer:
-    """Adam. The parameter groups keep the initial rate as `initial_lr` for schedules."""
+    """Adam. The parameter groups keep the initial rate as `initial_lr` for schedules.
+
+    Rows of a task that is absent from a batch have no gradient, but go on by their momentum: about nine learning rates
+    in all, if their gradient had one direction before. So does a shared parameter whose gradient ends.
+    """
     positive(lr=lr, eps=eps)
     return torch.optim.Adam([{"params": list(parameters), "initial_lr": lr}], lr=lr, eps=eps, fused=True)
 

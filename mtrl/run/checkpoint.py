@@ -20,7 +20,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from mtrl.files import replacing
 from mtrl.registry import unknown
-from mtrl.types import State, UserError
+from mtrl.types import State, UserError, match_tasks
 
 Report = Callable[[str], None]
 """Where to say that something was wrong though it could be worked around: takes one line."""
@@ -280,6 +280,11 @@ def newest_valid(folder: Path, report: Report = _warn) -> Path:
     raise CheckpointError(f"No checkpoint in {folder}. Found: {found or 'an empty folder'}.")
 
 
+def any_checkpoint(folder: Path) -> bool:
+    """Whether a run's `checkpoints` folder has a checkpoint, be it damaged."""
+    return bool(_checkpoints(folder))
+
+
 class Checkpointer:
     """Saves and restores a run's savables in one folder, of which it is the only writer.
 
@@ -335,8 +340,16 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
         return path
 
-    def restore(self, step: int | None = None) -> int:
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step that is of this run's past."""
+        path = self.folder / f"{step:012d}"
+        return path.is_dir() and path not in self._abandoned
+
+    def restore(self, step: int | None = None, check: Callable[[Path], None] = lambda path: None) -> int:
         """Loads the newest whole checkpoint, or that of `step`, into the savables. Returns its step.
+
+        Args:
+            check: Given the checkpoint's folder before anything is loaded; raises if it cannot be used.
 
         Raises:
             CheckpointError: There is none, or it does not hold the state of all savables.
@@ -348,13 +361,20 @@ class Checkpointer:
             if not path.is_dir():
                 raise CheckpointError(f"{self.folder} has no checkpoint of step {step}. {self._list()}")
             verify(path)
+        check(path)
         states = path / "training_state"
         held = sorted(entry.name for entry in states.glob("*"))
         if lacking := sorted(self.savables.keys() - held):
             raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {', '.join(held)}.")
         # One after another: a replay is large.
         for name, savable in self.savables.items():
-            savable.load_state_dict(load_state(states / name))
+            try:
+                savable.load_state_dict(load_state(states / name))
+            except (RuntimeError, LookupError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"Checkpoint {path} cannot be resumed: its state of {name} does not fit this version of mtrl "
+                    f"({' '.join(str(error).split())[:200]}). Its policy can be evaluated, and init_from= takes it."
+                ) from error
         restored: int = _read_manifest(path)["step"]
         # What lies after the step restored is not the past of what comes next.
         self._abandoned = [other for other in _checkpoints(self.folder) if _step(other) > restored]
@@ -426,8 +446,21 @@ class RngStates:
         random.setstate((version, tuple(words.tolist()), gauss))
 
 
-def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str] | None) -> list[str]:
+def task_axes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What a module and its parts say of their numbers per task (`TaskAxes`), by the names of `module.state_dict()`."""
+    return {
+        f"{prefix}.{name}" if prefix else name: axes
+        for prefix, part in module.named_modules()
+        for name, axes in getattr(part, "task_axes", {}).items()
+    }
+
+
+def load_parts(
+    module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str] | None, have: Sequence[str], want: Sequence[str]
+) -> list[str]:
     """Copies the tensors of another network of the same make into `module`, or some parts of it.
+
+    Numbers per task go to the task of the same name. Those of a task that the other network has not stay as they are.
 
     Args:
         module: What to load into.
@@ -435,6 +468,8 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str
         parts: Names of submodules: "trunk" selects every tensor with a component `trunk` in its dotted name
             (`actor.trunk.input.weight`), but not a `task_input` in it, which has a column for each task and is a part
             of its own. None: all tensors.
+        have: Names of the other network's tasks, in the order of their ids.
+        want: Names of the tasks of `module`.
 
     Returns:
         Names of the tensors that were loaded.
@@ -456,24 +491,43 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str
         return not set(parts).isdisjoint(modules) and ("task_input" not in modules or "task_input" in parts)
 
     names = [name for name in target if selected(name)]
-    problems = [f"{name}: expected {_shape(target.get(name))}, found {_shape(tensors.get(name))}"
-                for name in dict.fromkeys([*names, *filter(selected, tensors)])
-                if _shape(target.get(name)) != _shape(tensors.get(name))]  # fmt: skip
+    axes = task_axes(module)
+
+    def of_have(name: str) -> tuple[int, ...]:
+        """The shape that a tensor of `module` would have with the tasks of the other network."""
+        along = axes.get(name, ())
+        return tuple(n // len(want) * len(have) if i in along else n for i, n in enumerate(target[name].shape))
+
+    expected = {name: str(of_have(name)) for name in names}
+    found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items() if selected(name)}
+    problems = [f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+                for name in {**expected, **found} if expected.get(name) != found.get(name)]  # fmt: skip
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(
             f"The networks differ. {'; '.join(problems[:3])}{more}. Parts that can be loaded alone: {', '.join(valid)}."
         )
+    places = [(new, old) for new, old in enumerate(match_tasks(have, want)) if old is not None]
     with torch.no_grad():
         for name in names:
-            target[name].copy_(tensors[name])
+            ours, theirs = target[name], tensors[name]
+            if name in axes:
+                of_new = _entries(ours.shape, axes[name], [new for new, _ in places], len(want))
+                of_old = _entries(theirs.shape, axes[name], [old for _, old in places], len(have))
+                ours[of_new] = theirs[of_old].to(ours)
+            else:
+                ours.copy_(theirs)
     return names
+
+
+def _entries(shape: Sequence[int], axes: Sequence[int], tasks: list[int], num_tasks: int) -> tuple[Tensor, ...]:
+    """Index of the entries of some tasks in a tensor that has the tasks along `axes`."""
+    index = [torch.arange(size) for size in shape]
+    for axis in axes:
+        index[axis] = index[axis].reshape(num_tasks, -1)[tasks].flatten()
+    return torch.meshgrid(*index, indexing="ij")
 
 
 def _parts(names: Mapping[str, Tensor]) -> Iterator[str]:
     for name in names:
         yield from (part for part in name.split(".")[:-1] if not part.isdigit())
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(tuple(tensor.shape))

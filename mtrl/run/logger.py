@@ -176,8 +176,11 @@ class Logger:
                 )
         return row
 
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int, evaluating: bool = False) -> None:
         """On resume: drops rows later than the checkpoint's step, and a last line torn by a kill.
+
+        Args:
+            evaluating: The checkpoint was made before the evaluation of its step, whose row is dropped, too.
 
         Raises:
             UserError: The file cannot be written.
@@ -185,7 +188,7 @@ class Logger:
         os.close(self._file)
         try:
             with self.path.open(encoding="utf-8", errors="replace") as file:
-                kept = [line for line in file if _row_step(line) <= step]
+                kept = [line for line in file if not _superseded(line, step, evaluating)]
             write_atomic(self.path, "".join(kept))
             self._file = self._open()
         except OSError as error:
@@ -216,12 +219,15 @@ class Logger:
                 _warn(f"Cannot write {self.path}: {error.strerror}. Training goes on; rows wait until there is room.")
 
 
-def _row_step(line: str) -> float:
-    """The step of a row; infinite for a torn one."""
+def _superseded(line: str, step: int, evaluating: bool) -> bool:
+    """Whether a row came after a checkpoint, or is torn."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+        row = json.loads(line)
+        found = float(row["step"])
     except (ValueError, TypeError, KeyError):
-        return math.inf
+        return True
+    again = evaluating and found == step and any(name.startswith("eval/") for name in row)
+    return found > step or again or not line.endswith("\n")
 
 
 class MetricAccumulator:
@@ -281,12 +287,14 @@ class MetricAccumulator:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """How each task goes, as far as known: success rates, or returns where the environment reports no success."""
+    """How each task goes, as far as known: success rates, or returns where no task reports success."""
 
     measure: str
     """success or return."""
     by_task: Mapping[str, float]
-    """NaN for a task without episodes."""
+    """NaN for a task without episodes, or without success where others report it."""
+    averaged: bool = True
+    """Whether the mean over tasks says something."""
 
     def text(self, value: float) -> str:
         """A result of this kind."""
@@ -295,9 +303,9 @@ class TaskResults:
         return f"{value:.2f}" if self.measure == "success" else f"{value:,.1f}"
 
     def mean(self) -> str | None:
-        """Over the tasks with episodes, with its name."""
+        """Over the tasks with results, with its name."""
         known = [value for value in self.by_task.values() if not math.isnan(value)]
-        return f"{self.measure} {self.text(sum(known) / len(known))}" if known else None
+        return f"{self.measure} {self.text(sum(known) / len(known))}" if known and self.averaged else None
 
 
 NO_RESULTS = TaskResults("success", {})

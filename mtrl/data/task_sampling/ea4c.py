@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ class EA4C(ScoreSampler):
     Differences from the paper:
         1. One actor, and learning every `unroll` episodes with Adam. The paper's settings of the meta-learner are not
            known to us; `gamma`, `lr`, `entropy_coef` and `unroll` are ours.
-        2. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
+        2. The second term of the reward grows as the worst tasks improve. A public re-implementation of the paper's
+           listing has one minus that mean; the text of the paper could not be had to decide which is the authors'.
+        3. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
     """
 
     probability: Tensor
@@ -38,7 +41,7 @@ class EA4C(ScoreSampler):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         window: int = 10,
@@ -49,7 +52,7 @@ class EA4C(ScoreSampler):
         lr: float = 1e-3,
         entropy_coef: float = 0.02,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         positive(window=window, width=width, unroll=unroll, lr=lr)
         not_negative(gamma=gamma, entropy_coef=entropy_coef)
         if not 0 <= lambda_ <= 1:

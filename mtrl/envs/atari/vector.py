@@ -156,7 +156,8 @@ class AtariVecEnv:
             action_dim=len(all_actions),
             action_mask=tuple(tuple(action in own for action in all_actions) for own in actions),
             horizon=horizon,
-            has_success=False,
+            reports_success=(False,) * len(games),
+            comparable_returns=len(games) == 1,
         )
         self._report_lives = zero_discount_on_life_loss
         self._assignments = Assignments(self.num_envs, len(games), NUM_SEEDS, seed, torch.device("cpu"))

@@ -59,7 +59,8 @@ class Suite:
             action_dim=ACTION_SIZE,
             action_mask=((True,) * ACTION_SIZE,) * len(self.task_names),
             horizon=self.horizon,
-            has_success=True,
+            reports_success=(True,) * len(self.task_names),
+            comparable_returns=self.reward_version == "v2" or len(self.task_names) == 1,
             num_goals=NUM_GOALS,
             task_descriptions=tuple(DESCRIPTIONS[name] for name in self.task_names),
         )
@@ -71,7 +72,10 @@ def official(
 ) -> VecEnv:
     """The published gymnasium environments, spread over processes."""
     from mtrl.envs.metaworld.official import make_slots
+    from mtrl.envs.rendering import check_mujoco_draws
 
+    if render:
+        check_mujoco_draws()
     slots = functools.partial(
         make_slots,
         task_names=suite.task_names,

@@ -18,7 +18,7 @@ class Weighting(nn.Module):
     requires_positive = False
     """Losses of either sign make no sense to it."""
     requires_task_norm = False
-    """`after_step` needs the norms of the per-task gradients, which not every aggregation computes."""
+    """`after_step` needs the `task_norm` of the gradients of the weighted losses, which cost a pass of their own."""
 
     def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """The losses, each times its weight; weights have mean 1 and no gradient."""
@@ -27,7 +27,8 @@ class Weighting(nn.Module):
     def after_step(self, losses: Float[Tensor, " K"], metrics: Metrics) -> None:
         """Called after each optimiser step with the unweighted losses, detached, and what the aggregation returned.
 
-        The loss of a task without samples is 0.
+        The loss of a task without samples is 0. With `requires_task_norm`, `metrics["task_norm"]` are the norms of the
+        gradients of the weighted losses alone, NaN for a task without one.
         """
 
     def observe(self, statistics: Metrics) -> None:

@@ -46,7 +46,7 @@ def test_cores_that_a_scheduler_leaves_us(tmp_path: Path) -> None:
 def test_cores_that_a_container_leaves_us(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, files: dict[str, str], expected: int
 ) -> None:
-    """Of 64: a quota in versions 1 and 2 is a share of each period; that of any group above counts."""
+    """Of 64: a quota in versions 1 and 2 of control groups is a share of each period; any group above counts."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     for name, content in {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{key}": files[key] for key in files}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

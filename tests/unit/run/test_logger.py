@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -259,8 +260,10 @@ def test_returns_where_no_success_is_reported():
     returns = TaskResults("return", {"pong": -20.25, "qbert": 1234.0})
     with Progress(interval=1000, console=console) as progress:
         progress.update(1000, 2000, 500.0, returns, {})
-    # (-20.25 + 1234) / 2 = 606.875
-    assert console.file.getvalue().endswith("return 606.9 | pong -20.2 qbert 1,234.0\n")
+        progress.update(2000, 2000, 500.0, replace(returns, averaged=False), {})
+    one, two = console.file.getvalue().splitlines()
+    assert one.endswith("return 606.9 | pong -20.2 qbert 1,234.0")  # (-20.25 + 1234) / 2 = 606.875
+    assert two.endswith("0s left | pong -20.2 qbert 1,234.0")
 
 
 def test_terminal_display():
