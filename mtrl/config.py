@@ -213,7 +213,8 @@ def _check_plain(path: Path) -> None:
 
     A configuration was resolved when it was stored, and `save_yaml` escapes text that looks like one.
     """
-    for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+    text = path.read_text(encoding="utf-8")
+    for event in yaml.parse(text, Loader=yaml.SafeLoader) if "${" in text else ():
         if isinstance(event, yaml.ScalarEvent) and re.search(r"(?<!\\)(\\\\)*\$\{", event.value):
             raise ValueError(f"expected a value, found an interpolation in line {event.start_mark.line + 1}")
 

@@ -372,8 +372,9 @@ class Checkpointer:
                 savable.load_state_dict(load_state(states / name))
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
                 raise CheckpointError(
-                    f"Checkpoint {path} cannot be resumed: its state of {name} does not fit this version of mtrl "
-                    f"({' '.join(str(error).split())[:200]}). Its policy can be evaluated, and init_from= takes it."
+                    f"Checkpoint {path} cannot be resumed: its state of {name} could not be loaded "
+                    f"({' '.join(str(error).split())[:200]}). If another version of mtrl made it: its policy can be "
+                    "evaluated, and init_from takes what both have (init_from_parts)."
                 ) from error
         restored: int = _read_manifest(path)["step"]
         # What lies after the step restored is not the past of what comes next.
