@@ -33,6 +33,11 @@ def json_text(values: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(values), allow_nan=False, indent=indent)
 
 
+def stored_number(stored: float | None) -> float:
+    """A number out of such JSON: NaN for null."""
+    return math.nan if stored is None else stored
+
+
 def _finite(node: Any) -> Any:
     if isinstance(node, float):
         return node if math.isfinite(node) else None

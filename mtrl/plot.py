@@ -7,7 +7,6 @@ python -m mtrl.plot run=runs/... out=folder
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.config import parse, run_or_exit, split_paths
-from mtrl.files import replacing
+from mtrl.files import replacing, stored_number
 from mtrl.registry import construct, missing_extra
 from mtrl.types import UserError
 
@@ -62,13 +61,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
                 name, _, task = rest.partition("/")
                 steps, values = found[f"{group}/{name}"][task]
                 steps.append(row["step"])
-                values.append(_number(value))
+                values.append(stored_number(value))
     return found
-
-
-def _number(value: float | None) -> float:
-    """NaN for what is absent, or null: NaN and infinity are stored so."""
-    return math.nan if value is None else value
 
 
 def matrices(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[str], list[list[float]]]]:
@@ -78,12 +72,12 @@ def matrices(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], li
     found: dict[str, tuple[list[str], list[str], list[list[float]]]] = {}
     for key, value in last.items():
         if isinstance(value, list):
-            found[key] = (tasks, tasks, [[_number(x) for x in numbers] for numbers in value])
+            found[key] = (tasks, tasks, [[stored_number(x) for x in numbers] for numbers in value])
     modules: dict[str, dict[str, list[float]]] = defaultdict(dict)
     uses = (key for key in last if fnmatch(key, "train/*_routing_[0-9]*/*"))
     for name in dict.fromkeys("/".join(key.split("/")[:2]) for key in uses):
         network, _, module = name.partition("_routing_")
-        modules[f"{network}_routing"][module] = [_number(last.get(f"{name}/{task}")) for task in tasks]
+        modules[f"{network}_routing"][module] = [stored_number(last.get(f"{name}/{task}")) for task in tasks]
     for name, columns in modules.items():
         found[name] = (tasks, list(columns), [list(numbers) for numbers in zip(*columns.values(), strict=True)])
     return found

@@ -10,7 +10,6 @@ python -m mtrl.train --help                                     # every choice a
 from __future__ import annotations
 
 import ctypes
-import itertools
 import platform
 import shlex
 import shutil
@@ -316,8 +315,8 @@ def in_use(path: Path) -> UserError:
 def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
     """Makes the folder of a new run, which no process but this one writes until `held` ends. Raises `UserError`."""
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config.env['name']}_{config.agent['name']}_seed{config.seed}"
-    for number in itertools.count():
-        named = config.run_dir is not None
+    named, number = config.run_dir is not None, 0
+    while True:
         path = Path(config.run_dir or Path("runs") / (f"{stem}-{number}" if number else stem))
         with writing(path), suppress(FileExistsError):
             path.mkdir(parents=True, exist_ok=named)
@@ -325,7 +324,7 @@ def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
             return path
         if named:
             raise in_use(path)
-    raise AssertionError("counted to infinity")
+        number += 1
 
 
 def start_run_dir(run_dir: Path, config: TrainConfig) -> None:

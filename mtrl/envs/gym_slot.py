@@ -46,10 +46,12 @@ def arrange(obs: NDArray[Any], layout: Layout) -> NDArray[Any]:
 
 def rescale(action: NDArray[np.float32], space: spaces.Box) -> NDArray[Any]:
     """A point of [-1, 1]^A in a space of A numbers: its ends are exact, and what lies between them stays inside."""
-    low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
-    share = (np.asarray(action, np.float64).reshape(space.shape) + 1.0) / 2.0
-    point = (1.0 - share) * low + share * high
-    if np.issubdtype(space.dtype, np.integer):
+    is_integer = np.issubdtype(space.dtype, np.integer)
+    # Which of two integers is nearer can hang on the last digit of a float64.
+    wide: type[np.floating[Any]] = np.longdouble if is_integer else np.float64
+    low, high, own = space.low.astype(wide), space.high.astype(wide), action.reshape(space.shape).astype(wide)
+    point = (1 - own) / 2 * low + (1 + own) / 2 * high
+    if is_integer:
         point = np.rint(point)
     return np.clip(point.astype(space.dtype), space.low, space.high)
 

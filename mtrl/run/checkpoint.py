@@ -496,7 +496,10 @@ def _usable(state: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{state / 'state.json'} cannot be used: {reason(error)}.") from error
+        raise CheckpointError(
+            f"{state / 'state.json'} cannot be used: {reason(error)}. If another version of mtrl made it: its policy "
+            "can be evaluated, and init_from takes what both have (init_from_parts)."
+        ) from error
 
 
 def _remove(path: Path) -> None:

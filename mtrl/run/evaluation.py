@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mtrl.files import json_text
+from mtrl.files import json_text, stored_number
 from mtrl.finite import check_first, check_step
 from mtrl.registry import missing_extra, positive
 from mtrl.run.checkpoint import write_atomic
@@ -270,19 +270,14 @@ def from_json(data: Mapping[str, Any]) -> EvalResult:
         for task, columns in data["episodes"].items()
         for goal, success, *rest in zip(*_columns(columns), strict=True)
     ]
-    scores = {name: _number(value) for name, value in data.get("scores", {}).items()}
+    scores = {name: stored_number(value) for name, value in data.get("scores", {}).items()}
     return EvalResult(data["protocol"], tuple(episodes), scores, data.get("comparable_returns", True))
-
-
-def _number(stored: float | None) -> float:
-    """NaN and infinity are stored as null."""
-    return math.nan if stored is None else stored
 
 
 def _columns(stored: Mapping[str, list[Any]]) -> list[list[Any]]:
     """Those of an episode, as far as the file has them."""
     columns = {name: stored[name] for name in _COLUMNS if name in stored}
-    columns["return"] = list(map(_number, columns["return"]))
+    columns["return"] = list(map(stored_number, columns["return"]))
     return list(columns.values())
 
 

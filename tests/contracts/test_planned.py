@@ -16,7 +16,7 @@ from mtrl.state import check_like, planned
 from mtrl.train import make_agent
 from mtrl.types import EnvSpec
 
-PICTURES = EnvSpec(("a", "b"), (4, 84, 84), torch.uint8, "discrete", 3, ((True,) * 3,) * 2, None, False)
+PICTURES = EnvSpec(("a", "b"), (4, 84, 84), torch.uint8, "discrete", 3, ((True,) * 3,) * 2, None, (False,) * 2, False)
 GROUPS = ("network", "torso", "core", "task_encoder", "aggregation", "weighting", "value_norm", "value_head")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((config_dir() / group).glob("*.yaml"))]
 NEEDS = {

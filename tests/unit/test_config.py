@@ -163,3 +163,9 @@ def test_train_config_rejects_unknown_and_missing(stored: dict[str, Any]) -> Non
         train_config({**stored, "sed": 1})
     with pytest.raises(UserError, match="needs a value for: seed"):
         train_config({key: value for key, value in stored.items() if key != "seed"})
+
+
+def test_a_stored_configuration_reads_no_environment_variable(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\ndevice: ${oc.env:HOME}\n")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read: .*an interpolation in line 2"):
+        load_yaml(tmp_path / "config.yaml")

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -381,6 +381,10 @@ def boxes(draw: st.DrawFn) -> gymnasium.spaces.Box:
     return gymnasium.spaces.Box(ends.min(0), ends.max(0), dtype=dtype)
 
 
+@example(
+    gymnasium.spaces.Box(np.int8(-3), np.array([-2, -3, -3], np.int8), dtype=np.int8),
+    np.full(3, -(2.0**-52), np.float32),  # -2.5 in float64, a little less in truth
+)
 @given(boxes(), arrays(np.float32, 3, elements=st.floats(-1, 1, width=32)))
 def test_actions_lie_inside_and_ends_are_exact(space: gymnasium.spaces.Box, action: np.ndarray) -> None:
     point = rescale(action, space)

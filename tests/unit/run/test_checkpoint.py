@@ -291,6 +291,13 @@ def test_missing_savable_is_named(tmp_path):
         made.restore()
 
 
+def test_a_state_of_another_version_is_one_line(tmp_path):
+    checkpointer(tmp_path, net=torch.nn.Linear(2, 3))[0].save(5)
+    made, _ = checkpointer(tmp_path, net=torch.nn.Linear(2, 4))
+    with pytest.raises(CheckpointError, match=r"^.*its state of net could not be loaded \(.*size mismatch.*\.$"):
+        made.restore()
+
+
 def test_leftovers_are_removed(tmp_path):
     (tmp_path / ".tmp-000000000050-1" / "training_state").mkdir(parents=True)
     save(tmp_path, 100)
