@@ -9,6 +9,7 @@ NAME/VARIANT in place of NAME makes the run part of a comparison: one table and 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from speed_sections import speed_sections
 
 from mtrl.config import load_yaml
+from mtrl.files import json_text
 from mtrl.run.evaluation import bootstrap_interval, wilson_interval
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +59,7 @@ def store(run: Path, name: str) -> Path:
     curve = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        values = [round(row[key], 4) if key in row else None for key in curves.values()]
+        values = [None if (value := row.get(key)) is None else round(value, 4) for key in curves.values()]
         if values != [None] * len(values):
             curve.append([row["step"], round(row["time/wall_s"], 1), *values])
     kept = {
@@ -68,7 +70,7 @@ def store(run: Path, name: str) -> Path:
     }
     path = RESULTS / name / f"seed{config['seed']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept) + "\n")
+    path.write_text(json_text(kept) + "\n")
     return path
 
 
@@ -81,8 +83,8 @@ def _without_paths(line: str) -> str:
     """A line of env.txt; of a command, what another machine can repeat."""
     if not line.startswith("command: "):
         return line
-    arguments = [word for word in line.split() if "=" in word and not word.startswith("run_dir=")]
-    return " ".join(["command: python -m mtrl.train", *arguments])
+    arguments = [word for word in shlex.split(line) if "=" in word and not word.startswith("run_dir=")]
+    return f"command: python -m mtrl.train {shlex.join(arguments)}"
 
 
 def render() -> None:
@@ -122,19 +124,26 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for name, runs in groups.items():
         finals = [run["evaluations"][-1] for run in runs]
-        if _scored(finals):
-            success = " ".join(f"{final['summary']['mean_return']:.1f}" for final in finals)
-        else:
-            success = " ".join(f"{final['summary']['success_rate']:.3f}" for final in finals)
+        success = " ".join(map(_in_one_number, finals))
         steps = " ".join(dict.fromkeys(f"{final['step']:,}" for final in finals))
         minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
         seeds = " ".join(str(run["config"]["seed"]) for run in runs)
-        lines.append(f"| {name} | `{_command(runs)}` | {seeds} | {steps} | {success} | {minutes} |")
+        lines.append(f"| {name} | `{_command_of_all(runs)}` | {seeds} | {steps} | {success} | {minutes} |")
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(README_MARKERS[0])
     rows = "\n".join(["", *lines, ""])
     readme.write_text(before + README_MARKERS[0] + rows + README_MARKERS[1] + rest.split(README_MARKERS[1])[1])
+
+
+def _in_one_number(evaluation: dict[str, Any]) -> str:
+    """Success; of one game its score; of several, whose scores cannot be averaged, the human-normalised mean."""
+    summary = evaluation["summary"]
+    if "success_rate" in summary:
+        return f"{summary['success_rate']:.3f}"
+    if len(summary["tasks"]) == 1:
+        return f"{summary['mean_return']:.1f}"
+    return f"{evaluation['scores']['human_normalised_iqm']:.3f}"
 
 
 def _section(name: str, runs: list[dict[str, Any]]) -> list[str]:
@@ -152,10 +161,7 @@ def _protocol(runs: list[dict[str, Any]]) -> str:
 
 
 def _commands(runs: list[dict[str, Any]]) -> list[str]:
-    commands = [
-        line.removeprefix("command: ") for run in runs for line in run["environment"] if line.startswith("command")
-    ]
-    return ["Commands:", "", "```", *commands, "```"]
+    return ["Commands:", "", "```", *map(_command, runs), "```"]
 
 
 def _games(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -231,7 +237,8 @@ def _runs_table(runs: list[dict[str, Any]]) -> list[str]:
 
 def _tasks_table(runs: list[dict[str, Any]]) -> list[str]:
     lines = ["| task | success of the final policies | 95% interval (Wilson) |", "| --- | --- | --- |"]
-    for task in runs[0]["evaluations"][-1]["summary"]["tasks"]:
+    tasks = runs[0]["evaluations"][-1]["summary"]["tasks"]
+    for task in (name for name, found in tasks.items() if "success_rate" in found):
         outcomes = [flag for run in runs for flag in run["evaluations"][-1]["episodes"][task]["success"]]
         low, high = wilson_interval(sum(outcomes), len(outcomes))
         lines.append(f"| {task} | {sum(outcomes)}/{len(outcomes)} | {low:.2f} to {high:.2f} |")
@@ -254,9 +261,8 @@ def _comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[st
             for evaluation in run["evaluations"]:
                 by_step[evaluation["step"]].append(evaluation)
         for step, found in by_step.items():
-            outcomes = [
-                flag for result in found for episodes in result["episodes"].values() for flag in episodes["success"]
-            ]
+            episodes = [episodes for result in found for episodes in result["episodes"].values()]
+            outcomes = [flag for columns in episodes for flag in columns["success"] if flag is not None]
             low, high = wilson_interval(sum(outcomes), len(outcomes))
             minutes = np.mean([result["training_s"] for result in found]) / 60
             lines.append(
@@ -309,10 +315,14 @@ def _pyplot(name: str) -> Any:
     return plt
 
 
-def _command(runs: list[dict[str, Any]]) -> str:
+def _command(run: dict[str, Any]) -> str:
+    """The command that began a run."""
+    return next(line for line in run["environment"] if line.startswith("command: ")).removeprefix("command: ")
+
+
+def _command_of_all(runs: list[dict[str, Any]]) -> str:
     """The command of the runs, without what differs between them."""
-    command = next(line for line in runs[0]["environment"] if line.startswith("command: ")).removeprefix("command: ")
-    return " ".join(word for word in command.split() if not word.startswith("seed="))
+    return " ".join(word for word in _command(runs[0]).split() if not word.startswith("seed="))
 
 
 def _plot(name: str, runs: list[dict[str, Any]]) -> None:

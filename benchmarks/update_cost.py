@@ -59,7 +59,8 @@ class RandomEnv:
             action_dim=ACTIONS,
             action_mask=((True,) * ACTIONS,) * num_tasks,
             horizon=500,
-            has_success=True,
+            reports_success=(True,) * num_tasks,
+            comparable_returns=True,
         )
         self.num_envs = num_tasks * slots_per_task
         self.task = torch.arange(self.num_envs) % num_tasks

@@ -6,6 +6,7 @@ Each function's signature is the schema of `configs/agent/*.yaml`.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,7 @@ class Components:
     def policy_description(self, obs_norm: str, action_head: Node) -> dict[str, Any]:
         """What `build_policy` needs, and what is stored with the weights of a policy."""
         flat = len(self.spec.obs_shape) == 1
-        return {
+        description = {
             "obs_norm": {"name": obs_norm if flat else PICTURE_NORMS.get(obs_norm, obs_norm)},
             "torso": dict(self.torso),
             "core": dict(self.core),
@@ -66,6 +67,8 @@ class Components:
             "head": self.network["head"],
             "action_head": dict(action_head),
         }
+        json.dumps(description, allow_nan=False)  # an infinite setting is an error now, not when the policy is saved
+        return description
 
     def value_description(self, policy_description: Mapping[str, Any]) -> dict[str, Any]:
         """The same for critics and value networks: with the options of the trunk that are theirs alone."""
@@ -107,11 +110,11 @@ class Components:
             runtime: What a weighting can read of the learner.
 
         Raises:
-            UserError: The aggregation needs gradients that a compiled loss does not give.
+            UserError: The aggregation or the weighting needs gradients that a compiled loss does not give.
         """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks
-        runtime |= {"num_tasks": num_tasks, "has_success": self.spec.has_success}
+        runtime |= {"num_tasks": num_tasks, "silent_tasks": self.spec.silent_tasks}
         weighting = build("weighting", self.weighting, **runtime).to(self.device)
         if weighting.requires_positive and not has_positive:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
@@ -121,6 +124,11 @@ class Components:
             raise UserError(
                 f"compile=true has one gradient for all tasks, but aggregation={self.aggregation['name']} takes each "
                 "task's: use aggregation=mean or sum, or compile=false."
+            )
+        if self.compile and weighting.requires_task_norm:
+            raise UserError(
+                f"compile=true has one gradient for all tasks, but weighting={self.weighting['name']} takes each "
+                "task's: use another weighting, or compile=false."
             )
         parameters = list(module.parameters())
         return TaskStep(
@@ -144,7 +152,7 @@ class Agent:
 
 def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episodes:
     """Builds the task sampler, and what tells it of episodes."""
-    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "has_success": spec.has_success}
+    runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "silent_tasks": spec.silent_tasks}
     return Episodes(spec, build("task_sampling", task_sampling, **runtime))
 
 
@@ -156,7 +164,9 @@ def build_agent(node: Node, components: Components, actors: Actors) -> Agent:
     set_precision(agent.learner.networks, components.precision)
     if components.compile:
         compile_losses(agent.learner)
-    return replace(agent, learner=Resets(agent.learner, node["resets"])) if node["resets"] else agent
+    if not node["resets"]:
+        return agent
+    return replace(agent, learner=Resets(agent.learner, node["resets"], actors.episodes.sampler))
 
 
 @register("agent", "impala")
@@ -190,7 +200,8 @@ def impala(
     policy = build_policy(description, spec).to(c.device)
     # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
     of_values, features = c.value_description(description), policy.core.out_features
-    value = build_value(of_values, spec, "per_task", c.value_head, features).to(c.device)
+    # Values are zero at first: others would be advantages before there is any reward, and of no reward's size.
+    value = build_value(of_values, spec, "per_task", c.value_head, features, gain=0.0).to(c.device)
     _, samples = policy.core.sequences(torch.empty(rollout_length, actors.num_envs)).shape
     if minibatches > samples:
         kind = "sequences (one per slot)" if policy.core.state_size else "samples (rollout_length times slots)"

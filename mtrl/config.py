@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from mtrl.registry import construct, not_negative, positive, unknown
+import mtrl
+from mtrl.output import unbreakable_output
+from mtrl.registry import check_type, construct, not_negative, positive, unknown
 from mtrl.run.checkpoint import write_atomic
+from mtrl.run.reading import DEEPEST, read_text
+from mtrl.state import shown
 from mtrl.types import UserError
 
 GROUPS = (
@@ -35,7 +40,10 @@ GROUPS = (
 )
 """Config groups that choose one component each; the registry checks what is in them."""
 
-CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log")
+MAX_EPISODE_STEPS = 27_000
+"""As long as the longest time limit among Gymnasium's own environments and Atari's."""
+
+CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log", "schedule_steps")
 """What a resumed run may be given anew."""
 
 
@@ -47,10 +55,12 @@ class EvalConfig:
     """Environment steps over all slots; 0: only at the end."""
     episodes_per_task: int
     """Episode i runs goal i: 50 is the official protocol."""
+    max_episode_steps: int = MAX_EPISODE_STEPS
+    """Where episodes of an environment without a time limit of its own are truncated."""
 
     def __post_init__(self) -> None:
         not_negative(every=self.every)
-        positive(episodes_per_task=self.episodes_per_task)
+        positive(episodes_per_task=self.episodes_per_task, max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class TrainConfig:
     seed: int
     device: str
     total_steps: int
-    """Environment steps over all slots. Schedules end there."""
+    """Environment steps over all slots."""
     run_dir: str | None
     init_from: str | None
     """Run, checkpoint or policy to take weights from."""
@@ -123,15 +133,21 @@ class TrainConfig:
     """What torsos and trunks compute in: float32 or bfloat16."""
     compile: bool = False
     """Whether losses are compiled functions."""
+    schedule_steps: int | None = None
+    """Where schedules (learning rates, resets) end; None: at total_steps."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
+        if self.schedule_steps is not None:
+            positive(schedule_steps=self.schedule_steps)
         not_negative(seed=self.seed, actors=self.actors)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for group in GROUPS:
-            if group != "network" and "name" not in vars(self)[group]:
-                raise ValueError(f"{group} needs a name.")
+            if group != "network":
+                if "name" not in vars(self)[group]:
+                    raise ValueError(f"{group} needs a name.")
+                check_type(group, "name", vars(self)[group]["name"], str)
         for key in {"seed", "device", "slots_per_task"} & self.env.keys():
             raise ValueError(f"env.{key} does not exist: use {'agent.' if key == 'slots_per_task' else ''}{key}.")
         num_envs, slots_per_task = self.env.get("num_envs"), self.agent.get("slots_per_task")
@@ -183,50 +199,142 @@ def to_plain(node: Any) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A stored configuration. Raises `UserError` if it cannot be read."""
+    """A stored configuration. Raises `UserError` if it cannot be read.
+
+    It was resolved when it was stored: interpolations, which can read environment variables, are refused.
+    """
     try:
-        values = to_plain(OmegaConf.load(path))
+        text = read_text(path, path.parent)
+        _check_plain(text)
+        values = to_plain(OmegaConf.create(text))  # there is nothing to resolve but what `save_yaml` escaped
+        _check_keys(values, "")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}.") from error
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} cannot be read: there are no settings in it.")
+    return cast(dict[str, Any], values)
+
+
+def load_train_yaml(path: Path) -> dict[str, Any]:
+    """The stored configuration of a training run. Raises `UserError` if it is not whole."""
+    values = load_yaml(path)
+    try:
+        train_config(values)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
     return values
+
+
+def _check_plain(text: str) -> None:
+    """Raises `ValueError` for YAML with more to it than values: what refers to something else, or is nested deep."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"lists or settings more than {DEEPEST} levels deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"expected a value, found the alias *{event.anchor} in line {event.start_mark.line + 1}")
+        if isinstance(event, yaml.ScalarEvent) and re.search(r"(?<!\\)(\\\\)*\$\{", event.value):
+            line = event.start_mark.line + 1
+            raise ValueError(f"expected a value, found the interpolation {shown(event.value)} in line {line}")
+
+
+def _check_keys(values: Any, entry: str) -> None:
+    """Raises `ValueError` for a key that is no text."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(values, dict) and not isinstance(key, str):
+            raise ValueError(f"{entry or 'the settings'}: a key must be text, not {shown(key)}")
+        if isinstance(value, dict | list):
+            _check_keys(value, f"{entry}.{key}" if entry else str(key))
+
+
+def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    """What a stored configuration has under a dotted key. Raises `UserError` if it is missing or of another type."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise UserError(f"{path} has no {key}.")
+        value = value[part]
+    check_type(f"{path}", key, value, kind)
+    return value
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Writes plain values, as a file that appears whole. Raises `OSError`."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(dict(values))))
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(values))))
 
 
-def parse(arguments: Sequence[str]) -> list[Override]:
-    """Parses `key=value` arguments. Raises `UserError` for what is no override."""
-    try:
-        return OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException as error:
-        raise UserError(f"Cannot read the command line: {_first_line(error)}. Expected key=value arguments.") from error
+def _escaped(node: Any) -> Any:
+    """Plain values in which no text is an interpolation."""
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", node)
+    if isinstance(node, Mapping):
+        return {key: _escaped(value) for key, value in node.items()}
+    return [_escaped(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def checked(arguments: Sequence[str], config_name: str) -> list[str]:
+def split_paths(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
+    """Takes the arguments `key=path` for some keys off the others, which `parse` reads.
+
+    A path is what follows the first `=`, as it is: it may hold what means something in the language of overrides.
+    """
+    others: list[str] = []
+    paths: dict[str, str | None] = {}
+    for argument in arguments:
+        key, equals, path = argument.lstrip("+").partition("=")
+        if equals and key in keys:
+            paths[key] = None if path == "null" else path
+        else:
+            others.append(argument)
+    return others, paths
+
+
+def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
+    """Parses `key=value` arguments, of which a `sweep` may give several values.
+
+    Raises:
+        UserError: Something is no override, or stands for several values where one is expected.
+    """
+    parser, overrides = OverridesParser.create(), []
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException as error:
+            raise UserError(
+                f"Cannot read the command line: {argument!r} is not key=value. Quotes of its own let a value hold "
+                "any character, and the shell has its own: 'key=\"a, b\"'."
+            ) from error
+        if override.is_sweep_override() and not sweep:
+            raise UserError(f"{argument} stands for several values, which only a sweep takes: python -m mtrl.train -m.")
+        overrides.append(override)
+    return overrides
+
+
+def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, folders: Sequence[Path] = ()) -> list[str]:
     """Checks overrides against the config files, with errors that name the nearest valid key or option.
 
     Options of components are passed on to be checked by the component that gets them.
+
+    Args:
+        sweep: Whether they may give several values.
+        folders: Where there are further options of the groups.
     """
-    base = load_yaml_of(config_name)
-    return [_checked(argument, override, base) for argument, override in zip(arguments, parse(arguments), strict=True)]
+    base, places = load_yaml_of(config_name), (config_dir(), *folders)
+    parsed = zip(arguments, parse(arguments, sweep), strict=True)
+    return [_checked(argument, override, base, places) for argument, override in parsed]
 
 
-def _checked(argument: str, override: Override, base: Mapping[str, Any]) -> str:
+def _checked(argument: str, override: Override, base: Mapping[str, Any], folders: Sequence[Path]) -> str:
     key = override.key_or_group
     first, _, rest = key.partition(".")
     plain = argument.lstrip("+")
     if override.is_delete() or first == "hydra":
         return argument
     if key and (config_dir() / key).is_dir():
-        options = sorted(path.stem for path in (config_dir() / key).glob("*.yaml"))
-        choices = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-        for choice in map(str, choices):
+        options = sorted({path.stem for folder in folders for path in (folder / key).glob("*.yaml")})
+        for choice in map(str, _choices(override, options)):
             if choice not in options:
                 raise UserError(unknown(key, choice, options))
         return f"+{plain}" if key == "experiment" else argument  # no experiment is chosen by default
@@ -241,9 +349,17 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any]) -> str:
     return argument
 
 
+def _choices(override: Override, options: list[str]) -> Iterable[Any]:
+    """The options that an override chooses, all of them in a sweep."""
+    value: Any = override.value()
+    if isinstance(value, Glob):
+        return value.filter(options)
+    return override.sweep_string_iterator() if override.is_sweep_override() else [value]
+
+
 def load_yaml_of(config_name: str) -> dict[str, Any]:
     """Keys of a primary config file itself."""
-    values = load_yaml(config_dir() / f"{config_name}.yaml")
+    values = to_plain(OmegaConf.load(config_dir() / f"{config_name}.yaml"))
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
@@ -256,23 +372,27 @@ def composed(arguments: Sequence[str], config_name: str) -> dict[str, Any]:
         raise UserError(_first_line(error)) from error
 
 
-def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
+def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Iterable[str] = ()) -> dict[str, Any]:
     """A stored configuration with what a resumed run may be given anew.
+
+    Args:
+        paths: Keys that were given beside the overrides.
 
     Raises:
         UserError: An override of something else: the run would not go on, but be another.
     """
-    config = OmegaConf.create(dict(stored))
-    for override in overrides:
-        key = override.key_or_group
-        if key == "resume":
-            continue
-        if key.split(".")[0] not in CHANGEABLE:
+    # With the settings that are newer than the run.
+    config = OmegaConf.create(_escaped({**stored, **train_config(stored).plain()}))
+    absent = object()
+    for key in (*paths, *(override.key_or_group for override in overrides)):
+        if key != "resume" and key.split(".")[0] not in CHANGEABLE:
             raise UserError(
                 f"{key} cannot be changed when a run is resumed (only {', '.join(CHANGEABLE)}): "
                 "use init_from to start a new run from this one's weights."
             )
-        if OmegaConf.select(config, key) is None:
+    for override in overrides:
+        key = override.key_or_group
+        if OmegaConf.select(config, key, default=absent) is absent:
             section = config.get(key.split(".")[0])
             names = (
                 [f"{key.split('.')[0]}.{name}" for name in map(str, section)]
@@ -281,7 +401,16 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override]) -> dict[st
             )
             raise UserError(unknown("key", key, names))
         OmegaConf.update(config, key, override.value())
-    return to_plain(config)
+    try:
+        return to_plain(config)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+
+
+def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
+    """Keys of settings in which a configuration is not that of a run that it could go on with."""
+    one, other = config.plain(), stored.plain()
+    return [key for key in one if key not in (*CHANGEABLE, "run_dir") and one[key] != other[key]]
 
 
 def _first_line(error: Exception) -> str:
@@ -290,12 +419,16 @@ def _first_line(error: Exception) -> str:
 
 def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     """Runs a command; a user's mistake is one line on standard error and exit code 2."""
-    try:
-        code = function(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        code = 130
+    if "--version" in arguments:
+        print(f"mtrl {mtrl.__version__}")
+        sys.exit(0)
+    with unbreakable_output():
+        try:
+            code = function(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            code = 130
     sys.exit(code)

@@ -2,11 +2,12 @@
 
 python -m mtrl.evaluate run=runs/...                            # the official protocol: per-task table, eval.json
 python -m mtrl.evaluate run=runs/... video=true                 # and a film of every task
-python -m mtrl.evaluate run=runs/... env.task=hammer-v3         # another setting of its environment
+python -m mtrl.evaluate run=runs/... env.split=test             # another setting of its environment
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import mtrl.envs
-from mtrl.config import load_yaml, parse, run_or_exit
+from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
 from mtrl.envs.atari.scores import human_normalised_scores
+from mtrl.envs.base import available_cores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, positive, unknown
 from mtrl.run.evaluation import evaluate, record_videos, show, summary, write_eval
@@ -35,23 +39,38 @@ class Evaluator:
         seed: Of the run: Meta-World's 50 goals are drawn from it.
         episodes_per_task: 50 is the official protocol.
         device: Of the policies.
+        max_episode_steps: Where episodes of an environment without a time limit of its own are truncated.
     """
 
-    def __init__(self, env: Mapping[str, Any], seed: int, episodes_per_task: int, device: str = "cpu") -> None:
-        positive(episodes_per_task=episodes_per_task)
+    def __init__(
+        self,
+        env: Mapping[str, Any],
+        seed: int,
+        episodes_per_task: int,
+        device: str = "cpu",
+        max_episode_steps: int = MAX_EPISODE_STEPS,
+    ) -> None:
+        positive(episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
         self.node = {key: value for key, value in env.items() if key != "num_envs"} | {"device": device}
         if self.node["name"] in METAWORLD:
             self.node["physics"] = "official"
         if self.node["name"] == "atari":
             self.node["backend"] = "ale"
-        self.seed, self.episodes_per_task = seed, episodes_per_task
+        self.seed, self.episodes_per_task, self._max_episode_steps = seed, episodes_per_task, max_episode_steps
         self._env: VecEnv | None = None
 
     def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
         """Runs every episode of the protocol with deterministic actions."""
         env = self.env
         result = evaluate(
-            actor, env, self.episodes_per_task, env.spec.num_goals, self.protocol(env.spec), progress, self.seed
+            actor,
+            env,
+            self.episodes_per_task,
+            env.spec.num_goals,
+            self.protocol(env.spec),
+            progress,
+            self.seed,
+            self.max_episode_steps(env.spec),
         )
         if self.node["name"] == "atari":
             raw = {game: found["mean_return"] for game, found in summary(result)["tasks"].items()}
@@ -65,15 +84,21 @@ class Evaluator:
             self._env = mtrl.envs.make(**self.node, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
         return self._env
 
+    def max_episode_steps(self, spec: EnvSpec) -> float:
+        """Where episodes are truncated if the environment does not end them."""
+        return self._max_episode_steps if spec.horizon is None else math.inf
+
     def protocol(self, spec: EnvSpec) -> dict[str, Any]:
         """What the numbers mean."""
         protocol: dict[str, Any] = {"env": self.node["name"]}
         if self.node["name"] in METAWORLD:
+            hidden = self.node["name"].startswith("ml")
             protocol |= {
                 "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
                 "reward": self.node.get("reward_version", "v2"),
                 "goals": f"the fixed goals of seed {self._goal_seed}, goal i in episode i",
-                "goal in the observation": "no" if self.node["name"].startswith("ml") else "yes",
+                "goal in the observation": "no" if hidden else "yes",
+                **({"split": self.node.get("split", "train")} if hidden else {}),
             }
         if self.node["name"] == "atari":
             protocol |= {
@@ -84,11 +109,13 @@ class Evaluator:
                 "seeds": "seed i in episode i of a game",
                 "return": "raw score",
             }
+        if spec.horizon is None:
+            protocol["truncated after"] = f"{self._max_episode_steps} steps"
         return protocol | {
             "horizon": spec.horizon,
             "episodes per task": self.episodes_per_task,
             "policy": "deterministic",
-            "success": "at any step" if spec.has_success else "not reported by this environment",
+            "success": _where_success_counts(spec),
         }
 
     @property
@@ -102,10 +129,17 @@ class Evaluator:
             self._env.close()
 
 
+def _where_success_counts(spec: EnvSpec) -> str:
+    if not spec.has_success:
+        return "not reported by this environment"
+    return "at any step" + (f", not reported by {', '.join(spec.silent_tasks)}" if spec.silent_tasks else "")
+
+
 def evaluate_run(
     run: str,
     video: bool = False,
     episodes_per_task: int | None = None,
+    max_episode_steps: int | None = None,
     device: str = "cpu",
     out: str | None = None,
     env: dict[str, Any] | None = None,
@@ -116,6 +150,7 @@ def evaluate_run(
         run: Run folder or a checkpoint in it.
         video: Also film one episode of each task.
         episodes_per_task: By default the run's own setting.
+        max_episode_steps: Likewise.
         out: Where to write; by default the run folder.
         env: Changes of the environment's settings.
     """
@@ -124,14 +159,23 @@ def evaluate_run(
     policy_folder = find_policy(folder)
     if run_dir is None:
         raise UserError(f"No config.yaml in {folder} or above it: expected a run folder or a checkpoint in one.")
-    config = load_yaml(run_dir / "config.yaml")
-    policy = load_policy(policy_folder, device)
-    node = {**config["env"], **(env or {})}
+    stored = run_dir / "config.yaml"
+    config = load_yaml(stored)
+    stored_entry(config, "env.name", str, stored)
+    node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
+    if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
+        raise UserError(f"env.{wrong[0]} does not exist: it is no setting of an environment.")
     if episodes_per_task is None:
-        episodes_per_task = config["eval"]["episodes_per_task"]
-    evaluator = Evaluator(node, config["seed"], episodes_per_task, device)
+        episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
+    if max_episode_steps is None:
+        max_episode_steps = MAX_EPISODE_STEPS
+        if "max_episode_steps" in config["eval"]:  # not in runs of earlier versions
+            max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
+    policy = load_policy(policy_folder, device)
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch does not know of quotas
+    evaluator = Evaluator(node, seed, episodes_per_task, device, max_episode_steps)
     try:
-        check_fits(policy.spec, evaluator.env.spec)
+        adapted = policy.for_env(evaluator.env.spec)
         began = time.perf_counter()
         with Progress() as progress:
 
@@ -139,12 +183,14 @@ def evaluate_run(
                 rate = done / (time.perf_counter() - began)
                 progress.update(done, total, rate, NO_RESULTS, {}, "evaluation", unit="episodes")
 
-            result = evaluator(policy.network, report)
+            result = evaluator(adapted.actor, report)
+        if new := [name for name in adapted.tasks if name not in policy.tasks]:
+            result = replace(result, protocol={**result.protocol, "not trained in": ", ".join(new)})
         target = Path(out) if out else run_dir
         write_eval(target / "eval.json", result, policy=str(policy_folder))
         show(result)
         if video:
-            film(policy.network, evaluator, target / "videos")
+            film(adapted.actor, evaluator, target / "videos")
     except OSError as error:
         raise UserError(f"Cannot write to {out or run_dir}: {error.strerror or error}.") from error
     finally:
@@ -158,19 +204,21 @@ def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
         env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
     except UserError as error:
         raise UserError(f"{evaluator.node['name']} cannot be filmed: {error}") from error
+    began = time.perf_counter()
     try:
-        for path in record_videos(actor, env, env.render, folder, seed=evaluator.seed):
+        longest = evaluator.max_episode_steps(env.spec)
+        with Progress() as progress:
+
+            def report(done: int, total: int) -> None:
+                rate = done / (time.perf_counter() - began)
+                progress.update(done, total, rate, NO_RESULTS, {}, "filming", unit="pictures")
+
+            seed = evaluator.seed
+            paths = record_videos(actor, env, env.render, folder, seed=seed, progress=report, max_episode_steps=longest)
+        for path in paths:
             print(path)
     finally:
         env.close()
-
-
-def check_fits(policy: EnvSpec, env: EnvSpec) -> None:
-    """Raises `UserError` unless a policy made for one environment can act in another."""
-    for field in ("obs_shape", "action_kind", "action_dim", "num_tasks"):
-        expected, found = getattr(policy, field), getattr(env, field)
-        if expected != found:
-            raise UserError(f"The policy does not fit the environment: {field} is {expected} here, {found} there.")
 
 
 def main() -> None:
@@ -180,21 +228,26 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\nKeys: run, video, episodes_per_task, device, out, env.*")
+        print(f"{__doc__}\nKeys: run, video, episodes_per_task, max_episode_steps, device, out, env.*")
         return 0
     keywords: dict[str, Any] = {}
     changes: dict[str, Any] = {}
-    for override in parse(arguments):
+    others, paths = split_paths(arguments, ("run", "out"))
+    for override in parse(others):
         key, value = override.key_or_group, override.value()
         if key.startswith("env."):
             changes[key.removeprefix("env.")] = value
         else:
             keywords[key] = value
     if "env" in keywords:
-        raise UserError(unknown("key", "env", ["run", "video", "episodes_per_task", "device", "out", "env.<option>"]))
-    if "run" in keywords:
-        keywords["run"] = str(keywords["run"])
-    construct("evaluate", evaluate_run, {**keywords, "env": changes})
+        raise UserError(
+            unknown(
+                "key",
+                "env",
+                ["run", "video", "episodes_per_task", "max_episode_steps", "device", "out", "env.<option>"],
+            )
+        )
+    construct("evaluate", evaluate_run, {**keywords, **paths, "env": changes})
     return 0
 
 

@@ -7,7 +7,6 @@ python -m mtrl.plot run=runs/... out=folder
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mtrl.config import parse, run_or_exit
-from mtrl.registry import construct
+from mtrl.config import parse, run_or_exit, split_paths
+from mtrl.files import replacing, stored_number
+from mtrl.registry import construct, missing_extra
 from mtrl.types import UserError
 
 CURVES: dict[str, tuple[str, ...]] = {
@@ -41,8 +41,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`. Raises `UserError` if there are none."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: it is not the log of a run ({error}).") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
+            raise UserError(f"{path} cannot be read: line {number} is not a row of metrics with its step.")
     if not rows:
         raise UserError(f"Nothing has been logged in {path} so far.")
     return rows
@@ -53,12 +56,12 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
     found: dict[str, dict[str, Series]] = defaultdict(lambda: defaultdict(lambda: ([], [])))
     for row in rows:
         for key, value in row.items():
-            if isinstance(value, int | float):
+            if not isinstance(value, list):
                 group, _, rest = key.partition("/")
                 name, _, task = rest.partition("/")
                 steps, values = found[f"{group}/{name}"][task]
                 steps.append(row["step"])
-                values.append(value)
+                values.append(stored_number(value))
     return found
 
 
@@ -69,12 +72,12 @@ def matrices(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], li
     found: dict[str, tuple[list[str], list[str], list[list[float]]]] = {}
     for key, value in last.items():
         if isinstance(value, list):
-            found[key] = (tasks, tasks, [[math.nan if x is None else x for x in numbers] for numbers in value])
+            found[key] = (tasks, tasks, [[stored_number(x) for x in numbers] for numbers in value])
     modules: dict[str, dict[str, list[float]]] = defaultdict(dict)
     uses = (key for key in last if fnmatch(key, "train/*_routing_[0-9]*/*"))
     for name in dict.fromkeys("/".join(key.split("/")[:2]) for key in uses):
         network, _, module = name.partition("_routing_")
-        modules[f"{network}_routing"][module] = [last.get(f"{name}/{task}", math.nan) for task in tasks]
+        modules[f"{network}_routing"][module] = [stored_number(last.get(f"{name}/{task}")) for task in tasks]
     for name, columns in modules.items():
         found[name] = (tasks, list(columns), [list(numbers) for numbers in zip(*columns.values(), strict=True)])
     return found
@@ -88,7 +91,7 @@ def plot(run: str, out: str | None = None) -> list[Path]:
 
         mpl.use("agg")
     except ImportError as error:
-        raise UserError('Plots need matplotlib: pip install "mtrl-suite[plot]"') from error
+        raise missing_extra("A plot", "matplotlib", "plot") from error
     folder = Path(run) / "plots" if out is None else Path(out)
     lines, tables = curves(rows), matrices(rows)
     try:
@@ -141,7 +144,8 @@ def _save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
     return path
 
@@ -155,8 +159,9 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nKeys: run, out")
         return 0
-    keywords = {override.key_or_group: override.value() for override in parse(arguments)}
-    for path in construct("plot", plot, keywords):
+    others, paths = split_paths(arguments, ("run", "out"))
+    keywords = {override.key_or_group: override.value() for override in parse(others)}
+    for path in construct("plot", plot, {**keywords, **paths}):
         print(path)
     return 0
 

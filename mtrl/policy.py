@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.registry import unknown
-from mtrl.run.checkpoint import newest_valid, verify
-from mtrl.types import EnvSpec, UserError
+from mtrl.registry import construct, positive, unknown
+from mtrl.run.checkpoint import CheckpointError, check_file, file_sha256, newest_valid, open_sealed, sealed, verify
+from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
+from mtrl.state import check_like, planned, shown
+from mtrl.types import Actor, EnvSpec, UserError, match_tasks
 
 FORMAT = 1
 
@@ -31,20 +34,57 @@ class Policy:
     """A trained policy, ready to act. One with memory remembers: tell it with `reset` where episodes end.
 
     Attributes:
-        spec: Of the environment it was trained for; `spec.task_names` are its tasks.
+        spec: Of the environment it was trained for.
         network: The module itself.
+        tasks: Names of the tasks it can act in, in the order of their ids: those it was trained for, or an
+            environment's (`for_env`).
+        actor: Acts on these ids.
     """
 
     def __init__(self, network: PolicyNetwork, spec: EnvSpec) -> None:
         self.network, self.spec = network, spec
+        self.tasks, self.actor = spec.task_names, cast(Actor, network)
         self._state = network.initial_state(0)
+
+    def for_env(self, spec: EnvSpec) -> Policy:
+        """The same policy with the tasks of an environment that has others, or has them in another order.
+
+        Its task ids are those of the environment: `policy.for_env(env.spec).act(obs, env.task)`. In a task that it was
+        not trained for (see Raises) it explores as in the first that it was trained for.
+
+        Raises:
+            UserError: Observations or actions differ, or tasks that it was not trained for while it reads their ids. A
+                policy of a single task has nothing to read, and acts in any.
+        """
+        for field in ("obs_shape", "history", "action_kind", "action_dim"):
+            expected, found = getattr(self.spec, field), getattr(spec, field)
+            if expected != found:
+                raise UserError(f"The policy does not fit the environment: {field} is {expected} here, {found} there.")
+        places = match_tasks(self.spec.task_names, spec.task_names)
+        new = [name for name, place in zip(spec.task_names, places, strict=True) if place is None]
+        readers = self.network.task_readers if self.spec.num_tasks > 1 else ()
+        if new and readers:
+            raise UserError(
+                f"The policy was not trained in {', '.join(new)} and cannot act there, as it is told its task's id "
+                f"({', '.join(readers)}). One that finds out its task can: train with env.history=8 "
+                "task_encoder=context network=mlp."
+            )
+        ids = [place or 0 for place in places]
+        for name, task, mask in zip(spec.task_names, ids, spec.action_mask, strict=True):
+            if mask != self.spec.action_mask[task]:
+                raise UserError(f"The policy does not fit the environment: {name} has other actions there.")
+        policy = Policy(self.network, self.spec)
+        policy.tasks = spec.task_names
+        policy.actor = Renumbered(self.network, torch.tensor(ids, device=self._state.device))
+        return policy
 
     def reset(self, ended: np.ndarray | Tensor | None = None) -> None:
         """Forgets what was observed: everything, or that of the observations in the mask `ended` (N,)."""
         if ended is None:
             self._state = self._state[:0]
         else:
-            self._state = self._state.masked_fill(torch.as_tensor(ended, device=self._state.device)[:, None], 0)
+            mask = torch.as_tensor(ended.copy() if isinstance(ended, np.ndarray) else ended, device=self._state.device)
+            self._state = self._state.masked_fill(mask[:, None], 0)
 
     def act(self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False) -> np.ndarray | Tensor:
         """Actions for raw observations: deterministic, or sampled with `explore`.
@@ -62,7 +102,9 @@ class Policy:
             UserError: An unknown task, or observations of another shape.
         """
         device = next(self.network.parameters()).device
-        batch = torch.as_tensor(obs, device=device)
+        # A copy, and in numpy: torch takes no negative strides and no foreign byte order.
+        values = np.array(obs, dtype=_numpy_dtype(self.spec)) if isinstance(obs, np.ndarray) else obs
+        batch = torch.as_tensor(values, device=device)
         single = batch.ndim == len(self.spec.obs_shape)
         batch = (batch[None] if single else batch).to(self.spec.obs_dtype)
         if tuple(batch.shape[1:]) != self.spec.obs_shape:
@@ -70,7 +112,7 @@ class Policy:
         if len(self._state) != len(batch):
             self._state = self.network.initial_state(len(batch))
         ids = self._task_ids(task, len(batch)).to(device)
-        action, _, self._state = self.network.act(batch, ids, self._state, explore)
+        action, _, self._state = self.actor.act(batch, ids, self._state, explore)
         if single:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
@@ -83,7 +125,7 @@ class Policy:
         return torch.tensor(ids).expand(count) if len(ids) == 1 else torch.tensor(ids)
 
     def _task_id(self, task: Any) -> int:
-        names = self.spec.task_names
+        names = self.tasks
         if isinstance(task, str):
             if task not in names:
                 raise UserError(unknown("task of this policy:", task, names))
@@ -94,6 +136,26 @@ class Policy:
         return task_id
 
 
+class Renumbered:
+    """An actor for an environment that numbers the tasks in another way.
+
+    Args:
+        ids: (K,) the actor's id of each of the environment's tasks.
+    """
+
+    def __init__(self, actor: Actor, ids: Tensor) -> None:
+        self.actor, self.ids = actor, ids
+        self.initial_state = actor.initial_state
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Actor.act`; `task` as the environment numbers them."""
+        return self.actor.act(obs, self.ids[task], state, explore)
+
+
+def _numpy_dtype(spec: EnvSpec) -> np.dtype[Any]:
+    return np.dtype(str(spec.obs_dtype).removeprefix("torch."))
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
@@ -101,11 +163,17 @@ def _shape(shape: tuple[int, ...]) -> str:
 def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, Any], spec: EnvSpec) -> None:
     """Writes a policy; the weights need no code of a checkpoint to be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {**dataclasses.asdict(spec), "obs_dtype": str(spec.obs_dtype).removeprefix("torch.")}
-    config = {"format": FORMAT, "spec": fields, "network": dict(description)}
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
+    fields = {**dataclasses.asdict(spec), "obs_dtype": str(spec.obs_dtype).removeprefix("torch.")}
+    file = folder / "model.safetensors"
+    config = {
+        "format": FORMAT,
+        "spec": json.loads(json.dumps(fields)),
+        "network": json.loads(json.dumps(dict(description))),
+        "weights": {"size": file.stat().st_size, "sha256": file_sha256(file)},
+    }
+    (folder / "config.json").write_text(json.dumps(sealed(config), indent=1), encoding="utf-8")
 
 
 def find_policy(path: str | Path) -> Path:
@@ -115,13 +183,22 @@ def find_policy(path: str | Path) -> Path:
         UserError: There is none, or the checkpoint is damaged.
     """
     path = Path(path)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (path / "config.json").stat()
+    except OSError as error:
+        raise UserError(f"No policy in {path}: {error.strerror}.") from error
     if (path / "config.json").is_file():
         return path
     if (path / "policy").is_dir():
         verify(path)
         return path / "policy"
     if (path / "checkpoints").is_dir():
-        return newest_valid(path / "checkpoints") / "policy"
+        try:
+            check_inside(path / "checkpoints", path)
+        except ValueError as error:
+            raise UserError(f"{path / 'checkpoints'} cannot be read: {error}.") from error
+        return newest_valid(path / "checkpoints", use=lambda whole: read_policy(whole / "policy")) / "policy"
     raise UserError(
         f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
         f"folder (with config.json), found {_listing(path)}."
@@ -137,12 +214,24 @@ def _listing(path: Path) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises `UserError` for a device that is not there."""
+    """Raises `UserError` for a device that is not there, or that cannot be used."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    here = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if device not in here:
+        raise UserError(f"device={device} cannot be used. Here: {', '.join(here)}.")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"device={device} cannot be used: {reason}. Here: cpu, cuda if there is a GPU.") from error
+    except RuntimeError as error:
+        raise UserError(f"device={device} cannot be used: {str(error).splitlines()[0]}.") from error
+
+
+def stored_tasks(folder: Path) -> tuple[str, ...]:
+    """Names of the tasks of the policy in a folder, in the order of their ids. Raises `UserError` if it is damaged."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return tuple(config["spec"]["task_names"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error
 
 
 def load_policy(path: str | Path, device: str = "cpu") -> Policy:
@@ -155,23 +244,109 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
         UserError: There is no policy, its files are damaged or of a later format, or there is no such device.
     """
     check_device(device)
-    folder = find_policy(path)
+    stored = read_policy(find_policy(path))
+    network = build_policy(stored.network, stored.spec)
+    network.load_state_dict(stored.tensors)
+    return Policy(network.to(device).eval().requires_grad_(False), stored.spec)
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """What is in a policy folder: files that fit each other."""
+
+    spec: EnvSpec
+    network: dict[str, Any]
+    """What `build_policy` needs."""
+    tensors: dict[str, Tensor]
+    """Of the network, by name."""
+
+
+def read_policy(folder: Path) -> StoredPolicy:
+    """Reads the files of a policy folder, and compares them before memory is taken for what they describe.
+
+    Raises:
+        CheckpointError: They are damaged or of a later format; names file and entry.
+    """
+    file = "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config["format"] != FORMAT:
-            raise UserError(f"The policy in {folder} has format {config['format']}; this version reads {FORMAT}.")
-        spec = _spec(config["spec"])
+        config = _config(read_json(folder / file, folder))
+        spec = _spec(config.spec)
         none = {"name": "none"}  # in policies that were stored before there were torsos and cores
-        network = build_policy({"torso": none, "core": none, **config["network"]}, spec)
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The policy in {folder} is damaged: {' '.join(str(error).split())}.") from error
-    return Policy(network.to(device).eval().requires_grad_(False), spec)
+        network = vars(construct("network", _Network, {"torso": none, "core": none, **config.network}))
+        file = "model.safetensors"
+        if config.weights is not None:
+            weights: _Weights = construct("weights", _Weights, config.weights)
+            check_file(folder / file, folder, weights.size, weights.sha256)
+        headers = read_tensors(folder / file, folder, headers_only=True)
+        file = "config.json"
+        check_sizes(network, count(headers), "network")
+        plan = planned(lambda: build_policy(network, spec), len(headers))
+        file = "model.safetensors"
+        if plan is not None:
+            check_like(headers, plan.state_dict())
+        tensors = read_tensors(folder / file, folder)
+        check_finite(tensors)
+    except (OSError, ValueError, UserError) as error:
+        raise CheckpointError(f"The policy in {folder} is damaged: {file}: {reason(error)}.") from error
+    return StoredPolicy(spec, network, tensors)
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What `config.json` holds, besides its own sha256."""
+
+    format: int
+    spec: dict[str, Any]
+    network: dict[str, Any]
+    weights: dict[str, Any] | None = None
+    """`_Weights`. Policies that were stored before there was this have no checksums at all."""
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What `config.json` says of the other file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What `build_policy` needs."""
+
+    obs_norm: dict[str, Any]
+    torso: dict[str, Any]
+    core: dict[str, Any]
+    task_encoder: dict[str, Any]
+    trunk: dict[str, Any]
+    head: str
+    action_head: dict[str, Any]
+
+
+def _config(document: Any) -> _Config:
+    entries = document if isinstance(document, dict) else {}
+    if (found := entries.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"it has format {shown(found)}; this version reads {FORMAT}")
+    has_checksums = not entries.keys().isdisjoint(("weights", "sha256"))
+    config: _Config = construct("a policy", _Config, open_sealed(document) if has_checksums else document)
+    return config
 
 
 def _spec(fields: Mapping[str, Any]) -> EnvSpec:
     def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
+    dtype = getattr(torch, str(fields.get("obs_dtype")), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"spec: obs_dtype must be a dtype, not {shown(fields.get('obs_dtype'))}")
     restored = {key: tuples(value) for key, value in fields.items()}
-    return EnvSpec(**{**restored, "obs_dtype": getattr(torch, fields["obs_dtype"])})
+    if "has_success" in restored:  # in policies that were stored before each task said it of itself
+        restored["reports_success"] = (restored.pop("has_success"),) * len(restored["task_names"])
+        restored["comparable_returns"] = len(restored["task_names"]) == 1
+    spec: EnvSpec = construct("spec", EnvSpec, {**restored, "obs_dtype": dtype})
+    if len(spec.action_mask) != spec.num_tasks or {len(row) for row in spec.action_mask} != {spec.action_dim}:
+        raise ValueError(f"spec: action_mask must have {spec.num_tasks} rows of action_dim={spec.action_dim}")
+    if len(spec.reports_success) != spec.num_tasks:
+        raise ValueError(f"spec: reports_success must have {spec.num_tasks} entries")
+    positive(**{f"obs_shape[{i}]": size for i, size in enumerate(spec.obs_shape)})
+    return spec

@@ -11,11 +11,12 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from mtrl.state import shown
 from mtrl.types import UserError
 
 _components: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -60,12 +61,17 @@ def lookup(kind: str, name: str) -> Callable[..., Any]:
 def unknown(what: str, found: str, valid: Iterable[str]) -> str:
     """The message for a name that does not exist: nearest match and all valid names."""
     valid = list(valid)
-    nearest = difflib.get_close_matches(found, valid, n=1)
+    nearest = difflib.get_close_matches(found[:80], valid, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Unknown {what} {found!r}.{hint} Valid: {', '.join(valid) or 'none'}."
+    return f"Unknown {what} {shown(found)}.{hint} Valid: {', '.join(valid) or 'none'}."
 
 
-def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
+def missing_extra(what: str, package: str, extra: str) -> UserError:
+    """The error for an optional package that is needed and not installed: `mtrl` is installed from a checkout."""
+    return UserError(f'{what} needs {package}: pip install -c constraints.txt -e ".[{extra}]" in the checkout of mtrl.')
+
+
+def build(kind: str, node: Any, **runtime: Any) -> Any:
     """Builds the component that a config node describes.
 
     Args:
@@ -77,19 +83,21 @@ def build(kind: str, node: Mapping[str, Any], **runtime: Any) -> Any:
     Raises:
         UserError: Unknown name or keyword, missing keyword, or a value of the wrong type.
     """
-    keywords = dict(node)
+    keywords = dict(node) if isinstance(node, Mapping) else {}
     if "name" not in keywords:
         raise UserError(f"A {kind} needs a name. Valid: {', '.join(names(kind))}.")
     name = keywords.pop("name")
     return construct(f"{kind} {name!r}", lookup(kind, str(name)), keywords, **runtime)
 
 
-def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, Any], **runtime: Any) -> Any:
+def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime: Any) -> Any:
     """Calls `component` with keywords from a config and objects from the run, checked as `build` describes.
 
     Args:
         what: What the messages call it.
     """
+    if not isinstance(keywords, Mapping):
+        raise UserError(f"{what} must be settings, not {shown(keywords)}.")
     function = component.func if isinstance(component, partial) else component
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -98,11 +106,11 @@ def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, A
     given = {**keywords, **{key: value for key, value in runtime.items() if key in parameters}}
     for key, value in keywords.items():
         if key not in settable:
-            raise UserError(unknown(f"option of {what}:", key, settable))
-        if hints.get(key) is int and isinstance(value, float) and value.is_integer():
+            raise UserError(unknown(f"option of {what}:", str(key), settable))
+        if hints.get(key) is int and isinstance(value, float) and value.is_integer() and _fits(int(value), int):
             given[key] = int(value)  # 1e6
-        elif key in hints and not _fits(value, hints[key]):
-            raise UserError(f"{what}: {key} must be {_describe(hints[key])}, not {value!r}.")
+        elif key in hints:
+            check_type(what, key, value, hints[key])
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
     if missing:
         raise UserError(f"{what} needs a value for: {', '.join(missing)}.")
@@ -112,15 +120,23 @@ def construct(what: str, component: Callable[..., Any], keywords: Mapping[str, A
         raise UserError(f"{what}: {error}") from error
 
 
+def check_type(what: str, key: str, value: Any, hint: Any) -> None:
+    """Raises `UserError` unless a value from a config or a file is what an annotation says."""
+    if not _fits(value, hint):
+        raise UserError(f"{what}: {key} must be {_describe(hint)}, not {shown(value)}.")
+
+
 def _describe(hint: Any) -> str:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, options))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in options)
+    if typing.get_origin(hint) in (list, tuple, Sequence) and options[0] is not typing.Any:
+        return f"a list (each {_describe(options[0])})"
     hint = typing.get_origin(hint) or hint
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    plain |= {dict: "settings", list: "a list"}
+    plain |= {dict: "settings", list: "a list", tuple: "a list"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -130,14 +146,20 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # as torch takes it
+    if hint is float:
+        return isinstance(value, float) or _fits(value, int)
     if hint in (bool, str, dict, list, type(None)):
         return isinstance(value, hint)
-    if typing.get_origin(hint) in (dict, list):
-        return isinstance(value, typing.get_origin(hint))
+    items = typing.get_args(hint)
+    if typing.get_origin(hint) in (list, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(item, items[0]) for item in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(k, items[0]) and _fits(v, items[1]) for k, v in value.items())
+    if typing.get_origin(hint) is tuple:
+        each = items[:1] * len(value) if isinstance(value, tuple) and items[-1] is ... else items
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
     return True
 
 

@@ -3,6 +3,7 @@
 python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
+python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins, or goes on: for jobs that are started again
 python -m mtrl.train --help                                     # every choice and every setting
 """
 
@@ -10,14 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +32,43 @@ from mtrl.config import (
     checked,
     composed,
     config_dir,
-    load_yaml,
+    differing,
+    load_train_yaml,
     parse,
     resumed,
     run_or_exit,
     save_yaml,
+    split_paths,
     to_plain,
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
 from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
+from mtrl.foreign import check_planned, save_settings
+from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
-from mtrl.policy import check_device, find_policy, save_policy
-from mtrl.run.checkpoint import Checkpointer, RngStates, load_parts, load_state
+from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
+from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
 from mtrl.run.evaluation import show
-from mtrl.run.logger import Logger, PhaseTimer, Progress, TensorBoardSink, WandbSink, duration, peak_memory_bytes
+from mtrl.run.lock import locked
+from mtrl.run.logger import (
+    Logger,
+    PhaseTimer,
+    Progress,
+    TensorBoardSink,
+    WandbSink,
+    check_wandb,
+    duration,
+    peak_memory_bytes,
+)
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.types import UserError
+
+WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
+"""What a run writes into its folder; what says that it is one comes last."""
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> int:
@@ -62,19 +81,35 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     check_device(config.device)
     check_extras(config)
     keep_freed_memory()
-    run_dir = resume or new_run_dir(config)
-    seed_everything(config.seed)
     timer = PhaseTimer()
     progress = Progress()
-    actors = make_actors(config, timer, progress.print)
-    evaluator = Evaluator(config.env, config.seed, config.eval.episodes_per_task, config.device)
-    with threads_beside(config.actors), closing(actors), closing(evaluator):
+    with ExitStack() as held:
+        if resume is None:
+            check_run_dir(config)
+        else:
+            check_foreign(resume)
+            check_planned(config, resume, make_agent)
+            with writing(resume):
+                held.enter_context(locked(resume / "env.txt"))
+        seed_everything(config.seed)
+        actors = held.enter_context(closing(make_actors(config, timer, progress.print)))
+        evaluator = Evaluator(
+            config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
+        )
+        held.callback(evaluator.close)
+        held.enter_context(threads_beside(config.actors))
         spec = actors.episodes.spec
         agent = make_agent(config, actors)
         if config.init_from is not None and resume is None:
-            initialise(agent, config.init_from, config.init_from_parts)
+            initialise(agent, config.init_from, config.init_from_parts, spec.task_names, progress.print)
+        run_dir = resume or new_run_dir(config, held)
         if resume is None:
             start_run_dir(run_dir, config)
+
+        def store(checkpoint: Path) -> None:
+            save_policy(checkpoint / "policy", agent.learner.policy, agent.policy_description, spec)
+            save_settings(config, checkpoint)
+
         logger = Logger(run_dir, spec.task_names)
         loop = Loop(
             agent.learner,
@@ -84,10 +119,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             progress=progress,
             timer=timer,
             run_dir=run_dir,
-            save_policy=lambda folder: save_policy(
-                folder / "policy", agent.learner.policy, agent.policy_description, spec
-            ),
+            save_policy=store,
             until=Until(config.total_steps),
+            schedule_steps=config.schedule_steps or config.total_steps,
             log_now=Every(config.log.every),
             evaluate_now=Every(config.eval.every),
             save_now=Every(config.checkpoint.every),
@@ -96,10 +130,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
         step = 0
         if resume is not None:
-            step = checkpointer.restore()
-            logger.truncate(step)
-            resume_run_dir(run_dir, config, step)
+            step = checkpointer.restore(check=lambda path: check_tasks(path / "policy", spec.task_names))
+            logger.truncate(step, loop.state.evaluating)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
+            tell_of_schedules(config, run_dir, progress.print)
+            resume_run_dir(run_dir, config, step)
             if step >= config.total_steps:
                 progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
@@ -108,7 +143,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         stopped_by = loop.run(checkpointer)
         logger.close()
         if stopped_by is not None:
-            print(f"Stopped at step {loop.state.step:,}. Go on with: python -m mtrl.train resume={run_dir}")
+            command = shlex.join(["python", "-m", "mtrl.train", f"resume={run_dir}"])
+            print(f"Stopped at step {loop.state.step:,}. Go on with: {command}")
             return 128 + stopped_by
         if loop.last_evaluation is not None:
             show(loop.last_evaluation)
@@ -199,21 +235,40 @@ def print_summary(loop: Loop, steps: int) -> None:
     print(f"Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes). Run folder: {loop.run_dir}")
 
 
-def initialise(agent: Agent, source: str, parts: list[str] | None) -> None:
-    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy)."""
+def initialise(
+    agent: Agent, source: str, parts: list[str] | None, tasks: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy).
+
+    What belongs to one task goes to the task of the same name; `report` is told of the `tasks` without a counterpart.
+    """
     folder = find_policy(source)
     networks = agent.learner.networks
+    have = stored_tasks(folder)
     state = folder.parent / "training_state" / "learner"
     if state.is_dir():
-        found = load_state(state)["networks"]
+        found = load_networks(state)
         shared = {name.split(".")[0] for name in found} & set(networks)
         tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
         target = torch.nn.ModuleDict({name: networks[name] for name in shared})
-        load_parts(target, tensors, parts)
+        taken = load_parts(target, tensors, parts, have, tasks)
     else:
-        from safetensors.torch import load_file
+        target = networks["policy"]
+        taken = load_parts(target, read_policy(folder).tensors, parts, have, tasks)
+    fresh = [name for name in tasks if name not in have]
+    if fresh and not task_axes(target).keys().isdisjoint(taken):
+        report(f"{source} was not trained in {', '.join(fresh)}: what belongs to one task alone begins fresh there.")
 
-        load_parts(networks["policy"], load_file(folder / "model.safetensors"), parts)
+
+def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
+    """Raises `UserError` unless a stored policy has the same tasks in the same order."""
+    have = stored_tasks(policy)
+    if have != tuple(tasks):
+        raise UserError(
+            f"The run cannot go on with other tasks or another order: its checkpoint has [{', '.join(have)}], the "
+            f"environment now [{', '.join(tasks)}]. Put back what was changed in its config.yaml, or use init_from to "
+            "start a new run from this one's weights."
+        )
 
 
 def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
@@ -227,42 +282,109 @@ def sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Any]:
 
 
 def check_extras(config: TrainConfig) -> None:
-    """Raises `UserError` for an extra that is chosen and not installed."""
-    if config.log.wandb and find_spec("wandb") is None:
-        raise UserError('log.wandb=true needs wandb: pip install "mtrl-suite[wandb]"')
+    """Raises `UserError` for an extra that is chosen and not installed, or not ready to be used."""
+    if config.log.wandb:
+        check_wandb()
 
 
-def new_run_dir(config: TrainConfig) -> Path:
-    """Folder of a new run. Raises `UserError` if one with content is named."""
+@contextmanager
+def writing(run_dir: Path) -> Iterator[None]:
+    """Within, an error of the disk is a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{Path(error.filename).name}: " if error.filename else ""
+        raise UserError(f"Cannot write the run folder {run_dir}: {where}{error.strerror or error}.") from error
+
+
+def check_run_dir(config: TrainConfig) -> None:
+    """Raises `UserError` if a folder with content is named for a new run."""
     if config.run_dir is not None:
         path = Path(config.run_dir)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"run_dir={path} is not empty: choose another, or resume={path} to go on with that run.")
-        return path
+        with writing(path):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise in_use(path)
+
+
+def in_use(path: Path) -> UserError:
+    """The error for a new run in the folder of another."""
+    resume = shlex.quote(f"resume={path}")
+    return UserError(f"run_dir={path} is not empty: choose another, or {resume} to go on with that run.")
+
+
+def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
+    """Makes the folder of a new run, which no process but this one writes until `held` ends. Raises `UserError`."""
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config.env['name']}_{config.agent['name']}_seed{config.seed}"
-    candidates = (Path("runs") / (f"{stem}-{i}" if i else stem) for i in range(1000))
-    return next(path for path in candidates if not path.exists())
+    named, number = config.run_dir is not None, 0
+    while True:
+        path = Path(config.run_dir or Path("runs") / (f"{stem}-{number}" if number else stem))
+        with writing(path), suppress(FileExistsError):
+            path.mkdir(parents=True, exist_ok=named)
+            held.enter_context(locked(path / "env.txt", new=True))
+            return path
+        if named:
+            raise in_use(path)
+        number += 1
 
 
 def start_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Makes the run folder with `config.yaml` and `env.txt`. Raises `UserError` if it cannot be written."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    """Writes `config.yaml` and `env.txt`. Raises `UserError` if the run folder cannot be written."""
+    with writing(run_dir):
         save_yaml(run_dir / "config.yaml", config.plain())
-        (run_dir / "env.txt").write_text(environment_description(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+        describe_session(run_dir)
+
+
+def clear_dead_start(run_dir: Path) -> None:
+    """Empties the folder of a run that was killed before its first checkpoint.
+
+    Raises:
+        UserError: It holds something that no run writes, another process is training in it, or it cannot be changed.
+    """
+    if not run_dir.is_dir():
+        return
+    found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".tmp-")}
+    if others := found - set(WRITTEN):
+        raise UserError(f"run_dir={run_dir} holds {', '.join(sorted(others))}, which no run writes: choose another.")
+    lock = run_dir / "env.txt"
+    try:
+        # A run makes an empty env.txt, and writes config.yaml before anything else.
+        if found - {lock.name} or (lock.exists() and lock.stat().st_size):
+            check_config(load_train_yaml(run_dir / "config.yaml"))
+    except UserError as error:
+        raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
+    with writing(run_dir), locked(lock):
+        for path in (*run_dir.glob(".tmp-*"), *(run_dir / name for name in WRITTEN)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
+    """Says it in a line if the schedules of a resumed run are not what they were."""
+    stored = check_config(load_train_yaml(run_dir / "config.yaml"))
+    before, now = (c.schedule_steps or c.total_steps for c in (stored, config))
+    if before != now:
+        report(
+            f"Schedules (learning rates, resets) end at step {now:,} from here on, before at {before:,}: "
+            f"schedule_steps={before} keeps them."
+        )
 
 
 def resume_run_dir(run_dir: Path, config: TrainConfig, step: int) -> None:
     """Stores what was given anew, and drops evaluations of what came after the checkpoint. Raises `UserError`."""
-    try:
+    with writing(run_dir):
         save_yaml(run_dir / "config.yaml", config.plain())
+        describe_session(run_dir)
         for path in (run_dir / "eval").glob("*.json"):
-            if int(path.stem) > step:
+            if path.name.startswith(".tmp-") or (path.stem.isdecimal() and int(path.stem) > step):
                 path.unlink()
-    except OSError as error:
-        raise UserError(f"Cannot write the run folder {run_dir}: {error.strerror or error}.") from error
+
+
+def describe_session(run_dir: Path) -> None:
+    """Appends to `env.txt` where this session of the run takes place."""
+    with (run_dir / "env.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(("\n" if file.tell() else "") + environment_description())
 
 
 def environment_description() -> str:
@@ -285,7 +407,8 @@ def environment_description() -> str:
 
     packages = ("mtrl-suite", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "ale-py")
     lines = [
-        f"command: python -m mtrl.train {' '.join(sys.argv[1:])}",
+        f"time: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
+        f"command: python -m mtrl.train {shlex.join(sys.argv[1:])}",
         f"git commit: {git('rev-parse', 'HEAD')}",
         f"git changes: {len(git('status', '--porcelain').splitlines())} files",
         f"python: {platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -294,6 +417,15 @@ def environment_description() -> str:
         f"gpu: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
     ]
     return "\n".join(lines) + "\n"
+
+
+PATHS = ("run_dir", "resume", "init_from")
+"""Settings that are paths."""
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"),
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+)
+"""Of Hydra, followed by a value."""
 
 
 def main() -> None:
@@ -307,12 +439,27 @@ def _main(arguments: list[str]) -> int:
         return 0
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments)
-    overrides = parse(arguments)
-    resume = next((o.value() for o in overrides if o.key_or_group == "resume"), None)
+    others, paths = split_paths(arguments, PATHS)
+    resume = paths.pop("resume", None)
+    if resume == "auto":
+        return _resume_or_start(check_config({**composed(others, "train"), **paths}))
     if resume is not None:
-        run_dir = Path(str(resume))
-        return train(check_config(resumed(load_yaml(run_dir / "config.yaml"), overrides)), run_dir)
-    return train(check_config(composed(arguments, "train")))
+        stored = load_train_yaml(Path(resume) / "config.yaml")
+        return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
+    return train(check_config({**composed(others, "train"), **paths}))
+
+
+def _resume_or_start(config: TrainConfig) -> int:
+    """Goes on with the run in `run_dir`, or begins it there: the same command every time, as schedulers repeat it."""
+    if config.run_dir is None:
+        raise UserError("resume=auto needs the run's folder: run_dir=...")
+    run_dir = Path(config.run_dir)
+    if not any_checkpoint(run_dir / "checkpoints"):
+        clear_dead_start(run_dir)
+        return train(config)
+    if differ := differing(config, check_config(load_train_yaml(run_dir / "config.yaml"))):
+        raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
+    return train(config, run_dir)
 
 
 def _hydra_main(arguments: list[str]) -> int:
@@ -321,10 +468,14 @@ def _hydra_main(arguments: list[str]) -> int:
 
     flags: list[str] = []
     overrides: list[str] = []
+    folders: list[Path] = []
     for argument in arguments:
-        value_of_flag = flags[-1:] in (["--cfg"], ["-c"], ["--package"], ["-p"], ["--info"], ["-i"])
-        (flags if argument.startswith("-") or value_of_flag else overrides).append(argument)
-    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides)):
+        flag = flags[-1] if flags else ""
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(argument))
+        (flags if argument.startswith("-") or flag in FLAGS_WITH_VALUE else overrides).append(argument)
+    sweep = not {"-m", "--multirun"}.isdisjoint(flags)
+    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides, sweep)):
         raise UserError("resume and run_dir name one run: they cannot be combined with a sweep (-m) or another flag.")
 
     def job(config: Mapping[str, Any]) -> None:
@@ -336,7 +487,7 @@ def _hydra_main(arguments: list[str]) -> int:
         if code:
             sys.exit(code)
 
-    sys.argv[1:] = [*flags, *checked(overrides, "train")]
+    sys.argv[1:] = [*flags, *checked(overrides, "train", sweep, folders)]
     hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(job)()
     return 0
 

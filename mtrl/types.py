@@ -1,11 +1,11 @@
-"""What passes between environments, experience, learners and the run: data classes and protocols, no behaviour.
+"""What passes between environments, experience, learners and the run: data classes and protocols.
 
 Letters in shapes: K tasks, B environment slots, T time steps of a rollout, n samples per task, A action size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -16,6 +16,12 @@ from torch import Tensor
 
 State = dict[str, Any]
 """What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
+
+TaskAxes = Mapping[str, tuple[int, ...]]
+"""What a module calls `task_axes`: of its tensors that hold numbers per task, by their names in its `state_dict`, the
+axes along which the K tasks lie, in the order of their ids. Such an axis may have several entries for each task, next
+to one another. `init_from` goes by it.
+"""
 
 Metrics = dict[str, Tensor]
 """Named device tensors: a scalar `()`, one value per task `(K,)` or per pair of tasks `(K, K)`.
@@ -52,8 +58,10 @@ class EnvSpec:
     """(K, action_dim): the components or actions that exist in each task."""
     horizon: int | None
     """Steps after which an episode is truncated, if it is the same for all."""
-    has_success: bool
-    """Whether the environment reports success; if not, `Step.success` is always false."""
+    reports_success: tuple[bool, ...]
+    """(K,): whether each task reports success; where not, `Step.success` means nothing."""
+    comparable_returns: bool
+    """Whether a return means the same in every task, so that the mean over tasks says something."""
     num_goals: int = 0
     """Fixed variations that each task has, or 0 where the goal of an episode is its seed."""
     task_descriptions: tuple[str, ...] | None = None
@@ -64,6 +72,26 @@ class EnvSpec:
     def num_tasks(self) -> int:
         """K."""
         return len(self.task_names)
+
+    @property
+    def has_success(self) -> bool:
+        """Whether any task reports success."""
+        return any(self.reports_success)
+
+    @property
+    def silent_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that report no success."""
+        pairs = zip(self.task_names, self.reports_success, strict=True)
+        return tuple(name for name, reports in pairs if not reports)
+
+
+def match_tasks(have: Sequence[str], want: Sequence[str]) -> list[int | None]:
+    """For each task that is wanted, its id where they are had; None for one that is not there.
+
+    Wherever two sides meet, tasks are the same by their names, never by their places in a list.
+    """
+    ids = {name: task for task, name in enumerate(have)}
+    return [ids.get(name) for name in want]
 
 
 @dataclass(frozen=True)
@@ -192,10 +220,12 @@ class EpisodeResult:
 
     task: str
     goal: int
-    success: bool
-    """True at any step."""
+    success: bool | None
+    """True at any step; None where the task reports none."""
     episode_return: float
     length: int
+    truncated: bool = False
+    """The evaluation ended it after its most steps (`eval.max_episode_steps`), not the environment."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +236,13 @@ class EvalResult:
     episodes: tuple[EpisodeResult, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     """What the benchmark makes of the episodes, for example human-normalised scores."""
-    has_success: bool = True
-    """Whether the environment reports success; without, `EpisodeResult.success` means nothing."""
+    comparable_returns: bool = True
+    """See `EnvSpec.comparable_returns`."""
+
+    @property
+    def has_success(self) -> bool:
+        """Whether any task reports success."""
+        return any(episode.success is not None for episode in self.episodes)
 
 
 @runtime_checkable
@@ -268,7 +303,10 @@ class Experience(Protocol):
         ...
 
     def statistics(self) -> Metrics:
-        """Per-task results (K,) of recently finished episodes, NaN for a task without any; and scalars ()."""
+        """Per-task results (K,) of recently finished episodes, NaN for a task without any; and scalars ().
+
+        The mean over tasks of a result, where it says something, is called `<result>_mean`.
+        """
         ...
 
     def state_dict(self) -> State: ...

@@ -50,7 +50,8 @@ def make_spec(
         action_dim=action_dim,
         action_mask=action_mask or ((True,) * action_dim,) * num_tasks,
         horizon=None,
-        has_success=True,
+        reports_success=(True,) * num_tasks,
+        comparable_returns=True,
     )
 
 

@@ -5,6 +5,8 @@ Its state is the same with and without them, so that a run can be resumed with o
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +51,31 @@ def compile_losses(learner: Any, backend: str = "inductor") -> None:
 
     Their backward passes are compiled with them, each to run once and as a whole: so a function gives one loss, and
     per-task gradients cannot be taken.
+
+    Raises:
+        UserError: There is no compiler that torch could use.
     """
+    if backend == "inductor":
+        _check_compiler(next(learner.networks.parameters()).device)
     for name in learner.COMPILABLE:
         setattr(learner, name, torch.compile(getattr(learner, name), backend=backend))
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Looks as torch does, and Triton for a GPU: they would not say what is missing before the first update."""
+    if device.type == "cuda":
+        found = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
+    else:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            found = get_cpp_compiler()
+        except (InvalidCxxCompiler, OSError):
+            found = None
+    if not found:
+        name, variable = ("C", "CC") if device.type == "cuda" else ("C++", "CXX")
+        raise UserError(
+            f"compile=true needs a {name} compiler, and there is none: install gcc, or set {variable} to one, or leave "
+            "compile=false."
+        )

@@ -13,9 +13,14 @@ Differences from the papers:
        `configs/experiment/atari57_impala.yaml` for what this makes of its settings.
     4. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
        are the same unless actors lag (decoupled PPO, Hilton et al. 2021).
+    5. Values are zero at first, and advantages are divided by a tenth of a typical reward at least (`ValueNorm.floor`),
+       in PPO by their deviation however small: where there is no reward, they are errors of the value network.
+    6. The entropy bonus widens no Gaussian beyond a standard deviation of 1 (`Gaussian.entropy_bonus`).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -37,7 +42,8 @@ class Impala:
         steps: On the parameters of both.
         reward_clip: Rewards count as this at most, either way; infinity for as they are.
         clip_range: Of the ratio to the policy at the start of the update; infinity for none.
-        normalise_advantage: Standardise the advantages of each task over the rollout.
+        normalise_advantage: Standardise the advantages of each task over the actions of the rollout that the policy
+            chose, dividing by `ValueNorm.floor` at least.
         value_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus at the start.
         final_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
@@ -81,13 +87,16 @@ class Impala:
         factor = 1 + (self.final_factor - 1) * progress
         self.steps.set_lr_factor(factor)
 
+        rollout = replace(rollout, reward=rollout.reward.clamp(-self.reward_clip, self.reward_clip))
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
         require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
-        self.value_norm.update(target, task, [self.value.head])
-        advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
+        chosen = weight > 0  # not by chance (`Collector.random_start`): statistics of the policy are over these
+        self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
-            advantage = per_task_standardise(advantage, task, self.num_tasks)
+            advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)
+        else:
+            advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
         advantage = weight * advantage
 
         samples = {
@@ -97,6 +106,7 @@ class Impala:
             "log_prob": log_prob,
             "target": self.value_norm.normalise(target, task),
             "advantage": advantage,
+            "chosen": chosen,
             "first": rollout.first,
             "state": rollout.state.expand(len(task), *rollout.state.shape),
         }
@@ -143,7 +153,7 @@ class Impala:
         next_value[ends] = self._value(last[0], task[ends])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
-            rollout.reward.clamp(-self.reward_clip, self.reward_clip),
+            rollout.reward,
             self.gamma * rollout.discount,
             rollout.done.float(),
             value,
@@ -185,15 +195,16 @@ class Impala:
     ) -> tuple[Float[Tensor, " K"], Metrics]:
         task = batch["task"]
         distribution = self.policy.distribution(features, task)
-        log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
-        entropy = distribution.entropy()
+        chosen = batch["chosen"]
+        # Left out, not only multiplied by an advantage of zero: the ratio of an action far from the policy overflows.
+        log_ratio = torch.where(chosen, distribution.log_prob(batch["action"]) - batch["log_prob"], 0)
         surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
-        loss = per_task_mean(-surrogate - entropy_coef * entropy, task, self.num_tasks)
+        loss = per_task_mean(-surrogate - entropy_coef * distribution.entropy_bonus(), task, self.num_tasks)
         with torch.no_grad():
             metrics = {
-                "entropy": per_task_mean(entropy, task, self.num_tasks),
-                "approximate_kl": (log_ratio.exp() - 1 - log_ratio).mean(),
-                "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).float().mean(),
+                "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),
+                "approximate_kl": (log_ratio.exp() - 1 - log_ratio).sum() / chosen.sum().clamp(min=1),
+                "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).sum() / chosen.sum().clamp(min=1),
             }
         return loss, metrics
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,12 +28,22 @@ def per_task_mean(
 
 
 def per_task_standardise(
-    values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int, epsilon: float = 1e-8
+    values: Float[Tensor, "*samples"],
+    task: Int[Tensor, "*samples"],
+    chosen: Bool[Tensor, "*samples"],
+    floor: Float[Tensor, " K"],
 ) -> Float[Tensor, "*samples"]:
-    """Shifts and scales each task's samples to mean 0 and (population) standard deviation 1."""
-    centred = values - per_task_mean(values, task, num_tasks)[task]
-    variance = per_task_mean(centred.square(), task, num_tasks)
-    return centred / (variance.sqrt()[task] + epsilon)
+    """Shifts and scales each task's samples so that the `chosen` have mean 0 and (population) standard deviation 1.
+
+    It divides by `floor` (K,) at least: a spread below stays as small as it is, in units of that. A spread that is
+    rounding of the values, in the precision in which they come, is none: all samples become 0.
+    """
+    num_tasks, own = len(floor), task[chosen]
+    centred = values.double() - per_task_mean(values[chosen].double(), own, num_tasks)[task]
+    spread = per_task_mean(centred[chosen].square(), own, num_tasks).sqrt()
+    rounding = torch.finfo(values.dtype).eps * per_task_mean(values[chosen].double().abs(), own, num_tasks)
+    divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)
+    return (centred / divisor[task]).to(values.dtype)
 
 
 def td_target(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
@@ -13,7 +15,9 @@ from mtrl.types import Metrics, State
 
 
 class Resets:
-    """A learner whose networks and optimisers begin anew `count` times, evenly spread over training.
+    """A learner whose networks begin anew `count` times, evenly spread over training.
+
+    So does what has been learned about them: optimisers, weightings, aggregations and the task sampler.
 
     Nikishin et al., "The Primacy Bias in Deep RL" (2022); in multi-task learning ARS (Cho et al. 2025), whose reward
     scaling changes at resets only (`value_norm=mean_reward`). Experience and the statistics of observations stay.
@@ -21,14 +25,18 @@ class Resets:
     Differences from the papers:
         1. Parameters become what they were first drawn as (before `init_from`), and are not drawn anew.
         2. Temperatures begin anew too.
+
+    Args:
+        sampler: The task sampler.
     """
 
-    def __init__(self, learner: Any, count: int) -> None:
+    def __init__(self, learner: Any, count: int, sampler: nn.Module) -> None:
         not_negative(count=count)
-        self.learner, self.count = learner, count
+        self.learner, self.count, self.sampler = learner, count, sampler
         self.policy, self.networks = learner.policy, learner.networks
         self.act, self.initial_state, self.diagnostics = learner.act, learner.initial_state, learner.diagnostics
         self._initial = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
+        self._initial_sampler = copy.deepcopy(sampler.state_dict())
         self._done = 0
 
     def update(self, batch: Any, progress: float) -> Metrics:
@@ -45,6 +53,7 @@ class Resets:
         for part in vars(self.learner).values():
             if isinstance(part, TaskStep | SeparateSteps | JointStep | ValueNorm):
                 part.restart()
+        self.sampler.load_state_dict(copy.deepcopy(self._initial_sampler))
 
     def state_dict(self) -> State:
         return {**self.learner.state_dict(), "resets_done": self._done}

@@ -11,6 +11,8 @@ Differences from the papers:
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -19,11 +21,13 @@ from mtrl.nn.networks import Ensemble, PolicyNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
 from mtrl.registry import not_negative, positive
-from mtrl.types import Batch, Metrics, State
+from mtrl.types import Batch, Metrics, State, TaskAxes
 
 
 class Temperature(nn.Module):
     """Entropy temperature alpha of each task."""
+
+    task_axes: ClassVar[TaskAxes] = {"log_alpha": (0,)}
 
     def __init__(self, num_tasks: int, initial: float) -> None:
         super().__init__()
@@ -83,7 +87,8 @@ class Sac:
 
         target = self._target(batch, next_obs)
         require_finite(target, task)  # before it can reach a statistic
-        self.value_norm.update(target, task, [critic.head for critic in (*self.critics, *self.target_critics)])
+        heads = [critic.head for critic in (*self.critics, *self.target_critics)]
+        self.value_norm.update(target, batch.reward, task, heads)
         normalised = self.value_norm.normalise(target, task)
         features = torch.cat([obs, batch.action], -1)
         critic_loss = self._critic_loss(features, task, normalised)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
+from mtrl.finite import check_first, check_step
 from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
@@ -28,6 +29,7 @@ class Episodes:
         self.spec, self.sampler = spec, sampler
         self.listeners: list[Callable[[Metrics], None]] = []
         self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
+        self._silent = ~torch.tensor(spec.reports_success)
         self._finished = self._no_results()
 
     def _no_results(self) -> Float[Tensor, "4 K"]:
@@ -48,16 +50,22 @@ class Episodes:
             listener(task, results)
 
     def statistics(self) -> Metrics:
-        """Results of the episodes finished since the last call, NaN for a task without any; and shares of the tasks."""
+        """Results of the episodes finished since the last call, shares of the tasks, and means over tasks.
+
+        A task without any is NaN, and one that reports no success in `success_rate`, which is left out if none does.
+        Returns that are not comparable have no mean.
+        """
         episodes, *sums = self._finished
         self._finished = self._no_results()
         statistics = dict(zip(("return", "success_rate", "episode_length"), (s / episodes for s in sums), strict=True))
+        statistics["success_rate"][self._silent] = torch.nan
         if not self.spec.has_success:
             del statistics["success_rate"]
         for listener in self.listeners:
             listener(statistics)
         statistics["task_share"] = self.sampler.probabilities()
-        return statistics
+        averaged = [name for name in statistics if name != "return" or self.spec.comparable_returns]
+        return statistics | {f"{name}_mean": statistics[name].nanmean() for name in averaged}
 
     def state_dict(self) -> State:
         return {"sampler": self.sampler.state_dict(), "finished": self._finished}
@@ -94,8 +102,10 @@ class Collector:
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
+        check_first(self.obs, self.task, env.spec)
         self.state = torch.zeros(env.num_envs, 0, device=self.device)
         """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
+        self._next_state = self.state
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
@@ -113,7 +123,7 @@ class Collector:
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
         with self.timer("inference"):
-            action, log_prob, self.state = actor.act(self.obs, self.task, self.state, explore=True)
+            action, log_prob, self._next_state = actor.act(self.obs, self.task, self.state, explore=True)
             starting = (self._length < self._start_length).to(self.device)
             rows = starting.reshape(-1, *[1] * (action.ndim - 1))
             return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
@@ -122,6 +132,9 @@ class Collector:
         """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
             step = self.env.step(action, cut=self._until_cut == 1)
+        check_step(step, self._length + 1, self.env.spec)
+        # Only now: where the environment fails, everything is still as it was before the step.
+        self.state = self._next_state
         self._until_cut -= 1
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
@@ -135,6 +148,7 @@ class Collector:
             self.episodes.add(step.task.cpu()[done], results)
             for values in running.values():
                 values[done] = 0
+            check_first(step.obs, self.env.task, self.env.spec)
             self._assign()
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
@@ -166,9 +180,13 @@ class Collector:
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what an environment cannot have shown."""
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state)
-        self.obs, self.task, self.state = (state[name].to(self.device) for name in ("obs", "task", "state"))
+        self.obs, self.state = (state[name].to(self.device) for name in ("obs", "state"))
+        if not (self.obs.isfinite().all() and self.state.isfinite().all()):
+            raise ValueError("collector: expected finite observations and states, found NaN or infinity")
+        self.task = self.env.task.to(self.device)
         # Copied, as they are changed in place.
         names = ("episode_return", "succeeded", "length", "until_cut", "start_length")
         for name in names:

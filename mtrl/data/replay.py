@@ -84,9 +84,12 @@ class Replay:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Raises `ValueError` if the state is that of a replay of another capacity."""
+        """Raises `ValueError` if the state is that of a replay of another capacity, or of no replay."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"The saved replay has a capacity of {state['capacity']}, this one {self.capacity}.")
+        filled = int(state["added"].clamp(max=self.capacity).max())
+        if int(state["added"].min()) < 0 or any(ring.shape[1] != filled for ring in state["rings"].values()):
+            raise ValueError(f"rings: expected {filled} transitions of each task, as `added` says")
         self.added.copy_(state["added"])
         for key, saved in state["rings"].items():
             self._rings[key][:, : saved.shape[1]] = saved.to(self.device)

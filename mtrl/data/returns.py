@@ -43,8 +43,13 @@ class ReturnTracker:
         return torch.from_numpy(np.abs(returns).max(0))
 
     def state_dict(self) -> State:
-        return {"rewards": self._rewards, "length": self._length}
+        return {"rewards": self._rewards[: int(self._length.max())], "length": self._length}
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` if there are fewer rewards than steps."""
         # Copied, as they are changed in place.
-        self._rewards, self._length = (state[key].to("cpu", copy=True) for key in ("rewards", "length"))
+        rewards, self._length = state["rewards"], state["length"].to("cpu", copy=True)
+        if not 0 <= int(self._length.min()) <= int(self._length.max()) <= len(rewards):
+            raise ValueError(f"rewards: expected {int(self._length.max())} steps, found {len(rewards)}")
+        missing = max(256, len(rewards)) - len(rewards)
+        self._rewards = torch.cat([rewards.cpu(), torch.zeros(missing, rewards.shape[1], dtype=torch.float64)])

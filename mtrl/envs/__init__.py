@@ -5,6 +5,7 @@ Importing this package imports nothing heavy, torch included: worker processes i
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,16 +21,22 @@ def register_all() -> None:
 
 
 def register_with_gymnasium() -> None:
-    """Registers Meta-World's benchmarks and tasks under the ids that `gymnasium.make_vec` takes."""
+    """Registers Meta-World's benchmarks and tasks under the ids that `gymnasium.make_vec` and `gymnasium.make` take."""
     import gymnasium
 
     from mtrl.envs.metaworld.catalog import MT50
 
-    entry_point = "mtrl.envs.gym_vector:make"
-    for name in ("MT1", "MT10", "MT25", "MT50", "ML1", "ML10", "ML25", "ML45"):
-        gymnasium.register(f"mtrl/{name}-v0", vector_entry_point=entry_point, kwargs={"name": name.lower()})
-    for task in MT50:
-        gymnasium.register(f"mtrl/{task}", vector_entry_point=entry_point, kwargs={"name": "mt1", "task": task})
+    benchmarks = ("MT1", "MT10", "MT25", "MT50", "ML1", "ML10", "ML25", "ML45")
+    ids = {f"mtrl/{name}-v0": {"name": name.lower()} for name in benchmarks}
+    ids |= {f"mtrl/{task}": {"name": "mt1", "task": task} for task in MT50}
+    for env_id, kwargs in ids.items():
+        gymnasium.register(
+            env_id,
+            entry_point="mtrl.envs.gym_vector:make_single",
+            vector_entry_point="mtrl.envs.gym_vector:make",
+            max_episode_steps=500,
+            kwargs=kwargs,
+        )
 
 
 def make(
@@ -62,6 +69,10 @@ def make(
     register_all()
     if not isinstance(history, int) or isinstance(history, bool) or history < 0:
         raise UserError(f"env: history must be a number of transitions, 0 or more, not {history!r}.")
+    try:
+        seed = index(seed)
+    except TypeError:
+        raise UserError(f"env: seed must be an integer, not {seed!r}: goals and episodes are drawn from it.") from None
     runtime = {"seed": seed, "device": device, "slots_per_task": slots_per_task}
     env: VecEnv = registry.build("env", {"name": name, "num_envs": num_envs, **options}, **runtime)
     return History(env, history) if history else env

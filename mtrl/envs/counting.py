@@ -53,7 +53,8 @@ class CountingEnv(TorchVecEnv):
             action_dim=action_dim,
             action_mask=((True,) * action_dim,) * num_tasks,
             horizon=None if stagger else episode_length,
-            has_success=True,
+            reports_success=(True,) * num_tasks,
+            comparable_returns=num_tasks == 1,
             num_goals=num_goals,
         )
         super().__init__(spec, num_envs, num_goals, seed, device, slots_per_task)

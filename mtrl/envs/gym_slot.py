@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from mtrl.envs.rendering import picture
 from mtrl.envs.worker import EnvPool
 
 SUCCESS_KEYS = ("is_success", "success")
 
+Layout = Literal["flat", "grey", "first", "last"]
+"""Of observations: numbers, or a picture without an axis of channels, or with that axis first or last."""
 
-def make_env(env_id: str, render: bool = False) -> gymnasium.Env[Any, Any]:
+
+@dataclass(frozen=True)
+class GymTask:
+    """What a worker makes the environment of a task from."""
+
+    registered: EnvSpec
+    """What the id stands for: the id itself may be known only in the process that registered it."""
+    kwargs: Mapping[str, Any]
+    layout: Layout
+
+
+def make_env(registered: str | EnvSpec, kwargs: Mapping[str, Any], render: bool = False) -> gymnasium.Env[Any, Any]:
     """The environment as registered, time limit included; without the checker, which warns about each oddity."""
-    options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}  # not every constructor takes it
-    return gymnasium.make(env_id, disable_env_checker=True, **options)
+    drawn = {"render_mode": "rgb_array"} if render else {}  # not every constructor takes it
+    return gymnasium.make(registered, **{"disable_env_checker": True, **kwargs, **drawn})
+
+
+def arrange(obs: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """A picture with its channels first."""
+    if layout == "grey":
+        return obs[None]
+    return np.moveaxis(obs, -1, 0) if layout == "last" else obs
+
+
+def rescale(action: NDArray[np.float32], space: spaces.Box) -> NDArray[Any]:
+    """A point of [-1, 1]^A in a space of A numbers: its ends are exact, and what lies between them stays inside."""
+    is_integer = np.issubdtype(space.dtype, np.integer)
+    # Which of two integers is nearer can hang on the last digit of a float64.
+    wide: type[np.floating[Any]] = np.longdouble if is_integer else np.float64
+    low, high, own = space.low.astype(wide), space.high.astype(wide), action.reshape(space.shape).astype(wide)
+    point = (1 - own) / 2 * low + (1 + own) / 2 * high
+    if is_integer:
+        point = np.rint(point)
+    return np.clip(point.astype(space.dtype), space.low, space.high)
 
 
 class GymSlot:
@@ -26,11 +61,14 @@ class GymSlot:
 
     Args:
         pool: Shared by the slots of a process.
+        layouts: Of each task.
         obs_shape: Of all tasks. A smaller observation is flattened and followed by zeros.
     """
 
-    def __init__(self, pool: EnvPool[gymnasium.Env[Any, Any]], obs_shape: tuple[int, ...]) -> None:
-        self._pool, self._shape = pool, obs_shape
+    def __init__(
+        self, pool: EnvPool[gymnasium.Env[Any, Any]], layouts: Sequence[Layout], obs_shape: tuple[int, ...]
+    ) -> None:
+        self._pool, self._layouts, self._shape = pool, layouts, obs_shape
         self._task: int | None = None
         self._env: gymnasium.Env[Any, Any] | None = None
 
@@ -45,8 +83,7 @@ class GymSlot:
         assert self._env is not None
         space = self._env.action_space
         if isinstance(space, spaces.Box):
-            own = np.asarray(action[: int(np.prod(space.shape))], np.float64).reshape(space.shape)
-            move = (space.low + (own + 1.0) / 2.0 * (space.high - space.low)).astype(space.dtype)
+            move = rescale(action[: int(np.prod(space.shape))], space)
         else:
             assert isinstance(space, spaces.Discrete)
             move = space.start + int(action)
@@ -56,7 +93,10 @@ class GymSlot:
 
     def _observation(self, obs: Any) -> NDArray[Any]:
         assert self._env is not None
-        space = self._env.observation_space
+        assert self._task is not None
+        space, layout = self._env.observation_space, self._layouts[self._task]
+        if layout != "flat":
+            return arrange(np.asarray(obs), layout)
         if space.shape == self._shape and isinstance(space, spaces.Box):
             return np.asarray(obs)
         flat = np.asarray(spaces.flatten(space, obs))
@@ -64,10 +104,7 @@ class GymSlot:
 
     def render(self) -> NDArray[np.uint8]:
         assert self._env is not None
-        picture = self._env.render()
-        if picture is None:
-            raise RuntimeError("The environment cannot render: make it with render=True.")
-        return np.asarray(picture)
+        return picture(self._env)
 
     def close(self) -> None:
         self._release()
@@ -79,7 +116,8 @@ class GymSlot:
         self._env = self._task = None
 
 
-def make_slots(num_slots: int, ids: Sequence[str], obs_shape: tuple[int, ...], render: bool) -> list[GymSlot]:
+def make_slots(num_slots: int, tasks: Sequence[GymTask], obs_shape: tuple[int, ...], render: bool) -> list[GymSlot]:
     """The slots of one worker."""
-    pool = EnvPool(lambda task: make_env(ids[task], render))
-    return [GymSlot(pool, obs_shape) for _ in range(num_slots)]
+    pool = EnvPool(lambda task: make_env(tasks[task].registered, tasks[task].kwargs, render))
+    layouts = [task.layout for task in tasks]
+    return [GymSlot(pool, layouts, obs_shape) for _ in range(num_slots)]

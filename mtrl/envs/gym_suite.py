@@ -2,131 +2,351 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+import logging
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
+from mtrl.envs.metaworld.catalog import MT50
 from mtrl.envs.slots import SlotVecEnv
-from mtrl.registry import register, unknown
-from mtrl.types import EnvSpec, UserError
+from mtrl.registry import construct, register, unknown
+from mtrl.types import EnvSpec, Step, UserError
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from mtrl.envs.gym_slot import GymTask, Layout
 
 NUM_SEEDS = 2**31 - 1
 """Goals are the seeds of episodes."""
+TRIAL_STEPS = 1000
+"""Of a trial episode that has no time limit."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task, as the user writes it among the `ids`."""
+
+    id: str
+    """As `gymnasium.make` takes it: `module:id` imports the module that registers it."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `gymnasium.make`."""
+    name: str | None = None
+    """Of the task; by default the id, followed by the arguments."""
+
+    @property
+    def task_name(self) -> str:
+        arguments = ",".join(f"{key}={value}" for key, value in self.kwargs.items())
+        return self.name or self.id + (f"[{arguments}]" if arguments else "")
 
 
 @register("env", "gym")
 def gym(
-    ids: Sequence[str],
+    ids: Sequence[Any],
     num_envs: int | None,
     seed: int,
     device: str,
     num_workers: int | None = None,
     render: bool = False,
     slots_per_task: int = 1,
-) -> SlotVecEnv:
-    """Gymnasium environments, one task per id, spread over processes.
+    reports_success: bool | list[Any] | None = None,
+    channels: Literal["first", "last"] | None = None,
+) -> GymTasks:
+    """Gymnasium environments, a list of tasks, spread over processes.
 
-    Observations are flattened (discrete ones become one-hot) and padded with zeros to the longest; arrays of two or
-    more dimensions stay as they are if all tasks have the same. Actions are all continuous, rescaled from [-1, 1] to
-    the task's bounds and padded, or all discrete; `spec.action_mask` says which exist. Success is what `info` reports
-    under "is_success" or "success"; if a first trial step shows neither in any task, `spec.has_success` is false.
+    Observations are flattened (discrete ones become one-hot) and padded with zeros to the longest. Pictures, which are
+    bytes in two or three axes, are brought into the shape (channels, height, width), the same in all tasks. Actions are
+    all continuous, rescaled from [-1, 1] to the task's bounds and padded, or all discrete; `spec.action_mask` says
+    which exist. Success is what `info` reports under "is_success" or "success". A task reports it
+    (`spec.reports_success`) if either is in the info of any step of a trial episode: random actions, the same every
+    time, to its end or for 1,000 steps where it has no time limit.
 
     Args:
-        ids: Of registered environments, for example `["Pendulum-v1", "MountainCarContinuous-v0"]`.
+        ids: Of registered environments, for example `["Pendulum-v1", "MountainCarContinuous-v0"]`, or what `Entry`
+            holds: `{"id": "Pendulum-v1", "kwargs": {"g": 9.0}, "name": "heavy"}`.
         num_envs: Slots of all tasks together; None for `slots_per_task` times the tasks.
         seed: Of the episodes' seeds.
         device: Of the tensors in a step.
         num_workers: Processes; None for one per core.
         render: Whether `SlotVecEnv.render` is wanted.
+        reports_success: Of all tasks, or of each; None for a trial. An environment that mentions success only where
+            there is some needs to have it said.
+        channels: Where pictures have their channels; None where their sizes tell: the first or the last axis is then
+            at most half as long as the others.
 
     Raises:
         UserError: An environment that does not exist or cannot be made, or spaces that do not go together.
     """
     from mtrl.envs.gym_slot import make_slots
 
-    if isinstance(ids, str) or not len(ids):
+    if not isinstance(ids, list | tuple) or not ids:
         raise UserError(f"ids must be a list of gymnasium environments, not {ids!r}: for example [Pendulum-v1].")
-    ids = tuple(ids)
-    if len(set(ids)) < len(ids):
-        raise UserError(f"Each id may be named once, found {', '.join(ids)}.")
-    spec = _spec(ids)
-    slots = functools.partial(make_slots, ids=ids, obs_shape=spec.obs_shape, render=render)
-    return SlotVecEnv(slots, spec, num_envs, NUM_SEEDS, seed, device, num_workers, slots_per_task)
+    entries = [_entry(given) for given in ids]
+    names = [entry.task_name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{names.count(name)} tasks are called {name!r}: give them names, {{id: ..., name: ...}}.")
+    said = reports_success if isinstance(reports_success, list) else [reports_success] * len(ids)
+    if len(said) != len(ids) or any(answer not in (True, False, None) for answer in said):
+        raise UserError(f"reports_success must be true, false or null, or a list of {len(ids)} of these, not {said}.")
+    spec, tasks = _examine(entries, said, channels, render)
+    if num_workers != 0:
+        for entry, task in zip(entries, tasks, strict=True):
+            _check_workers_can_make(entry, task)
+    slots = functools.partial(make_slots, tasks=tasks, obs_shape=spec.obs_shape, render=render)
+    tried = torch.tensor([answer is None for answer in said])
+    return GymTasks(tried, slots, spec, num_envs, NUM_SEEDS, seed, device, num_workers, slots_per_task)
 
 
-def _spec(ids: Sequence[str]) -> EnvSpec:
-    """Makes each environment once to learn its spaces, its time limit, and whether it reports success."""
+class GymTasks(SlotVecEnv):
+    """Says so, once in a process, when a task that its trial took for silent reports a success.
+
+    Args:
+        tried: (K,) of which tasks a trial decided whether they report success.
+        others: Of `SlotVecEnv`.
+    """
+
+    def __init__(self, tried: Bool[Tensor, " K"], *others: Any) -> None:
+        super().__init__(*others)
+        self._silent = (tried & ~torch.tensor(self.spec.reports_success)).to(self.task.device)
+
+    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+        step = super().step(action, cut)
+        found = step.success & self._silent[step.task]
+        for task in step.task[found].unique().tolist():
+            _warn_of_success(self.spec.task_names, self.spec.reports_success, task)
+        return step
+
+
+@functools.cache
+def _warn_of_success(names: tuple[str, ...], reports_success: tuple[bool, ...], task: int) -> None:
+    say = ",".join(str(reports or k == task).lower() for k, reports in enumerate(reports_success))
+    log.warning(
+        "WARNING: %s has reported a success, which is left out, because its trial episode reported none: to count it, "
+        "say 'env.reports_success=[%s]'.",
+        names[task],
+        say,
+    )
+
+
+def _entry(given: Any) -> Entry:
+    if isinstance(given, str):
+        return Entry(given)
+    if not isinstance(given, Mapping):
+        raise UserError(f"Each of ids must be an id or {{id: ..., kwargs: ..., name: ...}}, not {given!r}.")
+    return construct("an entry of ids", Entry, given)
+
+
+def _examine(
+    entries: Sequence[Entry],
+    said: Sequence[bool | None],
+    channels: Literal["first", "last"] | None,
+    render: bool,
+) -> tuple[EnvSpec, list[GymTask]]:
+    """Makes each environment once to learn its spaces, its time limit, and if it is not `said`, who reports success."""
     import gymnasium
 
-    from mtrl.envs.gym_slot import SUCCESS_KEYS, make_env
+    from mtrl.envs.gym_slot import GymTask
 
-    observations, actions, horizons, has_success = [], [], set(), False
-    for env_id in ids:
-        try:
-            env = make_env(env_id)
-        except gymnasium.error.UnregisteredEnv:
-            raise UserError(_unregistered(env_id)) from None
-        except (gymnasium.error.Error, ImportError) as error:
-            raise UserError(f"gymnasium cannot make {env_id!r}: {error}") from error
+    tasks, observations, actions, horizons, reports_success = [], [], [], set(), []
+    for entry, answer in zip(entries, said, strict=True):
+        env = _make(entry, render)
+        layout = _layout(entry.task_name, env.observation_space, channels)
+        assert env.unwrapped.spec is not None
+        tasks.append(GymTask(gymnasium.spec(env.unwrapped.spec.id), entry.kwargs, layout))
         observations.append(env.observation_space)
         actions.append(env.action_space)
-        horizons.add(env.spec.max_episode_steps if env.spec else None)
-        env.action_space.seed(0)
-        env.reset(seed=0)
-        info = env.step(env.action_space.sample())[-1]
-        has_success |= any(key in info for key in SUCCESS_KEYS)
+        horizon = env.spec.max_episode_steps if env.spec else None
+        horizons.add(horizon)
+        reports_success.append(_trial(env, horizon or TRIAL_STEPS) if answer is None else answer)
         env.close()
 
-    for env_id, space in zip(ids, observations, strict=True):
-        if not space.is_np_flattenable:
-            raise UserError(f"The observations of {env_id!r} cannot be flattened to an array: {space}.")
-    obs_shape, obs_dtype = _common_observation(observations)
-    kind, sizes = _actions(ids, actions)
+    names = [entry.task_name for entry in entries]
+    obs_shape, obs_dtype = _common_observation(names, observations, [task.layout for task in tasks])
+    kind, sizes = _actions(names, actions)
     action_dim = max(sizes)
-    return EnvSpec(
-        task_names=tuple(ids),
+    spec = EnvSpec(
+        task_names=tuple(names),
         obs_shape=obs_shape,
         obs_dtype=obs_dtype,
         action_kind=kind,
         action_dim=action_dim,
         action_mask=tuple(tuple(i < size for i in range(action_dim)) for size in sizes),
         horizon=horizons.pop() if len(horizons) == 1 else None,
-        has_success=has_success,
+        reports_success=tuple(reports_success),
+        comparable_returns=len(entries) == 1,
     )
+    return spec, tasks
+
+
+def _make(entry: Entry, render: bool) -> gymnasium.Env[Any, Any]:
+    """The environment of a task, which draws if it is to.
+
+    Raises:
+        UserError: It does not exist, cannot be made or does not draw.
+    """
+    import gymnasium
+
+    from mtrl.envs.gym_slot import make_env
+    from mtrl.envs.rendering import check_mujoco_draws, picture
+
+    try:
+        env = make_env(entry.id, entry.kwargs, render)
+    except gymnasium.error.UnregisteredEnv:
+        raise UserError(_unregistered(entry.id)) from None
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        vector_only = entry.id in gymnasium.registry and gymnasium.spec(entry.id).entry_point is None
+        reason = "it makes batches only (gymnasium.make_vec)" if vector_only else str(error).rstrip(".")
+        raise UserError(f"gymnasium cannot make {entry.id!r}: {reason}.{_of_metaworld(entry.id)}") from error
+    if render:
+        if hasattr(env.unwrapped, "mujoco_renderer"):
+            check_mujoco_draws()
+        try:
+            env.reset(seed=0)
+            picture(env)
+        except (RuntimeError, NotImplementedError, gymnasium.error.Error) as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise UserError(f"{entry.task_name!r} cannot be drawn: {reason}.") from error
+    return env
+
+
+def _trial(env: Any, steps: int) -> bool:
+    """Whether any step of a trial episode reports success."""
+    from mtrl.envs.gym_slot import SUCCESS_KEYS
+
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for _ in range(steps):
+        *_, terminated, truncated, info = env.step(env.action_space.sample())
+        if any(key in info for key in SUCCESS_KEYS):
+            return True
+        if terminated or truncated:
+            return False
+    return False
 
 
 def _unregistered(env_id: str) -> str:
     import gymnasium
 
-    registered = list(gymnasium.registry)
-    name = env_id.split("-v")[0]
-    same = [other for other in registered if other.split("-v")[0] == name]
-    return unknown("gymnasium environment", env_id, same or registered)
+    module, _, name = env_id.rpartition(":")
+    if of_metaworld := _of_metaworld(name):
+        return f"Unknown gymnasium environment {env_id!r}.{of_metaworld}"
+    registered = [known for known, spec in gymnasium.registry.items() if spec.entry_point is not None]
+    same = [known for known in registered if known.split("-v")[0] == name.split("-v")[0]]
+    others = [known for known in registered if known.rpartition("/")[0] == name.rpartition("/")[0]]
+    message = unknown("gymnasium environment", env_id, same or others or registered)
+    return message if module else f"{message} If a module of yours registers it, write module:id: my_envs:{name}."
 
 
-def _common_observation(observations: Sequence[Any]) -> tuple[tuple[int, ...], torch.dtype]:
+def _of_metaworld(env_id: str) -> str:
+    """A hint, if the id is like that of a task of Meta-World."""
+    near = difflib.get_close_matches(env_id.rpartition("/")[2], MT50, n=1, cutoff=0.8)
+    return f" Meta-World's tasks are in env=metaworld 'env.tasks=[{near[0]}]'." if near else ""
+
+
+def _check_workers_can_make(entry: Entry, task: GymTask) -> None:
+    """Raises `UserError` if another process could not import what the environment is made from."""
+    try:
+        reaches = b"__main__" not in pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        reaches = False
+    if not reaches:
+        raise UserError(
+            f"{entry.id!r} is made by something that worker processes cannot import ({task.registered.entry_point}): "
+            "put it into a module that registers it and write module:id, or use num_workers=0."
+        )
+
+
+def _layout(name: str, space: Any, channels: Literal["first", "last"] | None) -> Layout:
+    """How the observations of a task are laid out. Raises `UserError` if nobody can tell."""
     from gymnasium import spaces
 
-    first = observations[0]
-    arrays = all(isinstance(space, spaces.Box) and len(space.shape) > 1 for space in observations)
-    if arrays and all(space.shape == first.shape and space.dtype == first.dtype for space in observations):
-        return first.shape, torch.uint8 if first.dtype == np.uint8 else torch.float32
-    return (max(spaces.flatdim(space) for space in observations),), torch.float32
+    if not isinstance(space, spaces.Box):
+        if hidden := [part for part in _parts(space) if _is_picture(part)]:
+            raise UserError(
+                f"The observations of {name!r} are a {type(space).__name__} with a picture {hidden[0].shape} in it: "
+                "wrap the environment so that the picture is all, or that it is left out."
+            )
+        if not space.is_np_flattenable:
+            raise UserError(f"The observations of {name!r} cannot be flattened to an array: {space}.")
+        return "flat"
+    if not _is_picture(space):
+        return "flat"
+    if len(space.shape) > 3 or space.dtype != np.uint8:
+        raise UserError(
+            f"The observations of {name!r} are {space.dtype} of shape {space.shape}: pictures must be uint8, from 0 to "
+            "255, with at most three axes. Wrap the environment, for example in gymnasium's RescaleObservation and "
+            "DtypeObservation."
+        )
+    if len(space.shape) == 2:
+        return "grey"
+    first, height, last = space.shape
+    if channels is not None:
+        return channels
+    if 2 * first <= min(height, last):
+        return "first"
+    if 2 * last <= min(first, height):
+        return "last"
+    raise UserError(
+        f"The sizes of the pictures {space.shape} of {name!r} do not tell which axis has the channels: "
+        "use env.channels=first or env.channels=last."
+    )
 
 
-def _actions(ids: Sequence[str], actions: Sequence[Any]) -> tuple[Literal["continuous", "discrete"], list[int]]:
+def _is_picture(space: Any) -> bool:
+    from gymnasium import spaces
+
+    return isinstance(space, spaces.Box) and len(space.shape) >= (2 if space.dtype == np.uint8 else 3)
+
+
+def _parts(space: Any) -> Iterator[Any]:
+    """A space, and those that it is made of."""
+    yield space
+    inside = getattr(space, "spaces", ())
+    for part in inside.values() if isinstance(inside, Mapping) else inside:
+        yield from _parts(part)
+
+
+def _common_observation(
+    names: Sequence[str], observations: Sequence[Any], layouts: Sequence[Layout]
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of all tasks. Raises `UserError` for pictures that are not all alike."""
+    from gymnasium import spaces
+
+    from mtrl.envs.gym_slot import arrange
+
+    if set(layouts) == {"flat"}:
+        return (max(spaces.flatdim(space) for space in observations),), torch.float32
+    shapes = [
+        (spaces.flatdim(space),) if layout == "flat" else arrange(np.empty(space.shape), layout).shape
+        for space, layout in zip(observations, layouts, strict=True)
+    ]
+    if len(set(shapes)) > 1:
+        found = ", ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise UserError(f"Pictures must have the same shape (channels, height, width) in all tasks, found {found}.")
+    return shapes[0], torch.uint8
+
+
+def _actions(names: Sequence[str], actions: Sequence[Any]) -> tuple[Literal["continuous", "discrete"], list[int]]:
     """Kind of the actions, and their size in each task."""
     from gymnasium import spaces
 
     if all(isinstance(space, spaces.Discrete) for space in actions):
         return "discrete", [int(space.n) for space in actions]
     if all(isinstance(space, spaces.Box) for space in actions):
-        for env_id, space in zip(ids, actions, strict=True):
+        for name, space in zip(names, actions, strict=True):
             if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-                raise UserError(f"The actions of {env_id!r} have no bounds to rescale to: {space}.")
+                raise UserError(f"The actions of {name!r} have no bounds to rescale to: {space}.")
         return "continuous", [int(np.prod(space.shape)) for space in actions]
-    found = ", ".join(f"{env_id}: {type(space).__name__}" for env_id, space in zip(ids, actions, strict=True))
+    found = ", ".join(f"{name}: {type(space).__name__}" for name, space in zip(names, actions, strict=True))
     raise UserError(f"Actions must be all Box (continuous) or all Discrete, found {found}.")

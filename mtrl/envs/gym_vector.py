@@ -1,15 +1,18 @@
-"""Any `VecEnv` as a `gymnasium.vector.VectorEnv`, for use with other libraries.
+"""Any `VecEnv` as a `gymnasium.vector.VectorEnv`, and one slot as a `gymnasium.Env`, for use with other libraries.
 
 `import mtrl` registers the ids that `gymnasium.make_vec` takes: `mtrl/MT10-v0`, `mtrl/ML45-v0`, ... for the benchmarks,
-and each of the 50 tasks under its official name, `mtrl/reach-v3`.
+and each of the 50 tasks under its official name, `mtrl/reach-v3`. Those of one task also work with `gymnasium.make`.
 """
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -17,33 +20,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import mtrl.envs
-from mtrl.types import VecEnv
+from mtrl.registry import lookup, unknown
+from mtrl.types import UserError, VecEnv
 
 Array = NDArray[Any]
+METADATA = {"render_modes": ["rgb_array"], "render_fps": 80}
 
 
 class GymVectorEnv(VectorEnv[Array, Array, Array]):
-    """Numpy in, numpy out, same-step autoreset.
+    """Numpy in, numpy out.
 
     Infos, each (B,): `task`, `goal` (what each slot runs now), `success` (of the step just made), and where the
-    environment has them the official fields (`near_object`, `grasp_success`, ...). Where an episode ended,
-    `final_obs` (B, *obs) holds its last observation and `final_info` its `task`, `goal` and the rest, with the masks
-    `_final_obs` and `_final_info` as in Gymnasium's own vector environments; elsewhere these rows mean nothing.
+    environment has them the official fields (`near_object`, `grasp_success`, ...). With same-step autoreset, where an
+    episode ended, `final_obs` (B, *obs) holds its last observation and `final_info` its `task`, `goal` and the rest,
+    with the masks `_final_obs` and `_final_info` as in Gymnasium's own vector environments; elsewhere these rows mean
+    nothing.
 
     Args:
         env: What is stepped. `assign` on it decides which tasks and goals the slots run next.
-        one_hot: Append the task, one-hot, to flat observations, as Meta-World's `use_one_hot` does.
+        use_one_hot: Append the task, one-hot, to flat observations, as Meta-World's option of that name does.
+        autoreset_mode: Gymnasium's, or its value: "SameStep", "NextStep" or "Disabled". Slots cannot stand still while
+            others go on, so the last two need episodes that end in all slots together, as Meta-World's do.
+        render_mode: "rgb_array" if `render` is wanted, and the environment was made for it.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012  # Gymnasium reads it from the class
-
-    def __init__(self, env: VecEnv, one_hot: bool = False) -> None:
+    def __init__(
+        self,
+        env: VecEnv,
+        use_one_hot: bool = False,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+    ) -> None:
         spec = env.spec
-        if one_hot and len(spec.obs_shape) != 1:
-            raise ValueError(f"one_hot needs flat observations, not {spec.obs_shape}.")
-        self.env, self.num_envs = env, env.num_envs
-        self._one_hot = np.eye(spec.num_tasks if one_hot else 0, dtype=np.float32)
-        shape = (spec.obs_shape[0] + spec.num_tasks,) if one_hot else spec.obs_shape
+        if use_one_hot and len(spec.obs_shape) != 1:
+            raise ValueError(f"use_one_hot needs flat observations, not {spec.obs_shape}.")
+        self.env, self.num_envs, self.render_mode = env, env.num_envs, render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
+        self._one_hot = np.eye(spec.num_tasks if use_one_hot else 0, dtype=np.float32)
+        self._begun: Array | None = None
+        """First observations of episodes that have begun in `env`, and that the user has not seen yet."""
+        shape = (spec.obs_shape[0] + spec.num_tasks,) if use_one_hot else spec.obs_shape
         dtype = np.dtype(str(spec.obs_dtype).removeprefix("torch."))
         low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         self.single_observation_space = Box(low, high, shape, dtype.type)
@@ -55,36 +72,67 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Begins a new episode in every slot; a seed restarts the goals drawn. There are no options."""
+        """Begins a new episode in every slot; a seed restarts the goals drawn.
+
+        Args:
+            seed: Of the goals.
+            options: `reset_mask` (B,) bool, as Gymnasium has it for `Disabled`; it must be true everywhere.
+        """
+        if not np.all((options or {}).get("reset_mask", True)):
+            raise ValueError("reset_mask must be true for all slots: their episodes end together.")
         super().reset(seed=seed)
-        obs = self.env.reset(seed)
-        return self._observation(obs, self.env.task), self._running()
+        if self._begun is None or seed is not None:
+            self._begun = self._observation(self.env.reset(seed), self.env.task)
+        return self._first()
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Steps every slot. Actions outside the space are clipped; NaN raises `ValueError`."""
+        """Steps every slot. Actions outside the space are clipped; NaN raises `ValueError`.
+
+        Raises:
+            ResetNeeded: Episodes have ended, and there is no autoreset.
+        """
+        if self._begun is not None:
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise ResetNeeded("The episodes of all slots have ended: call reset before the next step.")
+            zeros = np.zeros(self.num_envs, bool)
+            obs, infos = self._first()
+            return obs, zeros.astype(np.float32), zeros, zeros.copy(), infos
         before = self._running()
         step = self.env.step(torch.as_tensor(actions))
         outcome = {"success": step.success, **getattr(self.env, "info", dict)()}
         of_step = {name: _numpy(values) for name, values in outcome.items()}
-        infos = self._running() | of_step
-        done = _numpy(step.done)
+        obs, infos, done = self._observation(step.obs, self.env.task), self._running() | of_step, _numpy(step.done)
         if done.any():
-            infos |= {
-                "final_obs": self._observation(step.final_obs, step.task),
-                "_final_obs": done,
-                "final_info": before | of_step,
-                "_final_info": done,
-            }
-        return (
-            self._observation(step.obs, self.env.task),
-            _numpy(step.reward),
-            _numpy(step.terminated),
-            _numpy(step.truncated),
-            infos,
-        )
+            final_obs, final_info = self._observation(step.final_obs, step.task), before | of_step
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                infos |= {
+                    "final_obs": final_obs,
+                    "_final_obs": done,
+                    "final_info": final_info,
+                    "_final_info": done,
+                }
+            elif done.all():
+                self._begun, obs, infos = obs, final_obs, final_info
+            else:
+                raise ValueError(
+                    f"Episodes ended in {done.sum()} of {self.num_envs} slots, and autoreset_mode="
+                    f"{self.autoreset_mode.value} needs them to end together: use SameStep."
+                )
+        return obs, _numpy(step.reward), _numpy(step.terminated), _numpy(step.truncated), infos
+
+    def render(self) -> tuple[Array, ...]:
+        """A picture (height, width, 3) uint8 of each slot; after an end, already of the next episode."""
+        if self.render_mode is None:
+            raise ValueError('There are no pictures: make the environment with render_mode="rgb_array".')
+        return tuple(self.env.render(slot) for slot in range(self.num_envs))  # type: ignore[attr-defined]
 
     def close_extras(self, **kwargs: Any) -> None:
         self.env.close()
+
+    def _first(self) -> tuple[Array, dict[str, Any]]:
+        assert self._begun is not None
+        obs, self._begun = self._begun, None
+        return obs, self._running()
 
     def _running(self) -> dict[str, Array]:
         return {"task": _numpy(self.env.task), "goal": _numpy(self.env.goal)}
@@ -95,10 +143,88 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         return np.concatenate((_numpy(obs), self._one_hot[_numpy(task)]), axis=1)
 
 
+class GymEnv(gymnasium.Env[Array, Any]):
+    """A `GymVectorEnv` of one slot, without autoreset, as an ordinary environment."""
+
+    metadata = METADATA
+
+    def __init__(self, vector: GymVectorEnv) -> None:
+        if vector.num_envs != 1 or vector.autoreset_mode != AutoresetMode.DISABLED:
+            raise ValueError("GymEnv needs a GymVectorEnv of one slot, with autoreset_mode=Disabled.")
+        self.vector, self.render_mode = vector, vector.render_mode
+        self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begins an episode; a seed restarts the goals drawn. There are no options."""
+        super().reset(seed=seed)
+        obs, infos = self.vector.reset(seed=seed)
+        return obs[0], _of_slot(infos)
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """See `GymVectorEnv.step`."""
+        obs, reward, terminated, truncated, infos = self.vector.step(np.asarray(action)[None])
+        return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _of_slot(infos)
+
+    def render(self) -> Array:
+        """A picture (height, width, 3) uint8."""
+        return self.vector.render()[0]
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+def _of_slot(infos: dict[str, Array]) -> dict[str, Any]:
+    return {name: values[0].item() for name, values in infos.items()}
+
+
 def _numpy(values: Tensor) -> Array:
     return values.cpu().numpy().copy()
 
 
-def make(num_envs: int, name: str, one_hot: bool = False, **options: Any) -> GymVectorEnv:
-    """What `gymnasium.make_vec` calls: `mtrl.envs.make` with any of its options."""
-    return GymVectorEnv(mtrl.envs.make(name, num_envs=num_envs, **options), one_hot)
+def make(
+    num_envs: int,
+    name: str,
+    use_one_hot: bool = False,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    render_mode: str | None = None,
+    max_episode_steps: int | None = None,
+    **options: Any,
+) -> GymVectorEnv:
+    """What `gymnasium.make_vec` calls.
+
+    Args:
+        num_envs: Slots. Gymnasium says 1 where the user says nothing, which then means one for each task.
+        name: See `mtrl.envs.make`.
+        use_one_hot: See `GymVectorEnv`.
+        autoreset_mode: See `GymVectorEnv`.
+        render_mode: "rgb_array" if `render` is wanted; the published environments are simulated then.
+        max_episode_steps: Gymnasium's word for `horizon`.
+        options: Others of `mtrl.envs.make`.
+
+    Raises:
+        TypeError: An option that does not exist, in the words that other libraries look for.
+    """
+    mtrl.envs.register_all()
+    known = (*signature(mtrl.envs.make).parameters, *signature(lookup("env", name)).parameters)
+    for option in options.keys() - known:
+        raise TypeError(f"{name} got an unexpected keyword argument {option!r}. {unknown('option', option, known)}")
+    if render_mode not in (None, *METADATA["render_modes"]):  # type: ignore[misc]
+        raise UserError(f"render_mode must be rgb_array or None, not {render_mode!r}.")
+    if max_episode_steps is not None:
+        options.setdefault("horizon", max_episode_steps)
+    if render_mode is not None:
+        options |= {"physics": "official", "render": True}
+    env = mtrl.envs.make(name, num_envs=None if num_envs == 1 else num_envs, **options)
+    return GymVectorEnv(env, use_one_hot, autoreset_mode, render_mode)
+
+
+def make_single(name: str, **options: Any) -> GymEnv:
+    """What `gymnasium.make` calls: as `make`, of one task and in this process."""
+    vector = make(1, name, autoreset_mode=AutoresetMode.DISABLED, **{"num_workers": 0, **options})
+    if vector.num_envs != 1:
+        vector.close()
+        raise UserError(
+            f"{name} has {vector.num_envs} tasks, and gymnasium.make gives one environment: use gymnasium.make_vec, "
+            'or the name of a task, as in gymnasium.make("mtrl/reach-v3").'
+        )
+    return GymEnv(vector)

@@ -18,10 +18,9 @@ from mtrl.envs.base import (
     check_action,
     check_cut,
     check_num_envs,
-    check_num_slots,
 )
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
-from mtrl.parallel.process import ServingProcess
+from mtrl.parallel.process import ServingProcess, close_all
 from mtrl.types import EnvSpec, State, Step
 
 __all__ = ["SlotError", "SlotVecEnv"]
@@ -60,7 +59,10 @@ class _Worker:
 
     def receive(self) -> Any:
         try:
-            done, result = self._process.connection.recv()
+            done, result = self._process.next_message()
+        except TimeoutError as error:
+            seconds = self._process.patience
+            raise SlotError(f"{self._name} did not answer within {seconds:.0f} seconds of the stop.") from error
         except (EOFError, OSError) as error:
             raise self._death() from error
         if not done:
@@ -70,13 +72,15 @@ class _Worker:
     def _death(self) -> SlotError:
         return SlotError(f"{self._name} {self._process.how_it_ended()}.")
 
-    def close(self) -> None:
-        self._process.close()
+
+def _close_local(groups: list[_Local]) -> None:
+    while groups:
+        groups.pop().close()
 
 
-def _close_all(workers: list[Any]) -> None:
-    while workers:
-        workers.pop().close()
+def _close_workers(workers: list[_Worker]) -> None:
+    close_all(worker._process for worker in workers)
+    workers.clear()
 
 
 class SlotVecEnv:
@@ -124,7 +128,7 @@ class SlotVecEnv:
         self._indices = [np.arange(i, self.num_envs, max(1, num_workers)) for i in range(max(1, num_workers))]
         dtype = str(spec.obs_dtype).removeprefix("torch.")
         self._workers: list[Any] = []
-        self._finalizer = weakref.finalize(self, _close_all, self._workers)
+        self._finalizer = weakref.finalize(self, _close_workers if num_workers else _close_local, self._workers)
         self._finalizer.atexit = num_workers > 0  # without workers nothing outlives this process
         try:
             for i, indices in enumerate(self._indices):
@@ -210,11 +214,13 @@ class SlotVecEnv:
         Raises:
             ValueError: The state has another number of slots.
         """
-        check_num_slots(state, self.num_envs)
+        self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])
         self._task, self._goal = state["task"].cpu().clone(), state["goal"].cpu().clone()
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
         saved, self._lengths = state["actions"].cpu().numpy(), state["lengths"].cpu().numpy().copy()
+        if not 0 <= self._lengths.min() <= self._lengths.max() == saved.shape[1]:
+            raise ValueError(f"actions: expected those of {self._lengths.max()} steps, found {saved.shape[1]}")
         self._grow(saved.shape[1])
         self._actions[:, : saved.shape[1]] = saved
         if not len(state["obs"]):  # saved before the first reset

@@ -5,6 +5,7 @@ A goal is where an episode starts, so that the goals of an evaluation are the sa
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -49,7 +50,8 @@ class ToyReach(TorchVecEnv):
             action_dim=2,
             action_mask=((True, True),) * num_tasks,
             horizon=horizon,
-            has_success=True,
+            reports_success=(True,) * num_tasks,
+            comparable_returns=True,
             num_goals=NUM_STARTS,
         )
         super().__init__(spec, num_envs, NUM_STARTS, seed, device, slots_per_task)
@@ -95,6 +97,7 @@ class ToyScale(ToyReach):
         slots_per_task: int = 1,
     ) -> None:
         super().__init__(num_envs, seed, device, num_tasks, horizon, slots_per_task)
+        self.spec = dataclasses.replace(self.spec, comparable_returns=num_tasks == 1)
         self._reward_scale = torch.logspace(-1.5, 1.5, num_tasks, device=self.device)
 
 
@@ -132,7 +135,8 @@ class ToyGrid(TorchVecEnv):
             action_dim=4,
             action_mask=((True,) * 4,) * 4,
             horizon=horizon,
-            has_success=True,
+            reports_success=(True,) * 4,
+            comparable_returns=True,
             num_goals=len(starts),
         )
         super().__init__(spec, num_envs, len(starts), seed, device, slots_per_task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from collections import defaultdict
@@ -12,6 +11,8 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtrl.parallel.process import EnvironmentFailedError
 
 
 @runtime_checkable
@@ -64,7 +65,7 @@ MakeSlots = Callable[[int], Sequence[Slot]]
 """Makes n slots that live in one process. Must pickle (a function of a module, or a partial of one)."""
 
 
-class SlotError(RuntimeError):
+class SlotError(EnvironmentFailedError):
     """An environment failed, or the process that it lives in."""
 
 
@@ -144,7 +145,6 @@ class SlotGroup:
 
 def main(fd: int) -> None:
     """Serves the parent at the other end of a pipe until it closes, also when the parent is killed: no orphans."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     connection = Connection(fd)
     try:
         group: SlotGroup | None = None

@@ -25,6 +25,10 @@ class Distribution(Protocol):
 
     def entropy(self) -> Tensor: ...
 
+    def entropy_bonus(self) -> Tensor:
+        """The entropy, as far as it is worth having: what exploration is rewarded by."""
+        ...
+
     def mode(self) -> Tensor:
         """The deterministic action."""
         ...
@@ -59,6 +63,14 @@ class Gaussian:
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         return ((0.5 + HALF_LOG_2PI + self.log_std) * self.mask).sum(-1)
+
+    def entropy_bonus(self) -> Float[Tensor, "*batch"]:
+        """Standard deviations above 1 count as 1.
+
+        The environment clips what leaves [-1, 1], and where no advantage holds it, the bonus would widen the Gaussian
+        without limit.
+        """
+        return Gaussian(self.mean, self.log_std.clamp(max=0), self.mask).entropy()
 
     def mode(self) -> Float[Tensor, "*batch A"]:
         return self.mean.clamp(-1, 1) * self.mask
@@ -96,6 +108,8 @@ class TanhGaussian:
         """One-sample estimate: there is no closed form."""
         return -self.sample()[1]
 
+    entropy_bonus = entropy
+
     def mode(self) -> Float[Tensor, "*batch A"]:
         return self.mean.tanh() * self.mask
 
@@ -120,6 +134,8 @@ class Categorical:
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    entropy_bonus = entropy
 
     def mode(self) -> Shaped[Tensor, "*batch"]:
         return self.log_probs.argmax(-1)

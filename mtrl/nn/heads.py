@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,12 +12,14 @@ from torch.nn import functional
 from mtrl.nn.distributions import Categorical, Distribution, Gaussian, TanhGaussian
 from mtrl.nn.layers import mark_per_task, own
 from mtrl.registry import build, register
-from mtrl.types import EnvSpec, TaskContext
+from mtrl.types import EnvSpec, TaskAxes, TaskContext
 
 
 @register("head", "shared")
 class SharedHead(nn.Module):
     """One linear layer for all tasks. `gain` scales the orthogonal initial weights; biases start at zero."""
+
+    reads_task = False
 
     def __init__(self, features: int, outputs: int, gain: float = 1.0) -> None:
         super().__init__()
@@ -33,6 +37,9 @@ class PerTaskHead(nn.Module):
 
     That costs K times the FLOPs of one head, little beside a trunk, and keeps shapes static.
     """
+
+    reads_task = True
+    task_axes: ClassVar[TaskAxes] = {"weight": (0,), "bias": (0,)}
 
     def __init__(self, features: int, outputs: int, num_tasks: int, gain: float = 1.0) -> None:
         super().__init__()
@@ -59,10 +66,17 @@ class ActionHead(nn.Module):
         )
         self.register_buffer("action_mask", torch.tensor(spec.action_mask), persistent=False)
 
+    @property
+    def reads_task(self) -> bool:
+        """Whether the mode depends on the task's id, but for the mask. So does a head that does not say."""
+        return getattr(self.head, "reads_task", True)
+
 
 @register("action_head", "gaussian")
 class GaussianHead(ActionHead):
     """Gaussian whose standard deviation depends on the task only: a parameter `log_std` (K, A)."""
+
+    task_axes: ClassVar[TaskAxes] = {"log_std": (0,)}
 
     def __init__(
         self, head: str, features: int, spec: EnvSpec, initial_std: float = 1.0, min_std: float = 1e-3
@@ -70,7 +84,7 @@ class GaussianHead(ActionHead):
         super().__init__(head, features, spec.action_dim, spec, gain=0.01)
         if not 0 < min_std < initial_std:
             raise ValueError(f"0 < min_std < initial_std is needed, not {min_std} and {initial_std}.")
-        self.min_log_std = float(torch.tensor(min_std).log())
+        self.min_log_std = float(torch.tensor(min_std, device="cpu").log())
         self.log_std = nn.Parameter(torch.full((spec.num_tasks, spec.action_dim), initial_std).log())
         mark_per_task(self.log_std)
 

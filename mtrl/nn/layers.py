@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mtrl.types import TaskAxes
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 Activation = Literal["relu", "tanh", "elu", "silu"]
@@ -55,6 +57,12 @@ class StackedLinear(nn.Module):
         return torch.einsum("...ni,noi->...no", x, self.weight) + self.bias
 
 
+class TaskLinear(StackedLinear):
+    """One linear layer for each task."""
+
+    task_axes: ClassVar[TaskAxes] = {"weight": (0,), "bias": (0,)}
+
+
 class StackedMLP(nn.Module):
     """n MLPs side by side on the same input, with activations between their layers but none after the last."""
 
@@ -89,6 +97,8 @@ def mark_per_task(*parameters: nn.Parameter) -> None:
 
 class TaskTable(nn.Module):
     """Numbers of each task's own: weight (K, *shape), all `initial` at first."""
+
+    task_axes: ClassVar[TaskAxes] = {"weight": (0,)}
 
     def __init__(self, num_tasks: int, *shape: int, initial: float = 0.0) -> None:
         super().__init__()

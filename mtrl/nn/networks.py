@@ -18,7 +18,7 @@ from mtrl.nn.torsos import Torso
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.value_heads import ValueHead
 from mtrl.registry import build
-from mtrl.types import EnvSpec, Metrics, TaskContext, UserError
+from mtrl.types import EnvSpec, Metrics, TaskAxes, TaskContext, UserError
 
 AUX_STRIDE = 8
 """`aux` looks at one in this many samples: it computes anew what the forward pass already had."""
@@ -32,6 +32,15 @@ class _ConditionedTrunk(nn.Module):
         self.task_encoder: TaskEncoder = task_encoder
         self.trunk: Trunk = trunk
         self.head = head
+
+    @property
+    def task_axes(self) -> TaskAxes:
+        """Where the embedding is one-hot: each task's column of the layers that read it."""
+        if not self.task_encoder.one_hot:
+            return {}
+        layers = self.trunk.named_modules(prefix="trunk")
+        reading = [name for name, x in layers if isinstance(x, nn.Linear) and "task_input" in name.split(".")]
+        return {f"{name}.weight": (1,) for name in reading}
 
     def _told(
         self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
@@ -70,6 +79,17 @@ class PolicyNetwork(_ConditionedTrunk):
         self.obs_norm: ObsNorm = obs_norm
         self.torso: Torso = torso
         self.core: Core = core
+
+    @property
+    def task_readers(self) -> tuple[str, ...]:
+        """The parts that make the mode of the distribution depend on the task's id, but for the mask of its actions."""
+        readers = {
+            "obs_norm": self.obs_norm.reads_task,
+            "task_encoder": self.trunk.reads_embedding and self.task_encoder.reads_task,
+            "trunk": self.trunk.reads_task,
+            "head": getattr(self.head, "reads_task", True),
+        }
+        return tuple(part for part, reads in readers.items() if reads)
 
     def unroll(
         self,
@@ -181,10 +201,15 @@ def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork
 
 
 def build_value(
-    description: Mapping[str, Any], spec: EnvSpec, head: str, value_head: Mapping[str, Any], features: int
+    description: Mapping[str, Any],
+    spec: EnvSpec,
+    head: str,
+    value_head: Mapping[str, Any],
+    features: int,
+    gain: float = 1.0,
 ) -> ValueNetwork:
-    """Builds a value network from the same nodes as a policy, for inputs of `features` numbers."""
+    """Builds a value network from the same nodes as a policy, for inputs of `features` numbers; `gain` of its head."""
     encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
-    sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks}
+    sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks, "gain": gain}
     return ValueNetwork(encoder, trunk, build("head", {"name": head}, **sizes), value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from mtrl.nn.heads import PerTaskHead
 from mtrl.nn.torsos import check_pixels
 from mtrl.registry import positive, register
-from mtrl.types import Metrics
+from mtrl.types import Metrics, TaskAxes
 
 
 class ObsNorm(nn.Module):
     """Base of the observation normalisers."""
+
+    reads_task: bool = True
+    """Whether what comes out depends on the task's id."""
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
         """The normalised observations (*batch, *obs); the raw ones stay as they are."""
@@ -29,6 +33,8 @@ class ObsNorm(nn.Module):
 class NoObsNorm(ObsNorm):
     """Leaves flat observations as they are."""
 
+    reads_task = False
+
     def forward(self, obs: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch F"]:
         return obs
 
@@ -40,6 +46,7 @@ class RunningNorm(ObsNorm):
     Batches are merged with Chan et al.'s (1979) parallel update, in float64. A constant feature maps to zero.
     """
 
+    reads_task = False
     mean: Tensor
     var: Tensor
     count: Tensor
@@ -77,6 +84,8 @@ class ScaledPictures(ObsNorm):
         ValueError: Observations of another shape.
     """
 
+    reads_task = False
+
     def __init__(self, obs_shape: Sequence[int]) -> None:
         super().__init__()
         check_pixels(obs_shape)
@@ -103,6 +112,7 @@ class CentredPictures(ObsNorm):
 
     mean: Tensor
     count: Tensor
+    task_axes: ClassVar[TaskAxes] = {"mean": (0,), "count": (0,)}
 
     def __init__(self, obs_shape: Sequence[int], num_tasks: int) -> None:
         super().__init__()
@@ -136,18 +146,65 @@ def _scaled(pictures: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     return pictures.div_(255).contiguous(memory_format=torch.channels_last)
 
 
+class RewardSizes(nn.Module):
+    """How large the rewards of each task are."""
+
+    task_axes: ClassVar[TaskAxes] = {"sizes": (0,), "squares": (0,)}
+    sizes: Tensor
+    squares: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("sizes", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(num_tasks, dtype=torch.float64))
+
+    @property
+    def typical(self) -> Float[Tensor, " K"]:
+        """Sum r^2 / sum |r| over all rewards so far; 1 as long as there was none.
+
+        This is their mean size, in which each counts by its size, so that steps without a reward do not lower it.
+        """
+        return (self.squares / self.sizes).where(self.sizes > 0, 1)
+
+    def add(self, reward: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> None:
+        """Takes in rewards."""
+        self.sizes += task_sums(reward.abs(), task, len(self.sizes))
+        self.squares += task_sums(reward.double().square(), task, len(self.sizes))
+
+
 class ValueNorm(nn.Module):
     """Base of the value scalings, which keep the value targets of all tasks at one scale."""
 
     requires_per_task_head = False
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.rewards = RewardSizes(num_tasks)
 
     @property
     def sigma(self) -> Float[Tensor, " K"]:
         """Each task's unit of value, in units of its reward."""
         raise NotImplementedError
 
-    def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
-        """Takes in unnormalised value targets, and rescales `heads` so that values stay what they were."""
+    @property
+    def floor(self) -> Float[Tensor, " K"]:
+        """The least that values or advantages are divided by: a tenth of the size of a typical reward.
+
+        While a task has no rewards to tell states apart, its values differ only by the network's errors. Divided by
+        their own spread, however small, these would count as much as advantages that mean something.
+        """
+        return 0.1 * self.rewards.typical
+
+    @torch.no_grad()
+    def update(
+        self,
+        target: Float[Tensor, "*batch"],
+        reward: Float[Tensor, "*batch"],
+        task: Int[Tensor, "*batch"],
+        heads: Sequence[nn.Module],
+    ) -> None:
+        """Takes in unnormalised value targets and rewards, and rescales `heads` so that values stay what they were."""
+        self.rewards.add(reward, task)
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
         """Receives E episodes that ended together (`Collector.episode_listeners`)."""
@@ -164,6 +221,14 @@ class ValueNorm(nn.Module):
         raise NotImplementedError
 
 
+def task_sums(
+    values: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], num_tasks: int
+) -> Float[Tensor, " {num_tasks}"]:
+    """Sum of each task's samples, in float64."""
+    member = nn.functional.one_hot(task.flatten(), num_tasks).bool()
+    return torch.where(member, values.flatten().double()[:, None], 0).sum(0)  # a product would spread NaN to all tasks
+
+
 @register("value_norm", "none")
 class NoValueNorm(ValueNorm):
     """Learns values in the units of the reward."""
@@ -171,7 +236,7 @@ class NoValueNorm(ValueNorm):
     unit: Tensor
 
     def __init__(self, num_tasks: int) -> None:
-        super().__init__()
+        super().__init__(num_tasks)
         self.register_buffer("unit", torch.ones(num_tasks), persistent=False)
 
     @property
@@ -190,25 +255,27 @@ class PopArt(ValueNorm):
     """Standardises value targets per task, and rescales the value heads so that their outputs stay what they were.
 
     Hessel et al., "Multi-task Deep RL with PopArt" (2018), section 3; van Hasselt et al. (2016) for the start.
-    First and second moments mu, nu move towards each update's per-task means; sigma = sqrt(nu - mu^2), clipped.
-    A task absent from an update keeps its statistics.
+    First and second moments mu, nu move towards each update's per-task means; sigma = sqrt(nu - mu^2), clipped to
+    `floor` and `sigma_max`. A task absent from an update keeps its statistics.
 
     Differences from the paper:
         1. The step size is max(beta, 1 / number of updates of that task), the paper's a constant beta: the first update
            sets the statistics, so that a run of a few hundred updates is not spent on finding the scale. (The debiased
            step of the 2016 paper has the same purpose.)
+        2. The lower clip is relative to the task's rewards, the paper's is 1e-4.
     """
 
     requires_per_task_head = True
     mu: Tensor
     nu: Tensor
     updates: Tensor
+    task_axes: ClassVar[TaskAxes] = {"mu": (0,), "nu": (0,), "updates": (0,)}
 
-    def __init__(self, num_tasks: int, beta: float = 3e-4, sigma_min: float = 1e-4, sigma_max: float = 1e6) -> None:
-        super().__init__()
+    def __init__(self, num_tasks: int, beta: float = 3e-4, sigma_max: float = 1e6) -> None:
+        super().__init__(num_tasks)
         if not 0 < beta <= 1:
             raise ValueError(f"beta must be in (0, 1], not {beta}.")
-        self.beta, self.sigma_min, self.sigma_max = beta, sigma_min, sigma_max
+        self.beta, self.sigma_max = beta, sigma_max
         # float64: nu - mu^2 cancels when a task's returns are large and alike.
         self.register_buffer("mu", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("nu", torch.ones(num_tasks, dtype=torch.float64))
@@ -217,21 +284,26 @@ class PopArt(ValueNorm):
     @property
     def sigma(self) -> Float[Tensor, " K"]:
         variance = (self.nu - self.mu.square()).clamp(min=0)
-        return variance.sqrt().clamp(self.sigma_min, self.sigma_max)
+        return variance.sqrt().clamp(min=self.floor).clamp(max=self.sigma_max)
 
     @torch.no_grad()
-    def update(self, target: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], heads: Sequence[nn.Module]) -> None:
+    def update(
+        self,
+        target: Float[Tensor, "*batch"],
+        reward: Float[Tensor, "*batch"],
+        task: Int[Tensor, "*batch"],
+        heads: Sequence[nn.Module],
+    ) -> None:
         """Moves the statistics towards unnormalised targets ("ART") and rescales the heads ("POP")."""
         num_tasks = self.mu.shape[0]
-        member = nn.functional.one_hot(task.flatten(), num_tasks).bool()
-        values = torch.where(member, target.flatten().double()[:, None], 0)  # a product would spread NaN to all tasks
-        count = member.sum(0)
+        old_mu, old_sigma = self.mu.clone(), self.sigma.clone()
+        super().update(target, reward, task, heads)
+        count = torch.bincount(task.flatten(), minlength=num_tasks)
         present = count > 0
         self.updates += present
         step = (1.0 / self.updates.clamp(min=1).double()).clamp(min=self.beta) * present
-        old_mu, old_sigma = self.mu.clone(), self.sigma.clone()
-        self.mu.lerp_(values.sum(0) / count.clamp(min=1), step)
-        self.nu.lerp_(values.square().sum(0) / count.clamp(min=1), step)
+        self.mu.lerp_(task_sums(target, task, num_tasks) / count.clamp(min=1), step)
+        self.nu.lerp_(task_sums(target.double().square(), task, num_tasks) / count.clamp(min=1), step)
         scale, shift = old_sigma / self.sigma, (old_mu - self.mu) / self.sigma
         for head in heads:
             if not isinstance(head, PerTaskHead):
@@ -274,11 +346,12 @@ class ReturnRange(Division):
     """
 
     largest: Tensor
+    task_axes: ClassVar[TaskAxes] = {"largest": (0,)}
 
     def __init__(
         self, num_tasks: int, gamma: float = 0.99, v_max: float = 10.0, entropy: Callable[[], Tensor] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(num_tasks)
         positive(v_max=v_max)
         if not gamma < 1:
             raise ValueError(f"returns have a range for gamma < 1 only, not for {gamma}.")
@@ -315,9 +388,10 @@ class MeanReward(Division):
     steps: Tensor
     scale: Tensor
     settled: Tensor
+    task_axes: ClassVar[TaskAxes] = {"reward": (0,), "steps": (0,), "scale": (0,)}
 
     def __init__(self, num_tasks: int, minimum: float = 1e-3) -> None:
-        super().__init__()
+        super().__init__(num_tasks)
         positive(minimum=minimum)
         self.minimum = minimum
         self.register_buffer("reward", torch.zeros(num_tasks, dtype=torch.float64))
@@ -331,6 +405,7 @@ class MeanReward(Division):
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
         task = task.to(self.reward.device)
+        self.settled &= self.steps.all()  # no more where `init_from` added tasks
         self.reward.index_add_(0, task, results["return"].abs().to(self.reward))
         self.steps.index_add_(0, task, results["length"].to(self.steps))
         if not self.settled:

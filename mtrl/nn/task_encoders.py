@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from mtrl.nn.layers import mark_per_task
 from mtrl.registry import positive, register
-from mtrl.types import TaskContext
+from mtrl.types import TaskAxes, TaskContext
 
 
 class TaskEncoder(nn.Module):
@@ -22,6 +23,10 @@ class TaskEncoder(nn.Module):
     """E, the size of an embedding."""
     history_size: int = 0
     """Features, the first ones, that this encoder reads in place of the trunk: what came before in the episode."""
+    reads_task: bool = True
+    """Whether an embedding depends on the task's id."""
+    one_hot: bool = False
+    """Whether each component of an embedding is a task's own."""
 
     def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch F"]) -> TaskContext:
         raise NotImplementedError
@@ -30,6 +35,8 @@ class TaskEncoder(nn.Module):
 @register("task_encoder", "one_hot")
 class OneHot(TaskEncoder):
     """The task id as a one-hot vector of size K."""
+
+    one_hot = True
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -45,6 +52,8 @@ class Embedding(TaskEncoder):
 
     Normalised in the forward pass, not by `max_norm`, which changes the weights in place.
     """
+
+    task_axes: ClassVar[TaskAxes] = {"weight": (0,)}
 
     def __init__(self, num_tasks: int, dim: int = 32) -> None:
         super().__init__()
@@ -67,6 +76,7 @@ class Language(TaskEncoder):
     """
 
     vectors: Tensor
+    task_axes: ClassVar[TaskAxes] = {"vectors": (0,)}
 
     def __init__(self, task_names: tuple[str, ...]) -> None:
         super().__init__()
@@ -93,6 +103,8 @@ class Context(TaskEncoder):
         2. Of the running episode alone, so that it knows nothing in the first step.
         3. Trained by whatever loss the network has, not by the critic's alone.
     """
+
+    reads_task = False
 
     def __init__(self, history: tuple[int, int], dim: int = 32, width: int = 128) -> None:
         super().__init__()

@@ -42,14 +42,21 @@ class PixelTorso(Torso):
 
     Args:
         layers: Pictures to feature maps.
+
+    Raises:
+        ValueError: The pictures are smaller than a filter.
     """
 
     def __init__(self, obs_shape: Sequence[int], layers: nn.Module, width: int) -> None:
         super().__init__()
         positive(width=width)
         self.layers, self.out_features = layers, width
-        with torch.no_grad():
-            maps = layers(torch.zeros(1, *obs_shape))
+        try:
+            with torch.no_grad():
+                maps = layers(torch.zeros(1, *obs_shape))
+        except RuntimeError as error:
+            size = f"{obs_shape[1]} by {obs_shape[2]}"
+            raise ValueError(f"pictures of {size} pixels are too small for it: use torso=impala_resnet.") from error
         self.linear = nn.Linear(maps.numel(), width)
 
     def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:

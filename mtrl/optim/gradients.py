@@ -1,16 +1,22 @@
-"""Each task's gradient of the shared parameters: from one backward pass where the network allows it, else from K.
+"""Each task's gradient of the shared parameters: from two backward passes where the network allows it, else from K.
 
 The loss of a sample belongs to one task. Where samples meet parameters in a product Y = X M (a linear layer: X and Y
 have a row for each sample), task k's gradient of M is therefore the sum of x_n^T g_n over the samples n of task k, with
-g_n their rows of the gradient of the *sum* of the losses. So one backward pass yields the g of all tasks, and the
-products of all tasks together cost the FLOPs of the ordinary gradient of M (as for the per-sample gradients of
+g_n their rows of the gradient of the *sum* of the losses. So one backward pass to the Y yields the g of all tasks, and
+the products of all tasks together cost the FLOPs of the ordinary gradient of M (as for the per-sample gradients of
 Goodfellow, "Efficient per-example gradient computations", 2015).
 
 The products are found in autograd's graph of the losses. So networks need not know of it, a layer may be used any
-number of times, and M may be any function of parameters. Where a shared parameter reaches the losses in a way that is
-not known, all gradients come from K backward passes, in one batched call.
+number of times, and M may be any function of parameters. The result is right if
 
-A network must keep its samples in their order and apart.
+    1. every path from the losses to a shared parameter passes through the M of exactly one product, and
+    2. row n of every Y reaches the loss of sample n's task alone.
+
+The graph shows the first. It does not show the second: a product may have as many rows as there are samples by chance.
+So another backward pass tests it, in which the loss of each task counts a power of two of its own: each g_n must be
+that of its task times what it was, to the last bit, as powers of two do not change how numbers are rounded.
+
+Where either does not hold, the gradients come from K backward passes, in one batched call.
 """
 
 from __future__ import annotations
@@ -44,39 +50,54 @@ def per_task_gradients(
         For each shared parameter the K gradients (K, *shape); for each own one the gradient of the sum (*shape).
     """
     uses = _find_uses(losses, shared, task.numel())
-    if uses:
-        return _from_one_backward(losses, shared, own, uses, _Groups(task.flatten(), len(losses)))
-    return _from_many_backwards(losses, shared, own)
-
-
-def _from_many_backwards(
-    losses: Float[Tensor, " K"], shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter]
-) -> tuple[list[Tensor], list[Tensor]]:
-    basis = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
-    parameters = [*shared, *own]
-    rows = torch.autograd.grad(losses, parameters, basis, is_grads_batched=True, allow_unused=True)
-    filled = _fill_in(rows, [p.new_zeros(()).expand(len(losses), *p.shape) for p in parameters])
-    return filled[: len(shared)], [row.sum(0) for row in filled[len(shared) :]]
-
-
-def _from_one_backward(
-    losses: Float[Tensor, " K"],
-    shared: Sequence[nn.Parameter],
-    own: Sequence[nn.Parameter],
-    uses: Sequence[_Use],
-    groups: _Groups,
-) -> tuple[list[Tensor], list[Tensor]]:
-    wanted: list[Any] = [*(use.output for use in uses), *own]
-    found = torch.autograd.grad(losses, wanted, torch.ones_like(losses), allow_unused=True)  # of the sum
-    operands = [use.gradients(g, groups) for use, g in zip(uses, found, strict=False)]
-    # From M to the parameters that it is made of: mostly a transposition.
-    rows = torch.autograd.grad(
-        [use.operand for use in uses], shared, operands, is_grads_batched=True, allow_unused=True
-    )
+    found = _backward(losses, [*(use.output for use in uses), *own], torch.ones_like(losses))  # of the sum
+    of_uses, of_own = found[: len(uses)], found[len(uses) :]
+    if uses and _are_rows_of_samples(uses, of_uses, losses, task.flatten()):
+        rows = _from_products(uses, of_uses, shared, _Groups(task.flatten(), len(losses)))
+    else:
+        rows = _from_many_backwards(losses, shared)
     return (
         _fill_in(rows, [p.new_zeros(()).expand(len(losses), *p.shape) for p in shared]),
-        _fill_in(found[len(uses) :], [torch.zeros_like(p) for p in own]),
+        _fill_in(of_own, [torch.zeros_like(p) for p in own]),
     )
+
+
+def _from_many_backwards(losses: Float[Tensor, " K"], shared: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    basis = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+    return _backward(losses, shared, basis, is_grads_batched=True)
+
+
+def _from_products(
+    uses: Sequence[_Use], of_sum: Sequence[Tensor], shared: Sequence[nn.Parameter], groups: _Groups
+) -> Sequence[Tensor | None]:
+    operands = [use.operand for use in uses]
+    gradients = [use.gradients(g.reshape(use.rows), groups) for use, g in zip(uses, of_sum, strict=True)]
+    # From M to the parameters that it is made of: mostly a transposition.
+    return torch.autograd.grad(operands, shared, gradients, is_grads_batched=True, allow_unused=True)
+
+
+def _backward(losses: Float[Tensor, " K"], wanted: Sequence[Any], weights: Tensor, **options: Any) -> Sequence[Any]:
+    if not wanted:
+        return ()
+    return torch.autograd.grad(losses, wanted, weights, retain_graph=True, allow_unused=True, **options)
+
+
+def _are_rows_of_samples(
+    uses: Sequence[_Use], of_sum: Sequence[Tensor], losses: Float[Tensor, " K"], task: Int[Tensor, " N"]
+) -> bool:
+    """Whether row n of every use reaches the loss of sample n's task alone.
+
+    False besides for more than 250 tasks, where the powers of two leave the range of a float32.
+    """
+    half = len(losses) // 2
+    weights = losses.new_tensor([2.0 ** (k - half) for k in range(len(losses))])
+    of_each = weights[task][:, None]
+    weighted = _backward(losses, [use.output for use in uses], weights)
+    differences = [
+        (w.reshape(use.rows) - g.reshape(use.rows) * of_each).abs().amax()
+        for use, w, g in zip(uses, weighted, of_sum, strict=True)
+    ]
+    return bool(torch.stack(differences).amax() < 1e-30)  # numbers near to the smallest there are do lose digits
 
 
 def _fill_in(gradients: Sequence[Tensor | None], zeros: Sequence[Tensor]) -> list[Tensor]:
@@ -99,14 +120,16 @@ class _Groups:
 
 
 PerTask = Callable[[Tensor, _Groups], Tensor]
-"""From the gradient of an operation's output to the K gradients (K, *shape) of one of its operands."""
+"""From the rows of the gradient of a product to the K gradients (K, *shape) of one of its operands."""
 
 
 class _Use(NamedTuple):
-    """An operand made of parameters, in an operation in which samples meet it."""
+    """An operand made of parameters, in a product in which samples meet it."""
 
     output: GradientEdge
     operand: GradientEdge
+    rows: tuple[int, ...]
+    """Shape (*others, N, F) of the output, with the samples as rows."""
     gradients: PerTask
 
 
@@ -120,35 +143,53 @@ def _matrix(x: Float[Tensor, "*others N I"]) -> PerTask:
     return gradients
 
 
-def _vector(factor: Float[Tensor, "*samples F"] | float = 1.0) -> PerTask:
-    """Of b in Y = factor * b + ..., the same b for every sample."""
+def _elements(shape: Sequence[int]) -> PerTask:
+    """Of b in Y = b + ..., element by element, the same b of that shape for every sample."""
 
-    def gradients(g: Float[Tensor, "*samples F"], groups: _Groups) -> Float[Tensor, "K F"]:
-        return (groups((g * factor).flatten(0, -2)) * groups.present).sum(-2)
+    def gradients(g: Float[Tensor, "N F"], groups: _Groups) -> Float[Tensor, "K *shape"]:
+        return (groups(g) * groups.present).sum(-2).reshape(-1, *shape)
 
     return gradients
 
 
-def _product(node: Any, place: int, num_samples: int) -> PerTask | None:
-    """The gradients of operand `place`, if the operation is known and its rows are the samples."""
+def _scales(node: Any, shape: Sequence[int]) -> PerTask:
+    """Of the weight of a LayerNorm."""
+    of_product = _elements(shape)
+
+    def gradients(g: Float[Tensor, "N F"], groups: _Groups) -> Float[Tensor, "K *shape"]:
+        normalised = (node._saved_input - node._saved_result1) * node._saved_result2
+        return of_product(g * normalised.reshape(g.shape), groups)
+
+    return gradients
+
+
+def _use(node: Any, place: int, num_samples: int) -> _Use | None:
+    """Operand `place`, if the operation is known and it has as many rows as there are samples."""
     operand, number = node.next_functions[place]
-    is_vector = len(operand._input_metadata[number].shape) == 1
-    shape = node._input_metadata[0].shape  # of the output
-    has_samples = math.prod(shape[:-1]) == num_samples
+    if operand is None:
+        return None
+    shape, operand_shape = node._input_metadata[0].shape, operand._input_metadata[number].shape
+    others = shape[: len(shape) - len(operand_shape)]
+    is_same_for_all = math.prod(others) == num_samples and shape[len(others) :] == operand_shape
+    rows: tuple[int, ...] = (num_samples, -1)
     match node.name(), place:
-        case "AddmmBackward0", 0 if has_samples and is_vector and node._saved_beta == 1:
-            return _vector()
-        case "AddmmBackward0", 2 if has_samples and node._saved_alpha == 1:  # torch.nn.functional.linear
-            return _matrix(node._saved_mat1)
-        case "MmBackward0", 1 if has_samples:  # the same without bias
-            return _matrix(node._saved_self)
-        case "BmmBackward0", 1 if shape[1] == num_samples and (shape[0] == 1 or shape[0] < num_samples):
-            return _matrix(node._saved_self)  # stacked layers, torch.einsum; more of them may be the samples themselves
-        case "NativeLayerNormBackward0", 1 if has_samples and is_vector:
-            return _vector((node._saved_input - node._saved_result1) * node._saved_result2)
-        case "NativeLayerNormBackward0", 2 if has_samples and is_vector:
-            return _vector()
-    return None
+        case "AddBackward0", _ if is_same_for_all and (place == 0 or node._saved_alpha == 1):
+            gradients = _elements(operand_shape)  # the bias of stacked layers
+        case "AddmmBackward0", 0 if is_same_for_all and node._saved_beta == 1:
+            gradients = _elements(operand_shape)
+        case "AddmmBackward0", 2 if shape[0] == num_samples and node._saved_alpha == 1:  # torch.nn.functional.linear
+            gradients = _matrix(node._saved_mat1)
+        case "MmBackward0", 1 if shape[0] == num_samples:  # the same without bias
+            gradients = _matrix(node._saved_self)
+        case "BmmBackward0", 1 if shape[1] == num_samples:  # stacked layers, torch.einsum
+            rows, gradients = (shape[0], num_samples, -1), _matrix(node._saved_self)
+        case "NativeLayerNormBackward0", 1 if is_same_for_all:
+            gradients = _scales(node, operand_shape)
+        case "NativeLayerNormBackward0", 2 if is_same_for_all:
+            gradients = _elements(operand_shape)
+        case _:
+            return None
+    return _Use(GradientEdge(node, 0), GradientEdge(operand, number), rows, gradients)
 
 
 def _find_uses(losses: Float[Tensor, " K"], shared: Sequence[nn.Parameter], num_samples: int) -> list[_Use]:
@@ -156,12 +197,19 @@ def _find_uses(losses: Float[Tensor, " K"], shared: Sequence[nn.Parameter], num_
     wanted = {id(parameter) for parameter in shared}
     uses: list[_Use] = []
 
+    def is_made_of_parameters(operand: Node) -> bool:
+        """And of nothing that is a use itself, or what lies below that one would count twice."""
+        nodes = list(_nodes(operand, _operands))
+        return any(_leaf(node) in wanted for node in nodes) and not any(
+            _use(node, place, num_samples) for node in nodes for place in range(len(node.next_functions))
+        )
+
     def others(node: Node) -> Iterator[Node | None]:
         """Where parameters may still come from, beside the uses."""
-        for place, (operand, number) in enumerate(node.next_functions):
-            gradients = None if operand is None else _product(node, place, num_samples)
-            if operand and gradients and any(_leaf(below) in wanted for below in _nodes(operand, _operands)):
-                uses.append(_Use(GradientEdge(node, 0), GradientEdge(operand, number), gradients))
+        for place, (operand, _) in enumerate(node.next_functions):
+            use = _use(node, place, num_samples)
+            if use and operand and is_made_of_parameters(operand):
+                uses.append(use)
             else:
                 yield operand
 

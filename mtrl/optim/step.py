@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mtrl.optim.aggregation import Aggregation, JacobianAggregation
+from mtrl.optim.aggregation import Aggregation
+from mtrl.optim.aggregation.base import task_norm
+from mtrl.optim.optimizers import restore
 from mtrl.optim.weighting import Weighting
 from mtrl.types import Metrics, NonFiniteLossError, State
 
@@ -25,8 +28,7 @@ class TaskStep:
         has_positive: Whether the caller gives `positive` losses.
 
     Raises:
-        ValueError: The weighting requires positive losses, and there are none; or norms of per-task gradients, and the
-            aggregation does not compute them.
+        ValueError: The weighting requires positive losses, and there are none.
     """
 
     def __init__(
@@ -43,14 +45,10 @@ class TaskStep:
                 f"{type(weighting).__name__} weighting needs positive losses, but this loss can have either sign: "
                 "use it for a critic or value loss."
             )
-        if weighting.requires_task_norm and not isinstance(aggregation, JacobianAggregation):
-            raise ValueError(
-                f"{type(weighting).__name__} weighting needs per-task gradients, and {type(aggregation).__name__} "
-                "aggregation computes none: use aggregation=measured_mean, or any other than sum and mean."
-            )
         self.parameters = list(parameters)
         self.optimizer, self.weighting, self.aggregation = optimizer, weighting, aggregation
         self.max_grad_norm = max_grad_norm
+        self._initial = copy.deepcopy((weighting.state_dict(), aggregation.state_dict()))
 
     def __call__(
         self,
@@ -77,13 +75,15 @@ class TaskStep:
         else:
             seen, others = total, None
         weighted = self.weighting(seen)
+        needs_norm = self.weighting.requires_task_norm
+        norm = {"task_norm": task_norm(weighted, self.parameters, task)} if needs_norm else {}
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self.aggregation.backward(weighted if others is None else weighted + others, self.parameters, task)
         if aux is not None and aux.requires_grad:
             aux.backward()
         metrics["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
-        self.weighting.after_step(seen.detach(), metrics)
+        self.weighting.after_step(seen.detach(), metrics | norm)
         metrics["task_weight"] = (weighted / seen).detach()  # NaN for an absent task
         return metrics
 
@@ -93,8 +93,11 @@ class TaskStep:
             group["lr"] = group["initial_lr"] * factor
 
     def restart(self) -> None:
-        """Forgets what the optimiser has seen: called when the networks begin anew (`Resets`)."""
+        """Forgets what optimiser, weighting and aggregation have seen: the networks begin anew (`Resets`)."""
         self.optimizer.state.clear()
+        weighting, aggregation = copy.deepcopy(self._initial)
+        self.weighting.load_state_dict(weighting)
+        self.aggregation.load_state_dict(aggregation)
 
     def state_dict(self) -> State:
         return {
@@ -104,7 +107,7 @@ class TaskStep:
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
         self.weighting.load_state_dict(state["weighting"])
         self.aggregation.load_state_dict(state["aggregation"])
 

@@ -18,7 +18,7 @@ from mtrl.data.replay import Replay
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actor import Ended, Recipe, broadcast_tree
 from mtrl.parallel.memory import Broadcast, SharedTensors, build_tree, leaves
-from mtrl.parallel.process import ServingProcess
+from mtrl.parallel.process import EnvironmentFailedError, ServingProcess, close_all, patiently
 from mtrl.registry import positive
 from mtrl.types import Actor, Experience, Metrics, PhaseTimer, Rollout, State, UserError, VecEnv
 
@@ -26,7 +26,7 @@ MOST_DEATHS = 3
 """An actor that dies so often without a rollout in between is given up."""
 
 
-class ActorError(UserError, RuntimeError):
+class ActorError(UserError, EnvironmentFailedError):
     """An actor failed in a way that starting another would not mend."""
 
 
@@ -148,12 +148,23 @@ class AsyncOnPolicy:
         gathered: list[Rollout] = []
         with self.actors.timer("wait"):
             while len(gathered) < count:
-                ready = wait([process.connection for process in processes])
+                ready = self._ready()
                 for i, process in enumerate(processes):
                     if process.connection in ready and len(gathered) < count:
                         gathered += self._receive(i)
         self._rollouts = [concatenate(gathered)]
         return self._rollouts[0].task.numel()
+
+    def _ready(self) -> list[Any]:
+        """Waits for rollouts. What has been gathered is lost if none comes when the run has been asked to stop."""
+        processes = self.actors.processes
+        try:
+            return patiently(lambda seconds: wait([process.connection for process in processes], seconds))
+        except TimeoutError as error:
+            late = ", ".join(f"{i} (process {process.pid})" for i, process in enumerate(processes))
+            raise ActorError(
+                f"No rollout came within {ServingProcess.patience:.0f} seconds of the stop from actors {late}."
+            ) from error
 
     def _start(self) -> ActorProcess:
         seed = int(np.random.SeedSequence([self.recipe.seed, self._started]).generate_state(1)[0])
@@ -181,7 +192,7 @@ class AsyncOnPolicy:
         self._deaths[i] += 1
         if self._deaths[i] == MOST_DEATHS:
             times = f"{MOST_DEATHS} times in a row without a rollout"
-            raise ActorError(f"{what}, {times}. The last checkpoint is intact.")
+            raise ActorError(f"{what}, {times}.")
         self.actors.processes[i] = self._start()
         self.restarts += 1
         self.actors.report(f"WARNING: {what}. It was started again (restarts so far: {self.restarts}).")
@@ -223,7 +234,7 @@ class ActorProcess(ServingProcess):
         """
         message = self.connection.recv()
         if isinstance(message, str):
-            raise ActorError(f"An actor failed: {message}. The last checkpoint is intact; actors=0 shows a traceback.")
+            raise ActorError(f"An actor failed: {message}. actors=0 shows a traceback.")
         version, ended = message
         if self._slot is None:
             self._slot = SharedTensors.receive(self.connection)
@@ -234,7 +245,5 @@ class ActorProcess(ServingProcess):
 
 
 def _close_all(processes: list[ActorProcess]) -> None:
-    for process in processes:
-        process.connection.close()  # so that they end together
-    while processes:
-        processes.pop().close()
+    close_all(processes)
+    processes.clear()

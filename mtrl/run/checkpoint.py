@@ -20,18 +20,23 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtrl.registry import unknown
-from mtrl.types import State, UserError
+from mtrl.files import replacing
+from mtrl.registry import construct, not_negative, unknown
+from mtrl.run.reading import check_finite, check_inside, ordinary, read_json, read_tensors, reason
+from mtrl.state import check_like, shown
+from mtrl.types import State, UserError, match_tasks
 
 Report = Callable[[str], None]
 """Where to say that something was wrong though it could be worked around: takes one line."""
@@ -110,33 +115,63 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         raise _os_error(error, folder / "state.safetensors") from error
 
 
-def load_state(folder: Path) -> State:
+def load_state(folder: Path, headers_only: bool = False) -> State:
     """Reads what `save_state` wrote. Tensors are on the CPU and own their memory.
 
+    Args:
+        headers_only: Tensors have dtype and shape but no memory: they are on the device "meta".
+
     Raises:
-        OSError, ValueError, SafetensorError: A file is missing or unreadable.
+        CheckpointError: A file is missing, unreadable, or not what `save_state` writes; names file and entry.
     """
-    with safe_open(folder / "state.safetensors", framework="pt") as file:
-        # A clone, because the tensors of the file are unaligned views of a memory map.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-
-    def decode(node: Any) -> Any:
-        if isinstance(node, list):
-            return [decode(value) for value in node]
-        if not isinstance(node, dict):
-            return node
-        match next(iter(node), None):
-            case "$tensor":
-                return tensors[node["$tensor"]]
-            case "$float":
-                return float(node["$float"])
-            case "$items":
-                return {decode(key): decode(value) for key, value in node["$items"]}
-            case _:
-                return {key: decode(value) for key, value in node.items()}
-
-    state: State = decode(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    file = "state.safetensors"
+    try:
+        tensors = read_tensors(folder / file, folder, headers_only)
+        file = "state.json"
+        state = _decode(read_json(folder / file, folder), tensors, "")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / file} cannot be read: {reason(error)}.") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder / file} cannot be read: expected an object, found {shown(state)}.")
     return state
+
+
+def load_networks(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all networks in a learner's state. Raises `CheckpointError`."""
+    networks = load_state(folder).get("networks")
+    try:
+        if not isinstance(networks, dict) or not all(isinstance(tensor, Tensor) for tensor in networks.values()):
+            raise ValueError("networks: expected tensors")
+        check_finite(networks)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'state.json'} cannot be used: {error}.") from error
+    return networks
+
+
+def _decode(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
+    """Raises `ValueError` with the path of what `save_state` does not write."""
+    if isinstance(node, list):
+        return [_decode(value, tensors, f"{path}/{index}") for index, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    match list(node.items()):
+        case [("$tensor", str(name))] if name in tensors:
+            return tensors[name]
+        case [("$float", "nan" | "inf" | "-inf" as name)]:
+            return float(name)
+        case [("$items", list(items))]:
+            return dict(_decode_item(item, tensors, path) for item in items)
+        case [(str(key), value), *_] if key.startswith("$"):
+            raise ValueError(f"{path.removeprefix('/')}: expected a tensor, float or items, found {key} {shown(value)}")
+    return {key: _decode(value, tensors, f"{path}/{key}") for key, value in node.items()}
+
+
+def _decode_item(item: Any, tensors: Mapping[str, Tensor], path: str) -> tuple[Any, Any]:
+    if isinstance(item, list) and len(item) == 2:
+        key = _decode(item[0], tensors, path)
+        if isinstance(key, str | int | float | None):
+            return key, _decode(item[1], tensors, f"{path}/{key}")
+    raise ValueError(f"{path.removeprefix('/')}: expected a key and its value, found {shown(item)}")
 
 
 def _unused(path: str, taken: Mapping[str, Any]) -> str:
@@ -161,15 +196,9 @@ def _os_error(error: SafetensorError, path: Path) -> OSError:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replaces a file with `text`; a kill leaves the old content or the new. Makes the folder. Raises `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _sync(path.parent)
 
 
@@ -181,7 +210,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's content. Raises `OSError`."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -192,21 +222,57 @@ def _sha256(path: Path) -> str:
 def _write_manifest(folder: Path, step: int) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
     }
-    manifest = {"step": step, "files": files}
-    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
+    text = json.dumps(sealed({"step": step, "files": files}), indent=1, allow_nan=False)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     for path in (*paths, folder / "manifest.json", *(p for p in folder.rglob("*") if p.is_dir()), folder):
         _sync(path)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises `OSError` or `ValueError`."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
-        raise ValueError("it was altered")
-    return manifest
+@dataclass(frozen=True)
+class _File:
+    """What a manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    files: dict[str, dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        not_negative(step=self.step)
+
+    def entries(self) -> dict[str, _File]:
+        """Its files by name. Raises `UserError` for one that is not described as it must be."""
+        return {name: construct(f"files: {shown(name)}", _File, entry) for name, entry in self.files.items()}
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    """Raises `OSError`, `ValueError` or `UserError`."""
+    manifest = open_sealed(read_json(folder / "manifest.json", folder))
+    return construct("manifest", _Manifest, manifest)
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with its own sha256 in it."""
+    return {**document, "sha256": _digest(document)}
+
+
+def open_sealed(document: Any) -> dict[str, Any]:
+    """The document that was given to `sealed`. Raises `ValueError` if it is no longer the same."""
+    if not isinstance(document, dict):
+        raise ValueError(f"expected an object, found {shown(document)}")
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    if document.get("sha256") != _digest(content):
+        raise ValueError("its content was altered (wrong sha256)")
+    return content
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -219,29 +285,31 @@ def verify(path: Path) -> None:
     Raises:
         CheckpointError: Names the first damaged file and what is wrong with it.
     """
-
-    def damaged(name: str, reason: object) -> CheckpointError:
-        return CheckpointError(f"Checkpoint {path} is damaged: {name}: {reason}.")
-
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint {path}.")
+    name = "manifest.json"
     try:
-        files = _read_manifest(path)["files"]
+        if path.parent.name == "checkpoints":  # where a link may lead to another checkpoint, as `last` does
+            check_inside(path, path.parent)
+        for name, expected in _read_manifest(path).entries().items():
+            check_file(path / name, path, expected.size, expected.sha256)
     except FileNotFoundError:
-        raise damaged("manifest.json", "missing") from None
-    except (OSError, ValueError) as error:
-        raise damaged("manifest.json", f"unreadable ({error})") from error
-    for name, expected in files.items():
-        try:
-            size = (path / name).stat().st_size
-            if size != expected["size"]:
-                raise damaged(name, f"{size} bytes instead of {expected['size']}")
-            if _sha256(path / name) != expected["sha256"]:
-                raise damaged(name, "its content was altered (wrong sha256)")
-        except FileNotFoundError:
-            raise damaged(name, "missing") from None
-        except OSError as error:
-            raise damaged(name, f"unreadable ({error.strerror})") from error
+        raise _damaged(path, name, "missing") from None
+    except (OSError, ValueError, UserError) as error:
+        raise _damaged(path, name, reason(error)) from error
+
+
+def _damaged(path: Path, name: str, what: str) -> CheckpointError:
+    return CheckpointError(f"Checkpoint {path} is damaged: {shown(name).strip(chr(39))}: {what}.")
+
+
+def check_file(path: Path, root: Path, size: int, sha256: str) -> None:
+    """Raises `OSError` or `ValueError` unless a file in `root` has this content."""
+    found = ordinary(path, root).stat().st_size
+    if found != size:
+        raise ValueError(f"{found} bytes instead of {size}")
+    if file_sha256(path) != sha256:
+        raise ValueError("its content was altered (wrong sha256)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,8 +319,8 @@ def verify(path: Path) -> None:
 _REPLACED = ".replaced"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, newest first; a replaced one comes after its replacement."""
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, whole or not, newest first; a replaced one comes after its replacement."""
     found = [path for path in folder.glob("*") if re.fullmatch(rf"\d{{12,}}({_REPLACED})?", path.name)]
     return sorted(found, key=lambda path: (_step(path), not path.name.endswith(_REPLACED)), reverse=True)
 
@@ -261,20 +329,22 @@ def _step(path: Path) -> int:
     return int(path.name.removesuffix(_REPLACED))
 
 
-def newest_valid(folder: Path, report: Report = _warn) -> Path:
+def newest_valid(folder: Path, report: Report = _warn, use: Callable[[Path], Any] = lambda path: None) -> Path:
     """The checkpoint with the highest step that is whole. Damaged ones on the way are reported by name and reason.
 
     Args:
         folder: A run's `checkpoints` folder.
         report: Told about each damaged one, in one line.
+        use: Called with each whole one; a `CheckpointError` from it counts as damage.
 
     Raises:
         CheckpointError: There is none; lists what was found.
     """
     problems = []
-    for path in _checkpoints(folder):
+    for path in checkpoints(folder):
         try:
             verify(path)
+            use(path)
             return path
         except CheckpointError as error:
             report(f"{error} Using the one before it.")
@@ -283,6 +353,11 @@ def newest_valid(folder: Path, report: Report = _warn) -> Path:
         raise CheckpointError(f"No usable checkpoint in {folder}. {' '.join(problems)}")
     found = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else "no such folder"
     raise CheckpointError(f"No checkpoint in {folder}. Found: {found or 'an empty folder'}.")
+
+
+def any_checkpoint(folder: Path) -> bool:
+    """Whether a run's `checkpoints` folder has a checkpoint, be it damaged."""
+    return bool(checkpoints(folder))
 
 
 class Checkpointer:
@@ -340,33 +415,56 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
         return path
 
-    def restore(self, step: int | None = None) -> int:
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step that is of this run's past."""
+        path = self.folder / f"{step:012d}"
+        return path.is_dir() and path not in self._abandoned
+
+    def restore(self, step: int | None = None, check: Callable[[Path], None] = lambda path: None) -> int:
         """Loads the newest whole checkpoint, or that of `step`, into the savables. Returns its step.
+
+        Args:
+            check: Given the checkpoint's folder before anything is loaded; raises if it cannot be used.
 
         Raises:
             CheckpointError: There is none, or it does not hold the state of all savables.
         """
+        # As they are new: what is left of a checkpoint that could only be loaded in part must not count.
+        fresh = {name: savable.state_dict() for name, savable in self.savables.items()}
+
+        def use(path: Path) -> None:
+            check(path)
+            self._load(path, fresh)
+
         if step is None:
-            path = newest_valid(self.folder, self.report)
+            path = newest_valid(self.folder, self.report, use)
         else:
             path = self.folder / f"{step:012d}"
             if not path.is_dir():
                 raise CheckpointError(f"{self.folder} has no checkpoint of step {step}. {self._list()}")
             verify(path)
-        states = path / "training_state"
-        held = sorted(entry.name for entry in states.glob("*"))
-        if lacking := sorted(self.savables.keys() - held):
-            raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {', '.join(held)}.")
-        # One after another: a replay is large.
-        for name, savable in self.savables.items():
-            savable.load_state_dict(load_state(states / name))
-        restored: int = _read_manifest(path)["step"]
+            use(path)
+        restored = _read_manifest(path).step
         # What lies after the step restored is not the past of what comes next.
-        self._abandoned = [other for other in _checkpoints(self.folder) if _step(other) > restored]
+        self._abandoned = [other for other in checkpoints(self.folder) if _step(other) > restored]
         return restored
 
+    def _load(self, path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
+        states = path / "training_state"
+        listed = {name.split("/")[1] for name in _read_manifest(path).files if name.startswith("training_state/")}
+        if lacking := sorted(self.savables.keys() - listed):
+            has = ", ".join(sorted(listed)) or "none"
+            raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {has}.")
+        # All are looked at before any is loaded, and then loaded one after another: a replay is large.
+        for name in self.savables:
+            with _usable(states / name):
+                check_like(load_state(states / name, headers_only=True), fresh[name])
+        for name, savable in self.savables.items():
+            with _usable(states / name):
+                savable.load_state_dict(load_state(states / name))
+
     def _list(self) -> str:
-        return f"It has: {', '.join(str(_step(path)) for path in _checkpoints(self.folder)) or 'none'}."
+        return f"It has: {', '.join(str(_step(path)) for path in checkpoints(self.folder)) or 'none'}."
 
     def _publish(self, temporary: Path, step: int) -> Path:
         path = self.folder / f"{step:012d}"
@@ -385,11 +483,23 @@ class Checkpointer:
 
     def _prune(self, newest: Path) -> None:
         step = _step(newest)
-        replaced = [path for path in _checkpoints(self.folder) if path.name.endswith(_REPLACED)]
-        past = [path for path in _checkpoints(self.folder) if _step(path) <= step and path not in replaced]
+        replaced = [path for path in checkpoints(self.folder) if path.name.endswith(_REPLACED)]
+        past = [path for path in checkpoints(self.folder) if _step(path) <= step and path not in replaced]
         for path in {*replaced, *past[self.keep :], *self._abandoned} - {newest}:
             _remove(path)
         self._abandoned = []
+
+
+@contextmanager
+def _usable(state: Path) -> Iterator[None]:
+    """What a state's own object does not take is an error that names it, like damage of the checkpoint."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{state / 'state.json'} cannot be used: {reason(error)}. If another version of mtrl made it: its policy "
+            "can be evaluated, and init_from takes what both have (init_from_parts)."
+        ) from error
 
 
 def _remove(path: Path) -> None:
@@ -422,17 +532,34 @@ class RngStates:
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Raises whatever the generators raise for what is no state of theirs."""
+        fresh = self.state_dict()
+        name, keys, position, has_gauss, cached = state["numpy"]
+        version, words, gauss = state["python"]
+        check_like(keys, fresh["numpy"][1], "numpy")
+        check_like(words, fresh["python"][1], "python")
         torch.set_rng_state(state["torch"])
         for device in range(min(len(state["cuda"]), torch.cuda.device_count())):
             torch.cuda.set_rng_state(state["cuda"][device], device)
-        name, keys, position, has_gauss, cached = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        version, words, gauss = state["python"]
         random.setstate((version, tuple(words.tolist()), gauss))
 
 
-def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str] | None) -> list[str]:
+def task_axes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What a module and its parts say of their numbers per task (`TaskAxes`), by the names of `module.state_dict()`."""
+    return {
+        f"{prefix}.{name}" if prefix else name: axes
+        for prefix, part in module.named_modules()
+        for name, axes in getattr(part, "task_axes", {}).items()
+    }
+
+
+def load_parts(
+    module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str] | None, have: Sequence[str], want: Sequence[str]
+) -> list[str]:
     """Copies the tensors of another network of the same make into `module`, or some parts of it.
+
+    Numbers per task go to the task of the same name. Those of a task that the other network has not stay as they are.
 
     Args:
         module: What to load into.
@@ -440,6 +567,8 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str
         parts: Names of submodules: "trunk" selects every tensor with a component `trunk` in its dotted name
             (`actor.trunk.input.weight`), but not a `task_input` in it, which has a column for each task and is a part
             of its own. None: all tensors.
+        have: Names of the other network's tasks, in the order of their ids.
+        want: Names of the tasks of `module`.
 
     Returns:
         Names of the tensors that were loaded.
@@ -461,24 +590,43 @@ def load_parts(module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str
         return not set(parts).isdisjoint(modules) and ("task_input" not in modules or "task_input" in parts)
 
     names = [name for name in target if selected(name)]
-    problems = [f"{name}: expected {_shape(target.get(name))}, found {_shape(tensors.get(name))}"
-                for name in dict.fromkeys([*names, *filter(selected, tensors)])
-                if _shape(target.get(name)) != _shape(tensors.get(name))]  # fmt: skip
+    axes = task_axes(module)
+
+    def of_have(name: str) -> tuple[int, ...]:
+        """The shape that a tensor of `module` would have with the tasks of the other network."""
+        along = axes.get(name, ())
+        return tuple(n // len(want) * len(have) if i in along else n for i, n in enumerate(target[name].shape))
+
+    expected = {name: str(of_have(name)) for name in names}
+    found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items() if selected(name)}
+    problems = [f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+                for name in {**expected, **found} if expected.get(name) != found.get(name)]  # fmt: skip
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(
             f"The networks differ. {'; '.join(problems[:3])}{more}. Parts that can be loaded alone: {', '.join(valid)}."
         )
+    places = [(new, old) for new, old in enumerate(match_tasks(have, want)) if old is not None]
     with torch.no_grad():
         for name in names:
-            target[name].copy_(tensors[name])
+            ours, theirs = target[name], tensors[name]
+            if name in axes:
+                of_new = _entries(ours.shape, axes[name], [new for new, _ in places], len(want))
+                of_old = _entries(theirs.shape, axes[name], [old for _, old in places], len(have))
+                ours[of_new] = theirs[of_old].to(ours)
+            else:
+                ours.copy_(theirs)
     return names
+
+
+def _entries(shape: Sequence[int], axes: Sequence[int], tasks: list[int], num_tasks: int) -> tuple[Tensor, ...]:
+    """Index of the entries of some tasks in a tensor that has the tasks along `axes`."""
+    index = [torch.arange(size) for size in shape]
+    for axis in axes:
+        index[axis] = index[axis].reshape(num_tasks, -1)[tasks].flatten()
+    return torch.meshgrid(*index, indexing="ij")
 
 
 def _parts(names: Mapping[str, Tensor]) -> Iterator[str]:
     for name in names:
         yield from (part for part in name.split(".")[:-1] if not part.isdigit())
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(tuple(tensor.shape))

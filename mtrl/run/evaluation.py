@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mtrl.registry import positive
+from mtrl.files import json_text, stored_number
+from mtrl.finite import check_first, check_step
+from mtrl.registry import missing_extra, positive
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Actor, EpisodeResult, EvalResult, UserError, VecEnv
 
@@ -35,6 +38,7 @@ def evaluate(
     protocol: Mapping[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
+    max_episode_steps: float = math.inf,
 ) -> EvalResult:
     """Runs `episodes_per_task` deterministic episodes of every task.
 
@@ -47,8 +51,9 @@ def evaluate(
         episodes_per_task: At least 1.
         num_goals: Goals that each task has, or 0 where the goal is the episode's seed, which then is i.
         protocol: What the numbers mean, in words and values; stored with them.
-        progress: Called with the numbers of finished and of all episodes whenever the first changes.
+        progress: Called after every step with the numbers of finished and of all episodes. What it raises ends this.
         seed: Of the env in the first round; the following rounds count up.
+        max_episode_steps: Episodes that go on for longer are truncated.
 
     Returns:
         Episodes ordered by task, then as run.
@@ -67,11 +72,12 @@ def evaluate(
         def finished(count: int, before: int = start) -> None:
             progress(before + count, len(jobs))
 
-        outcomes = _run_round(actor, env, batch, seed + index, finished)
-        for (task, goal), (success, episode_return, length) in zip(batch, outcomes, strict=True):
-            episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length))
+        outcomes = _run_round(actor, env, batch, seed + index, finished, max_episode_steps)
+        for (task, goal), (succeeded, episode_return, length, truncated) in zip(batch, outcomes, strict=True):
+            success = succeeded if env.spec.reports_success[task] else None
+            episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length, truncated))
     every = tuple(itertools.chain.from_iterable(episodes))
-    return EvalResult(dict(protocol), every, has_success=env.spec.has_success)
+    return EvalResult(dict(protocol), every, comparable_returns=env.spec.comparable_returns)
 
 
 def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
@@ -86,14 +92,20 @@ def _begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
             f"The env was assigned tasks {task.tolist()} with goals {goal.tolist()}, "
             f"but runs {env.task.tolist()} with {env.goal.tolist()}."
         )
+    check_first(obs, task, env.spec)
     env.assign(task)  # whatever follows while a slot waits for the others: Atari takes long to begin a given goal
     return obs
 
 
 def _run_round(
-    actor: Actor, env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int, finished: Callable[[int], None]
-) -> list[tuple[bool, float, int]]:
-    """One episode per job, on the first slots; returns any-step success, undiscounted return and length of each."""
+    actor: Actor,
+    env: VecEnv,
+    jobs: Sequence[tuple[int, int]],
+    seed: int,
+    finished: Callable[[int], None],
+    max_episode_steps: float,
+) -> list[tuple[bool, float, int, bool]]:
+    """One episode per job, on the first slots; any-step success, undiscounted return, length, and whether truncated."""
     B, n = env.num_envs, len(jobs)
     obs, state = _begin(env, jobs, seed), actor.initial_state(B)
     device = env.task.device
@@ -101,19 +113,22 @@ def _run_round(
     success = torch.zeros_like(running)
     returns = torch.zeros(B, dtype=torch.float64, device=device)
     length = torch.zeros(B, dtype=torch.int64, device=device)
+    truncated = torch.zeros_like(running)
     left = n
     while left:
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
+        check_step(step, length + 1, env.spec)
         success |= step.success & running
         returns += torch.where(running, step.reward, 0.0)
         length += running
         running = running & ~step.done
+        truncated |= running & (length >= max_episode_steps)
+        running = running & ~truncated
         obs, state = step.obs, state.masked_fill(step.done[:, None], 0)
-        if (now := int(running.sum())) < left:
-            left = now
-            finished(n - left)
-    return list(zip(success.tolist(), returns.tolist(), length.tolist(), strict=True))[:n]
+        left = int(running.sum())
+        finished(n - left)
+    return list(zip(success.tolist(), returns.tolist(), length.tolist(), truncated.tolist(), strict=True))[:n]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,25 +178,35 @@ def summary(result: EvalResult) -> dict[str, Any]:
     """Statistics of an evaluation, as plain values.
 
     `success_rate` and `mean_return` are means over tasks; `tasks` holds, by name, `success_rate` with its 95% Wilson
-    `interval` [low, high], `mean_return`, `mean_length` and the number of `episodes`. Success is left out where the
-    environment reports none.
+    `interval` [low, high], `mean_return`, `mean_length` and the numbers of `episodes` and of those `truncated` by the
+    evaluation. Success is left out where a task reports none, and its mean is over the tasks that do; returns that are
+    not comparable have no mean.
     """
     by_task: dict[str, list[EpisodeResult]] = {}
     for episode in result.episodes:
         by_task.setdefault(episode.task, []).append(episode)
     tasks: dict[str, dict[str, Any]] = {}
     for name, episodes in by_task.items():
-        n, successes = len(episodes), sum(episode.success for episode in episodes)
-        success = {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))}
+        n, outcomes = len(episodes), [episode.success for episode in episodes if episode.success is not None]
         tasks[name] = {
-            **(success if result.has_success else {}),
+            **_success(outcomes),
             "mean_return": math.fsum(episode.episode_return for episode in episodes) / n,
             "mean_length": sum(episode.length for episode in episodes) / n,
             "episodes": n,
+            "truncated": sum(episode.truncated for episode in episodes),
         }
-    averaged = ("success_rate", "mean_return") if result.has_success else ("mean_return",)
-    means = {key: math.fsum(task[key] for task in tasks.values()) / len(tasks) for key in averaged}
+    means = {}
+    for key in ("success_rate", "mean_return"):
+        values = [task[key] for task in tasks.values() if key in task]
+        if values and (key != "mean_return" or result.comparable_returns):
+            means[key] = math.fsum(values) / len(values)
     return {**means, "tasks": tasks}
+
+
+def _success(outcomes: Sequence[bool]) -> dict[str, Any]:
+    """Success rate and interval of a task; nothing where it reports none."""
+    successes, n = sum(outcomes), len(outcomes)
+    return {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))} if n else {}
 
 
 def metrics(result: EvalResult) -> dict[str, float]:
@@ -191,8 +216,22 @@ def metrics(result: EvalResult) -> dict[str, float]:
     for key, name in (("success_rate", "eval/success_rate"), ("mean_return", "eval/return")):
         if key in found:
             named[name] = found[key]
-            named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items()}
+        named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items() if key in values}
     return named
+
+
+def headline(result: EvalResult) -> str:
+    """An evaluation in a line: means over tasks; without any, scores; without these, the return of each task."""
+    found = summary(result)
+    kinds = (("success", "success_rate", 3), ("return", "mean_return", 1))
+    means = [f"{name} {found[key]:.{digits}f}" for name, key, digits in kinds if key in found]
+    returns = ", ".join(f"{name} {task['mean_return']:.1f}" for name, task in found["tasks"].items())
+    return ", ".join(means or _scores(result)) or f"returns {returns}"
+
+
+def _scores(result: EvalResult) -> list[str]:
+    """The scores over all tasks, if the benchmark has any."""
+    return [f"{name}: {value:.3f}" for name, value in result.scores.items() if "/" not in name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,19 +239,24 @@ def metrics(result: EvalResult) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_COLUMNS = ("goal", "success", "return", "length", "truncated")
+
+
 def to_json(result: EvalResult) -> dict[str, Any]:
     """Protocol, scores, summary and every episode (by task, one list per field) as plain values."""
     episodes: dict[str, dict[str, list[Any]]] = {}
     for episode in result.episodes:
-        columns = episodes.setdefault(episode.task, {"goal": [], "success": [], "return": [], "length": []})
+        columns = episodes.setdefault(episode.task, {name: [] for name in _COLUMNS})
         columns["goal"].append(episode.goal)
         columns["success"].append(episode.success)
         columns["return"].append(episode.episode_return)
         columns["length"].append(episode.length)
+        columns["truncated"].append(episode.truncated)
     return {
         "protocol": dict(result.protocol),
         "scores": dict(result.scores),
         "has_success": result.has_success,
+        "comparable_returns": result.comparable_returns,
         "summary": summary(result),
         "episodes": episodes,
     }
@@ -220,12 +264,21 @@ def to_json(result: EvalResult) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> EvalResult:
     """The inverse of `to_json`; the summary is recomputed when asked for."""
+    reported = data.get("has_success", True)  # older files say false, not null, where it is not
     episodes = [
-        EpisodeResult(task, *row)
+        EpisodeResult(task, goal, success if reported else None, *rest)
         for task, columns in data["episodes"].items()
-        for row in zip(columns["goal"], columns["success"], columns["return"], columns["length"], strict=True)
+        for goal, success, *rest in zip(*_columns(columns), strict=True)
     ]
-    return EvalResult(data["protocol"], tuple(episodes), data.get("scores", {}), data.get("has_success", True))
+    scores = {name: stored_number(value) for name, value in data.get("scores", {}).items()}
+    return EvalResult(data["protocol"], tuple(episodes), scores, data.get("comparable_returns", True))
+
+
+def _columns(stored: Mapping[str, list[Any]]) -> list[list[Any]]:
+    """Those of an episode, as far as the file has them."""
+    columns = {name: stored[name] for name in _COLUMNS if name in stored}
+    columns["return"] = list(map(stored_number, columns["return"]))
+    return list(columns.values())
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -234,7 +287,7 @@ def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    write_atomic(path, json.dumps({**more, **to_json(result)}) + "\n")
+    write_atomic(path, json_text({**more, **to_json(result)}) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,46 +295,59 @@ def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _rows(result: EvalResult) -> list[tuple[str, ...]]:
-    """Heading, tasks, mean."""
+Row = tuple[str, ...]
+
+
+def _rows(result: EvalResult) -> tuple[Row, list[Row], list[Row]]:
+    """Heading; tasks; the mean, if there is any. Columns of success are there if any task reports it."""
     found = summary(result)
-    rows: list[tuple[str, ...]] = [("task", "return", "length", "episodes")]
+    success = result.has_success
+    heading = ("task", *(("success", "95% interval") if success else ()), "return", "length", "episodes")
+    tasks = []
     for name, task in found["tasks"].items():
-        rows.append((name, f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])))
-    rows.append(("mean", f"{found['mean_return']:.1f}", "", ""))
-    if result.has_success:
-        success = [("success", "95% interval")]
-        for task in found["tasks"].values():
+        cells = [f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])]
+        if "interval" in task:
             low, high = task["interval"]
-            success.append((f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}"))
-        success.append((f"{found['success_rate']:.3f}", ""))
-        rows = [(row[0], *cells, *row[1:]) for row, cells in zip(rows, success, strict=True)]
-    return rows
+            cells = [f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}", *cells]
+        elif success:
+            cells = ["--", "", *cells]
+        tasks.append((name, *cells))
+    rate = (f"{found['success_rate']:.3f}", "") if success else ()
+    mean_return = f"{found['mean_return']:.1f}" if result.comparable_returns else ""
+    means = [("mean", *rate, mean_return, "", "")] if rate or mean_return else []
+    return heading, tasks, means
 
 
 def _caption(result: EvalResult) -> str:
-    """Scores over all tasks, if the benchmark has any, and the protocol."""
-    scores = "; ".join(f"{name}: {value:.3f}" for name, value in result.scores.items() if "/" not in name)
+    """Episodes that were truncated and scores over all tasks, if there are any, and the protocol."""
+    scores = "; ".join(_scores(result))
     protocol = "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
-    return "\n".join(filter(None, (scores, protocol)))
+    counts = "; ".join(
+        f"{name} {task['truncated']} of {task['episodes']}"
+        for name, task in summary(result)["tasks"].items()
+        if task["truncated"]
+    )
+    return "\n".join(filter(None, (f"truncated episodes: {counts}" if counts else "", scores, protocol)))
 
 
 def table(result: EvalResult) -> Table:
-    """Per-task results and their mean for a terminal, with scores and the protocol beneath."""
-    heading, *tasks, mean = _rows(result)
+    """Per-task results and their means for a terminal, with scores and the protocol beneath."""
+    heading, tasks, means = _rows(result)
     drawn = Table(caption=_caption(result), caption_justify="left")
     for column in heading:
         drawn.add_column(column, justify="left" if column == "task" else "right")
     for row in tasks:
         drawn.add_row(*row)
     drawn.add_section()
-    drawn.add_row(*mean, style="bold")
+    for row in means:
+        drawn.add_row(*row, style="bold")
     return drawn
 
 
 def plain_table(result: EvalResult) -> str:
     """The same as plain text, for logs and files."""
-    rows = _rows(result)
+    heading, tasks, means = _rows(result)
+    rows = [heading, *tasks, *means]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
@@ -314,8 +380,11 @@ def record_videos(
     fps: int = 30,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    max_episode_steps: float = 10_000,
 ) -> list[Path]:
     """Films one deterministic episode of every task: `<folder>/<task>.mp4`, or `.gif` where ffmpeg is missing.
+
+    A film appears when it is whole: whatever ends this before leaves those that are there.
 
     Args:
         actor: Acts on the env's observations and tasks.
@@ -325,7 +394,9 @@ def record_videos(
         goal: Which goal to film.
         fps: Pictures per second; one picture is taken per step.
         seed: Of the env.
-        progress: Called with the numbers of finished and of all films.
+        progress: Called after every step with the numbers of pictures that are done and of all. Those that an episode
+            did not take because it ended early are done too.
+        max_episode_steps: Films end there.
 
     Returns:
         The files, in the order of the tasks.
@@ -336,25 +407,37 @@ def record_videos(
     try:
         import imageio.v2 as imageio
     except ImportError as error:
-        raise UserError('Videos need imageio: pip install "mtrl-suite[video]"') from error
-    names = env.spec.task_names
+        raise missing_extra("A video", "imageio", "video") from error
     suffix = _video_suffix()
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if suffix == ".mp4" else {"duration": 1000 / fps}
-    paths = [folder / (re.sub(r"[^A-Za-z0-9._-]", "_", name) + suffix) for name in names]
+    names = [stem + suffix for stem in _file_stems(env.spec.task_names)]
+    longest = int(min(max_episode_steps, env.spec.horizon or max_episode_steps))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(names), env.num_envs):
-            tasks = list(range(start, min(start + env.num_envs, len(names))))
-            writers = {slot: imageio.get_writer(paths[task], mode="I", **options) for slot, task in enumerate(tasks)}
-            try:
-                _film(actor, env, [(task, goal) for task in tasks], seed, render, writers)
-            finally:
-                for writer in writers.values():
-                    writer.close()
-            progress(tasks[-1] + 1, len(names))
+        with TemporaryDirectory(prefix=".tmp-", dir=folder) as unfinished:
+            for start in range(0, len(names), env.num_envs):
+                jobs = [(task, goal) for task in range(start, min(start + env.num_envs, len(names)))]
+                files = [Path(unfinished, names[task]) for task, _ in jobs]
+
+                def filmed(pictures: int, before: int = start) -> None:
+                    progress(before * longest + pictures, len(names) * longest)
+
+                with ExitStack() as opened:
+                    writers = [opened.enter_context(imageio.get_writer(file, mode="I", **options)) for file in files]
+                    _film(actor, env, jobs, seed, render, writers, filmed, longest)
+                for file in files:
+                    imageio.get_reader(file).close()  # fails where ffmpeg could not write it, which it does not tell
+                    file.replace(folder / file.name)
     except OSError as error:
-        raise UserError(f"Could not write videos to {folder}: {error}") from error
-    return paths
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"Could not write videos to {folder}: {reason}") from error
+    return [folder / name for name in names]
+
+
+def _file_stems(task_names: Sequence[str]) -> list[str]:
+    """Names for files: those of the tasks in letters that every file system takes, no two the same."""
+    stems = [re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in task_names]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{task}" for task, stem in enumerate(stems)]
 
 
 def _film(
@@ -363,17 +446,22 @@ def _film(
     jobs: Sequence[tuple[int, int]],
     seed: int,
     render: Callable[[int], np.ndarray],
-    writers: Mapping[int, Any],
+    writers: Sequence[Any],
+    filmed: Callable[[int], None],
+    longest: int,
 ) -> None:
-    filming = set(writers)
+    filming = set(range(len(jobs)))
     obs, state = _begin(env, jobs, seed), actor.initial_state(env.num_envs)
-    while filming:
+    for t in range(longest):
         # Before the step: after a done, the slot already shows its next episode.
         for slot in filming:
             writers[slot].append_data(render(slot))
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         filming = {slot for slot in filming if not step.done[slot]}
+        filmed(len(filming) * (t + 1) + (len(jobs) - len(filming)) * longest)
+        if not filming:
+            break
         obs = step.obs
 
 

@@ -23,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from mtrl.files import json_text
+from mtrl.registry import missing_extra
 from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Metrics, State, UserError
 
@@ -67,19 +69,42 @@ class TensorBoardSink:
         self._writer.close()
 
 
+def check_wandb() -> Any:
+    """The module of Weights & Biases. Raises `UserError` if it is not installed, or not told who its user is."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise missing_extra("log.wandb=true", "wandb", "wandb") from error
+    try:
+        wandb.login()
+    except wandb.Error as error:
+        raise UserError(
+            f"log.wandb=true: {' '.join(str(error).split())} WANDB_MODE=offline needs no account."
+        ) from error
+    return wandb
+
+
 class WandbSink:
-    """Weights & Biases. `options` go to `wandb.init` (project, name, config, id and resume, ...).
+    """Weights & Biases. A run that goes on goes on there too: its id is kept in `<run_dir>/wandb/run_id`.
+
+    Args:
+        run_dir: Run folder.
+        options: Of `wandb.init` (project, name, config, ...).
 
     Raises:
-        UserError: wandb is not installed.
+        UserError: wandb cannot be used.
     """
 
     def __init__(self, run_dir: Path, **options: Any) -> None:
+        wandb, kept = check_wandb(), run_dir / "wandb" / "run_id"
+        if kept.is_file():
+            # Rows after the checkpoint are there already, and wandb takes none twice.
+            options |= {"id": kept.read_text(encoding="utf-8"), "resume": "allow"}
         try:
-            import wandb
-        except ImportError as error:
-            raise UserError('The wandb logger needs wandb: pip install "mtrl-suite[wandb]"') from error
-        self._run = wandb.init(dir=str(run_dir), **options)
+            self._run = wandb.init(dir=str(run_dir), **options)
+        except wandb.Error as error:
+            raise UserError(f"log.wandb=true: {' '.join(str(error).split())}") from error
+        write_atomic(kept, self._run.id)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -113,11 +138,12 @@ class Logger:
     def log(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Logs scalars `()` under their names and vectors `(K,)` as `<name>/<task>`, without the NaN of absent tasks.
 
-        Matrices `(K, K)` become lists of rows, with null for NaN and three digits; sinks do not get them.
+        Matrices `(K, K)` become lists of rows with three digits; sinks do not get them. Other NaN and infinite values
+        are null in the file, and as they are for the sinks.
 
         Args:
             step: Environment steps over all tasks.
-            metrics: By name. A scalar NaN is kept.
+            metrics: By name.
 
         Raises:
             ValueError: A tensor of another shape.
@@ -139,7 +165,7 @@ class Logger:
             if not isinstance(value, Tensor) or value.ndim == 0:
                 row[name] = value.item() if isinstance(value, Tensor) else value
             elif value.shape == (num_tasks, num_tasks):
-                row[name] = [[None if math.isnan(x) else round(x, 3) for x in numbers] for numbers in value.tolist()]
+                row[name] = [[round(x, 3) for x in numbers] for numbers in value.tolist()]
             elif value.shape == (num_tasks,):
                 by_task = zip(self.task_names, value.tolist(), strict=True)
                 row |= {f"{name}/{task}": number for task, number in by_task if not math.isnan(number)}
@@ -150,8 +176,11 @@ class Logger:
                 )
         return row
 
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int, evaluating: bool = False) -> None:
         """On resume: drops rows later than the checkpoint's step, and a last line torn by a kill.
+
+        Args:
+            evaluating: The checkpoint was made before the evaluation of its step, whose row is dropped, too.
 
         Raises:
             UserError: The file cannot be written.
@@ -159,7 +188,7 @@ class Logger:
         os.close(self._file)
         try:
             with self.path.open(encoding="utf-8", errors="replace") as file:
-                kept = [line for line in file if _row_step(line) <= step]
+                kept = [line for line in file if not _superseded(line, step, evaluating)]
             write_atomic(self.path, "".join(kept))
             self._file = self._open()
         except OSError as error:
@@ -176,7 +205,7 @@ class Logger:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._write_bytes(json.dumps(row).encode() + b"\n")
+        self._write_bytes(json_text(row).encode() + b"\n")
 
     def _write_bytes(self, line: bytes) -> None:
         # Unbuffered: a kill loses no row. What a full disk did not take (even half a row) goes first next time.
@@ -190,12 +219,15 @@ class Logger:
                 _warn(f"Cannot write {self.path}: {error.strerror}. Training goes on; rows wait until there is room.")
 
 
-def _row_step(line: str) -> float:
-    """The step of a row; infinite for a torn one."""
+def _superseded(line: str, step: int, evaluating: bool) -> bool:
+    """Whether a row came after a checkpoint, or is torn."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+        row = json.loads(line)
+        found = float(row["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return True
+    again = evaluating and found == step and any(name.startswith("eval/") for name in row)
+    return found > step or again or not line.endswith("\n")
 
 
 class MetricAccumulator:
@@ -234,12 +266,21 @@ class MetricAccumulator:
         return {"recent": recent, "sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what is no state of this."""
+        for part, values in state.items():
+            if not all(isinstance(value, Tensor) for value in values.values()):
+                raise ValueError(f"{part}: expected tensors only")
+        sums, counts = ({name: x.shape for name, x in state[part].items()} for part in ("sums", "counts"))
+        if sums != counts:
+            raise ValueError("sums and counts: expected tensors of the same names and shapes")
         self._recent = {name: list(values) for name, values in state["recent"].items()}
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
     def _fold(self, name: str) -> None:
         recent = self._recent.pop(name)
         device = recent[-1].device  # what was loaded is on the CPU
+        if len({value.shape for value in [*recent, self._sums.get(name, recent[0])]}) > 1:
+            raise UserError(f"The metric {name} has another shape than in the checkpoint that was resumed.")
         values = torch.stack([value.to(device) for value in recent]).double()
         present = ~values.isnan() if values.ndim > 1 else torch.ones_like(values, dtype=torch.bool)
         total, count = values.where(present, 0.0).sum(0), present.sum(0)
@@ -255,12 +296,14 @@ class MetricAccumulator:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """How each task goes, as far as known: success rates, or returns where the environment reports no success."""
+    """How each task goes, as far as known: success rates, or returns where no task reports success."""
 
     measure: str
     """success or return."""
     by_task: Mapping[str, float]
-    """NaN for a task without episodes."""
+    """NaN for a task without episodes, or without success where others report it."""
+    averaged: bool = True
+    """Whether the mean over tasks says something."""
 
     def text(self, value: float) -> str:
         """A result of this kind."""
@@ -269,9 +312,9 @@ class TaskResults:
         return f"{value:.2f}" if self.measure == "success" else f"{value:,.1f}"
 
     def mean(self) -> str | None:
-        """Over the tasks with episodes, with its name."""
+        """Over the tasks with results, with its name."""
         known = [value for value in self.by_task.values() if not math.isnan(value)]
-        return f"{self.measure} {self.text(sum(known) / len(known))}" if known else None
+        return f"{self.measure} {self.text(sum(known) / len(known))}" if known and self.averaged else None
 
 
 NO_RESULTS = TaskResults("success", {})
@@ -351,7 +394,7 @@ def _headline(
 ) -> str:
     left = duration(max(total - step, 0) / rate) if rate > 0 else "?"
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-    parts = [f"{label} {step:,}/{total:,} ({step / max(total, 1):.1%})", f"{speed} {unit}/s", f"{left} left"]
+    parts = [f"{label} {step:,}/{total:,} ({min(1.0, step / max(total, 1)):.1%})", f"{speed} {unit}/s", f"{left} left"]
     if mean := results.mean():
         parts.append(mean)
     if shares:

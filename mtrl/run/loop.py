@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ from typing import Any
 
 import torch
 
+from mtrl.parallel.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
+from mtrl.registry import not_negative
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
+from mtrl.run.evaluation import headline, write_eval
 from mtrl.run.evaluation import metrics as eval_metrics
-from mtrl.run.evaluation import write_eval
 from mtrl.run.logger import (
     NO_RESULTS,
     Logger,
@@ -27,6 +30,9 @@ from mtrl.run.logger import (
 )
 from mtrl.run.schedule import Every, Until
 from mtrl.types import EvalResult, Experience, Learner, NonFiniteLossError, State, UserError
+
+PATIENCE = 5.0
+"""Seconds that a process is waited for once a stop was asked for: one that hangs does not keep the run from saving."""
 
 Evaluate = Callable[[Callable[[int, int], None]], EvalResult]
 """Evaluates the policy as it is now; told whom to call with the numbers of finished and of all episodes."""
@@ -49,12 +55,14 @@ class RunState:
         self.training_time = 0.0
         """The same without evaluating."""
         self.evaluating = False
-        """A signal stopped the run in the middle of an evaluation, which comes first when it goes on."""
+        """An evaluation is due or under way: it comes first when the run goes on."""
 
     def state_dict(self) -> State:
         return dict(vars(self))
 
     def load_state_dict(self, state: State) -> None:
+        """Raises `ValueError` for what no run comes to."""
+        not_negative(**{key: state[key] for key in ("step", "updates", "wall_time", "training_time")})
         vars(self).update(state)
 
 
@@ -65,6 +73,7 @@ class Loop:
         evaluate: Evaluates the policy by the protocol of the run.
         run_dir: Run folder; evaluations are written to `eval/<step>.json`.
         save_policy: Writes the policy into a checkpoint.
+        schedule_steps: Where the learner's schedules end.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class Loop:
         run_dir: Path,
         save_policy: Callable[[Path], None],
         until: Until,
+        schedule_steps: int,
         log_now: Every,
         evaluate_now: Every,
         save_now: Every,
@@ -86,6 +96,7 @@ class Loop:
         self.logger, self.progress, self.timer = logger, progress, timer
         self.run_dir, self.save_policy = run_dir, save_policy
         self.until, self.log_now, self.evaluate_now, self.save_now = until, log_now, evaluate_now, save_now
+        self.schedule_steps = schedule_steps
         self.state = RunState()
         self.metrics = MetricAccumulator()
         self.last_evaluation: EvalResult | None = None
@@ -106,36 +117,64 @@ class Loop:
         }
 
     def run(self, checkpointer: Checkpointer) -> int | None:
-        """Trains to the end, evaluates the final policy and saves. Returns the signal that stopped the run, if any.
+        """Trains to the end, saves and evaluates the final policy. Returns the signal that stopped the run, if any.
 
         Raises:
-            UserError: The loss became NaN or infinite, or the final checkpoint could not be saved.
+            UserError: The loss became NaN or infinite, an environment failed, or the final checkpoint could not be
+                saved.
         """
-        state = self.state
+        state, failure = self.state, None
         with self._signals(), self.progress:
             try:
-                if state.evaluating:
-                    self._evaluate()
-                while self.until(state.step):
-                    self._train()
-                    at_end = not self.until(state.step)
-                    # All are asked before any begins, so that their states do not depend on where a signal comes.
-                    log, evaluate, save = (due(state.step) for due in (self.log_now, self.evaluate_now, self.save_now))
-                    if log or at_end:
-                        self._log()
-                    if evaluate or at_end:
-                        self._evaluate()
-                    if save and not at_end:
-                        self._save(checkpointer)
-                    self._raise_if_stopped()
+                self._run(checkpointer)
             except InterruptedRunError:
                 pass
-            checkpointer.save(state.step, self.save_policy)
+            except Exception as error:
+                # An evaluation changes nothing, and an environment that fails leaves what was before its step.
+                if not (state.evaluating or isinstance(error, EnvironmentFailedError)):
+                    raise
+                failure = error
+            # After a failure the steps of the rollout under way are missing: an exact checkpoint is not replaced then.
+            if failure is None or not checkpointer.has(state.step):
+                checkpointer.save(state.step, self.save_policy)
+            if failure is not None:
+                self._tell(failure)
         return self._stop
+
+    def _run(self, checkpointer: Checkpointer) -> None:
+        state = self.state
+        if state.evaluating:
+            self._evaluate()
+        while self.until(state.step):
+            self._train()
+            at_end = not self.until(state.step)
+            # All are asked before any begins, so that their states do not depend on where a signal comes.
+            log, evaluate, save = (due(state.step) for due in (self.log_now, self.evaluate_now, self.save_now))
+            if log or at_end:
+                self._log()
+            if at_end:
+                state.evaluating = True
+                self._save(checkpointer)
+            if evaluate or at_end:
+                self._evaluate()
+            if save and not at_end:
+                self._save(checkpointer)
+            self._raise_if_stopped()
+
+    def _tell(self, failure: Exception) -> None:
+        """Ends the run with a failure, unless it was to end anyway."""
+        if self._stop is not None:
+            self.progress.print(f"WARNING: {failure}")
+            return
+        what = "before the evaluation" if self.state.evaluating else "before the rollout"
+        self.progress.print(f"Saved at step {self.state.step:,}, {what} that failed: resume={self.run_dir} goes on.")
+        if isinstance(failure, EnvironmentFailedError):
+            raise UserError(str(failure)) from failure
+        raise failure
 
     def _train(self) -> None:
         state, began = self.state, time.perf_counter()
-        progress = min(1.0, state.step / self.until.total)
+        progress = min(1.0, state.step / self.schedule_steps)
         self._batch = None
         try:
             state.step += self.experience.collect(self.learner)
@@ -166,16 +205,14 @@ class Loop:
         key, measure = ("success_rate", "success") if "success_rate" in statistics else ("return", "return")
         latest = zip(names, statistics[key].tolist(), strict=True)
         seen = {name: value for name, value in latest if value == value}  # NaN: no episode ended
-        self._results = TaskResults(measure, {**self._results.by_task, **seen})
+        results = dict.fromkeys(names, math.nan) | dict(self._results.by_task) | seen
+        self._results = TaskResults(measure, results, averaged=f"{key}_mean" in statistics)
         diagnostics = {} if self._batch is None else self.learner.diagnostics(self._batch)
         row: dict[str, Any] = {
             name if "/" in name else f"train/{name}": value
             for name, value in (self.metrics.mean() | diagnostics).items()
         }
-        for name, value in statistics.items():
-            row[f"train/{name}"] = value
-            if value.ndim:
-                row[f"train/{name}_mean"] = value.nanmean()
+        row |= {f"train/{name}": value for name, value in statistics.items()}
         seconds = self.timer.seconds
         row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
         row |= {
@@ -194,6 +231,7 @@ class Loop:
             self.progress.update(done, total, rate, NO_RESULTS, {}, f"evaluation at {state.step:,}", "episodes")
 
         state.evaluating = True
+        self._raise_if_stopped()
         with self.timer("evaluation"):
             result = self.evaluate(show)
         state.evaluating = False
@@ -212,10 +250,8 @@ class Loop:
         except OSError as error:
             reason = error.strerror or error
             self.progress.print(f"WARNING: Could not save the evaluation: {reason}. Training goes on.")
-        values = eval_metrics(result)
-        self.logger.log(state.step, {**values, "time/wall_s": state.wall_time})
-        success = f"success {values['eval/success_rate']:.3f}, " if result.has_success else ""
-        self.progress.print(f"step {state.step:,}: evaluation {success}return {values['eval/return']:.1f}")
+        self.logger.log(state.step, {**eval_metrics(result), "time/wall_s": state.wall_time})
+        self.progress.print(f"step {state.step:,}: evaluation {headline(result)}")
 
     def _save(self, checkpointer: Checkpointer) -> None:
         with self.timer("checkpoint"):
@@ -244,18 +280,29 @@ class Loop:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the run after the current step; a second one at once."""
+        """A signal stops the run after the current step; a second SIGINT or SIGTERM at once.
+
+        Those within a second are one: `timeout` and some shells send theirs to the process and to its group.
+        """
+        urged = math.inf  # when the first of them came
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = number
-            self.progress.print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping.")
+            nonlocal urged
+            if number in (signal.SIGINT, signal.SIGTERM):
+                if time.monotonic() > urged + 1:
+                    raise KeyboardInterrupt
+                urged = min(urged, time.monotonic())
+            if self._stop is None:
+                self._stop, ServingProcess.patience = number, PATIENCE
+                self.progress.print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping.")
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by `nohup`
+        numbers = [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:
+            ServingProcess.patience = math.inf
             for number, handler in before.items():
                 signal.signal(number, handler)
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from mtrl.agents.impala import Impala
 from mtrl.agents.losses import per_task_mean
+from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac
 from mtrl.config import config_dir
 from mtrl.data.task_sampling import TaskSampler, allocate
@@ -280,7 +281,7 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
 # --- trunks ---------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"cross_stitch", "modular", "nddr", "sluice", "soft_sharing"}
-"""Trunks of one network per task: these cannot be taken to another number of tasks."""
+"""Trunks of one network per task, all of which depends on the number of tasks."""
 
 
 def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskContext, Tensor]:
@@ -437,7 +438,7 @@ def test_value_norms(name: str) -> None:
     norm = build("value_norm", {"name": name}, num_tasks=K)
     head = build("head", {"name": "per_task"}, features=F, outputs=1, num_tasks=K)
     value, task = 30 * torch.randn(40, generator=torch.Generator().manual_seed(0)) + 5, torch.arange(40) % K
-    norm.update(value, task, [head])
+    norm.update(value, value, task, [head])
     torch.testing.assert_close(norm.denormalise(norm.normalise(value, task), task), value)
     grid = norm.normalise(value[:36].view(K, 12), task[:36].view(K, 12))
     torch.testing.assert_close(grid.flatten(), norm.normalise(value[:36], task[:36]))
@@ -556,7 +557,7 @@ def build_aggregation(name: str, num_tasks: int = K) -> Any:
 
 
 def build_weighting(name: str, num_tasks: int = K) -> Any:
-    runtime = {"num_tasks": num_tasks, "has_success": True, "log_alpha": lambda: torch.zeros(num_tasks)}
+    runtime = {"num_tasks": num_tasks, "silent_tasks": (), "log_alpha": lambda: torch.zeros(num_tasks)}
     return build("weighting", {"name": name}, **runtime)
 
 
@@ -661,15 +662,39 @@ def test_one_task_keeps_its_direction(name: str) -> None:
     torch.testing.assert_close(direction / direction.norm(), row[0] / 5)
 
 
+BATCHES = {
+    "stratified": torch.arange(K)[:, None].expand(K, 5),
+    "random order": torch.tensor([2, 0, 0, 1, 2, 1, 0, 1, 2, 2, 0]),
+    "task 1 absent": torch.tensor([0, 2, 2, 0, 0, 0, 2]),
+    "one sample": torch.tensor([1]),
+    "as many samples as tasks": torch.tensor([2, 0, 1]),
+}
+ONE_BY_ONE = {"cross_stitch", "simba_v2", "sluice"}
+"""Trunks with shared parameters in other operations than layers, whose per-task gradients take K backward passes."""
+
+
+@pytest.fixture
+def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("K backward passes")
+
+    monkeypatch.setattr(gradients, "_from_many_backwards", refuse)
+
+
+def shared_and_own(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
+    return shared, own
+
+
 @pytest.mark.parametrize("head", names("head"))
 @pytest.mark.parametrize("trunk", names("trunk"))
 def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
-    """Those of the tasks' losses one by one, for samples in any order."""
+    """Those of the tasks' losses one by one."""
     torch.manual_seed(0)
-    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, F)
-    shared, own = ([p for p in network.parameters() if hasattr(p, "is_per_task") is mine] for mine in (False, True))
-    for task in (torch.arange(K)[:, None].expand(K, 5), torch.randint(K, (20,))):
-        x = torch.randn(*task.shape, F)
+    network = build_value(describe("gaussian", trunk=small(trunk)), make_spec(K, F), head, SCALAR, F).double()
+    shared, own = shared_and_own(network)
+    for task in BATCHES.values():
+        x = torch.randn(*task.shape, F, dtype=torch.float64)
         losses = per_task_mean(network(x, task).square(), task, K)
         rows, own_rows = per_task_gradients(losses, shared, own, task)
         losses = per_task_mean(network(x, task).square(), task, K)
@@ -679,6 +704,15 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
                 torch.testing.assert_close(ours[k], torch.zeros_like(ours[k]) if theirs is None else theirs)
         if own:
             torch.testing.assert_close(own_rows, list(torch.autograd.grad(losses.sum(), own)))
+
+
+@pytest.mark.parametrize("name", [name for name in names("trunk") if name not in ONE_BY_ONE])
+def test_trunks_of_layers_need_no_backward_pass_per_task(name: str, no_fallback: None) -> None:
+    torch.manual_seed(0)
+    network = build_value(describe("gaussian", trunk=small(name)), make_spec(K, F), "shared", SCALAR, F)
+    task = BATCHES["random order"]
+    losses = per_task_mean(network(torch.randn(*task.shape, F), task).square(), task, K)
+    per_task_gradients(losses, *shared_and_own(network), task)
 
 
 @pytest.mark.parametrize("core", names("core"))
@@ -693,8 +727,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
     description = describe("gaussian", obs_norm="none" if flat else "scaled_pictures") | nodes
     policy = build_policy(description, spec)
     value = build_value(description, spec, "per_task", SCALAR, policy.core.out_features)
-    parameters = [*policy.parameters(), *value.parameters()]
-    shared, own = ([p for p in parameters if hasattr(p, "is_per_task") is mine] for mine in (False, True))
+    shared, own = shared_and_own(nn.ModuleList([policy, value]))
     task, obs = torch.randint(K, (3, 4)), 255 * torch.rand(3, 4, *spec.obs_shape)
     first, state = torch.rand(3, 4) < 0.3, torch.randn(4, policy.core.state_size)
 
@@ -712,11 +745,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
 
 
 @pytest.mark.parametrize("agent", ["sac", "impala"])
-def test_learners_need_one_backward_pass(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("K backward passes")
-
-    monkeypatch.setattr(gradients, "_from_many_backwards", refuse)
+def test_learners_need_no_backward_pass_per_task(agent: str, no_fallback: None) -> None:
     module: Any = test_sac if agent == "sac" else test_impala
     learner = module.make_learner()
     use(learner, "uniform", MeanOfRows())
@@ -787,13 +816,13 @@ def test_optimizers(name: str) -> None:
     assert torch.isfinite(parameter).all()
 
 
-@pytest.mark.parametrize("has_success", [True, False])
+@pytest.mark.parametrize("silent", [(), ("task-1",)])
 @pytest.mark.parametrize("name", names("task_sampling"))
-def test_task_samplers(name: str, has_success: bool) -> None:
+def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
     """Probabilities before any result, while tasks lack theirs, and after; they fit `allocate`. State round-trips."""
-    runtime: dict[str, Any] = {"num_tasks": K, "num_slots": 6, "has_success": has_success}
+    runtime: dict[str, Any] = {"num_tasks": K, "num_slots": 6, "silent_tasks": silent}
     node: dict[str, Any] = {"name": name}
-    if not has_success and "targets" in inspect.signature(lookup("task_sampling", name)).parameters:
+    if silent and "targets" in inspect.signature(lookup("task_sampling", name)).parameters:
         with pytest.raises(UserError, match="targets"):
             build("task_sampling", node, **runtime)
         node["targets"] = [10.0, 100.0, 3.0]
@@ -885,9 +914,8 @@ def test_a_learner_goes_on_from_its_state(agent: str, aggregation: str) -> None:
     """With a weighting that has an optimiser."""
     module: Any = test_sac if agent == "sac" else test_impala
     learners = [module.make_learner() for _ in range(2)]
-    weighting = "famo" if aggregation in ("sum", "mean") else "gradnorm"
     for learner in learners:
-        use(learner, weighting, build_aggregation(aggregation))
+        use(learner, "gradnorm", build_aggregation(aggregation))
     data = module.make_batch() if agent == "sac" else module.make_rollout()
     torch.manual_seed(0)
     for _ in range(2):
@@ -900,14 +928,57 @@ def test_a_learner_goes_on_from_its_state(agent: str, aggregation: str) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def check_a_reset_learner_is_a_new_one(weighting: str, aggregation: Any) -> None:
+    """The first update after a reset is the very first: parameters, and what steps remember."""
+    learner = test_sac.make_learner()
+    use(learner, weighting, aggregation)
+    sampler = build("task_sampling", {"name": "uniform"}, num_tasks=K)
+    resets, found = Resets(learner, count=1, sampler=sampler), []
+    for progress in (0.0, 0.2, 0.4, 0.5):
+        torch.manual_seed(0)
+        resets.update(test_sac.make_batch(), progress)
+        found.append(copy.deepcopy(learner.state_dict()))
+        for name in ("sizes", "squares"):  # of the rewards, which are the environment's
+            del found[-1]["networks"][f"value_norm.rewards.{name}"]
+        for step in (learner.policy_step, learner.critic_step):
+            step.weighting.observe({"success_rate": torch.tensor([1.0, 0.5, 0.0])})
+    torch.testing.assert_close(found[3], found[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", names("weighting"))
+def test_a_weighting_begins_anew_with_the_networks(name: str) -> None:
+    check_a_reset_learner_is_a_new_one(name, build_aggregation("mean"))
+
+
+@pytest.mark.parametrize("name", names("aggregation"))
+def test_an_aggregation_begins_anew_with_the_networks(name: str) -> None:
+    check_a_reset_learner_is_a_new_one("uniform", build_aggregation(name))
+
+
+def test_an_aggregator_of_torchjd_begins_anew_with_the_networks() -> None:
+    aggregation = build("aggregation", {"name": "torchjd", "aggregator": "GradVac"}, num_tasks=K)
+    check_a_reset_learner_is_a_new_one("uniform", aggregation)
+
+
+@pytest.mark.parametrize("name", names("task_sampling"))
+def test_a_task_sampler_begins_anew_with_the_networks(name: str) -> None:
+    sampler = build("task_sampling", {"name": name}, num_tasks=K, num_slots=6, silent_tasks=())
+    resets, initial = Resets(test_sac.make_learner(), count=1, sampler=sampler), copy.deepcopy(sampler.state_dict())
+    for _ in range(50):
+        sampler.update(torch.tensor([0, 1, 1]), {"return": torch.ones(3), "success": torch.tensor([1.0, 0.0, 1.0])})
+    before = copy.deepcopy(sampler.state_dict())
+    resets.update(test_sac.make_batch(), 0.4)
+    torch.testing.assert_close(sampler.state_dict(), before, rtol=0, atol=0)
+    resets.update(test_sac.make_batch(), 0.5)
+    torch.testing.assert_close(sampler.state_dict(), initial, rtol=0, atol=0)
+
+
 def test_what_a_weighting_requires() -> None:
-    """Positive losses, or norms of gradients: an error that says what to choose."""
+    """Positive losses: an error that says what to choose."""
     module: Any = test_sac
     step = module.make_learner().critic_step
     with pytest.raises(ValueError, match="GeometricMean weighting needs positive losses"):
         TaskStep(step.parameters, step.optimizer, build_weighting("geometric_mean"), step.aggregation, 1.0, False)
-    with pytest.raises(ValueError, match=r"GradNorm weighting needs per-task gradients.*aggregation=measured_mean"):
-        TaskStep(step.parameters, step.optimizer, build_weighting("gradnorm"), step.aggregation, 1.0, True)
 
 
 @pytest.mark.parametrize("agent", ["sac", "impala"])

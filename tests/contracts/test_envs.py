@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +25,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "toy_grid": ("toy_grid", {"horizon": 5}),
     "gym-continuous": ("gym", {"ids": ["Pendulum-v1", "MountainCarContinuous-v0"], "num_workers": 2}),
     "gym-discrete": ("gym", {"ids": ["CartPole-v1", "FrozenLake-v1"], "num_workers": 0}),
+    "gym-success": (
+        "gym",
+        {"ids": [f"tests.system.success_envs:{i}-v0" for i in ("AtEnd", "Silent")], "num_workers": 2},
+    ),
     "atari": ("atari", {"games": ["pong", "breakout"], "horizon": 5}),
     "mt1": ("mt1", {"task": "reach-v3", **METAWORLD}),
     "metaworld": ("metaworld", {"tasks": ["reach-v3", "push-v3"], **METAWORLD, "num_workers": 2}),
@@ -107,6 +114,42 @@ def test_shapes_and_types(env: VecEnv) -> None:
     assert len(spec.action_mask) == spec.num_tasks
     assert all(len(row) == spec.action_dim and any(row) for row in spec.action_mask)
     assert spec.task_descriptions is None or len(spec.task_descriptions) == spec.num_tasks
+    assert len(spec.reports_success) == spec.num_tasks
+    assert spec.comparable_returns or spec.num_tasks > 1
+
+
+def test_success_is_where_the_spec_says(env: VecEnv) -> None:
+    """No success where none is reported, and some in the tasks in which random actions must come to it."""
+    env.reset()
+    succeeded = torch.zeros(env.spec.num_tasks, dtype=torch.bool)
+    for step in run(env, 60):
+        succeeded |= torch.bincount(step.task[step.success], minlength=env.spec.num_tasks) > 0
+    reports = torch.tensor(env.spec.reports_success)
+    assert not (succeeded & ~reports).any()
+    if env.spec.task_names[0].startswith(("count", "tests.system.success_envs")):
+        assert torch.equal(succeeded, reports)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "comparable"),
+    [
+        ("metaworld", {}, True),
+        ("metaworld", {"reward_version": "v1"}, False),
+        ("mt1", {"reward_version": "v1"}, True),
+        ("atari", {}, False),
+        ("atari", {"games": "pong"}, True),
+        ("gym-continuous", {}, False),
+        ("gym-continuous", {"ids": ["Pendulum-v1"]}, True),
+        ("toy_reach", {}, True),
+        ("toy_scale", {}, False),
+    ],
+)
+def test_returns_are_comparable_where_rewards_mean_the_same(
+    case: str, options: dict[str, Any], comparable: bool
+) -> None:
+    env = make(case, **options)
+    assert env.spec.comparable_returns == comparable
+    env.close()
 
 
 def test_autoreset_in_the_same_step(env: VecEnv) -> None:
@@ -298,6 +341,22 @@ def test_unknown_option(case: str) -> None:
     name, settings = CASES[case]
     with pytest.raises(UserError, match="num_workerz"):
         mtrl.envs.make(name, **settings, num_workerz=1)
+
+
+def test_seed_is_an_integer() -> None:
+    """The same words from all of them, whatever they do with it. In a process whose annotations are not checked."""
+    code = f"""
+import mtrl.envs
+for name, settings in {[CASES[case] for case in SMALL]!r}:
+    try:
+        mtrl.envs.make(name, **settings, seed=None)
+    except mtrl.types.UserError as error:
+        print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    message = "env: seed must be an integer, not None: goals and episodes are drawn from it."
+    assert done.stdout.splitlines() == [message] * len(SMALL)
 
 
 def test_unknown_env() -> None:

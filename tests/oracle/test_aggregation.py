@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -274,12 +275,53 @@ def test_torchjd_options() -> None:
     ours = combine("torchjd", jacobian, aggregator="Constant", options={"weights": weights})
     torch.testing.assert_close(ours, jacobian[0] + 2 * jacobian[2])
     with pytest.raises(UserError, match="Did you mean 'UPGrad'"):
-        build("aggregation", {"name": "torchjd", "aggregator": "UpGrad"})
+        build("aggregation", {"name": "torchjd", "aggregator": "UpGrad"}, num_tasks=3)
     with pytest.raises(UserError, match=r"option of TorchJD's MGDA: 'epsilonn'\. Did you mean 'epsilon'"):
-        build("aggregation", {"name": "torchjd", "aggregator": "MGDA", "options": {"epsilonn": 1.0}})
+        build("aggregation", {"name": "torchjd", "aggregator": "MGDA", "options": {"epsilonn": 1.0}}, num_tasks=3)
+
+
+@pytest.mark.parametrize("aggregator", ["Mean", "MGDA", "IMTLG", "AlignedMTL", "GradDrop"])
+def test_torchjd_sees_the_tasks_that_are_there(aggregator: str) -> None:
+    """The zero rows of the others would make MGDA's direction nothing, and change what others normalise by."""
+    jacobian = gradients(4, 0).float()
+    jacobian[[0, 2]] = 0
+    torch.manual_seed(0)
+    ours = combine("torchjd", jacobian, aggregator=aggregator)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, getattr(torchjd, aggregator)()(jacobian[[1, 3]]))
+    assert ours.any()
+    assert not combine("torchjd", 0 * jacobian, aggregator=aggregator).any()
+
+
+def test_torchjd_aggregators_of_a_fixed_number_of_tasks() -> None:
+    """A weight for each, at least so many, or what was learned about each: these see a zero row."""
+    jacobian = gradients(4, 0).float()
+    jacobian[1] = 0
+    ours = combine("torchjd", jacobian, aggregator="Constant", options={"weights": [1.0, 2.0, 3.0, 4.0]})
+    torch.testing.assert_close(ours, jacobian[0] + 3 * jacobian[2] + 4 * jacobian[3])
+    options = {"n_byzantine": 1, "n_selected": 2}
+    ours = combine("torchjd", jacobian, aggregator="Krum", options=options)
+    torch.testing.assert_close(ours, torchjd.Krum(**options)(jacobian))
+    learned, theirs = build("aggregation", {"name": "torchjd", "aggregator": "GradVac"}, num_tasks=4), torchjd.GradVac()
+    for seed in range(3):
+        rows = gradients(4, seed).float()
+        rows[seed] = 0
+        torch.manual_seed(seed)
+        ours = learned.combine(rows)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(ours, theirs(rows))
+
+
+def test_nash_mtl_is_told_the_number_of_tasks() -> None:
+    """Where what it needs is missing, the error is about that."""
+    if importlib.util.find_spec("cvxpy") and importlib.util.find_spec("ecos"):
+        assert combine("torchjd", gradients(3, 0).float(), aggregator="NashMTL").any()
+    else:
+        with pytest.raises(UserError, match=r"torchjd\[nash_mtl\]"):
+            build("aggregation", {"name": "torchjd", "aggregator": "NashMTL"}, num_tasks=3)
 
 
 def test_torchjd_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchjd.aggregation", None)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[aggregators\]"'):
-        build("aggregation", {"name": "torchjd", "aggregator": "UPGrad"})
+    with pytest.raises(UserError, match=r'-e "\.\[aggregators\]"'):
+        build("aggregation", {"name": "torchjd", "aggregator": "UPGrad"}, num_tasks=3)

@@ -184,7 +184,7 @@ def test_a_reset_learner_with_memory_is_a_new_one() -> None:
     learner.networks.double()
     step = learner.steps.step
     step.optimizer = torch.optim.Adam([{"params": step.parameters, "initial_lr": 0.05}], lr=0.05)
-    resets, found = Resets(learner, count=1), []
+    resets, found = Resets(learner, count=1, sampler=UniformTasks(K)), []
     assert torch.equal(resets.initial_state(B), torch.zeros(B, 2 * WIDTH))
     for progress in (0.0, 0.5):
         torch.manual_seed(0)
@@ -206,7 +206,7 @@ def test_rewards_are_clipped_in_the_learner() -> None:
     for rollout, reward_clip in ((large, 1.0), (clipped, float("inf")), (large, float("inf"))):
         learner = make_learner(make_spec(K, OBS, 2), reward_clip=reward_clip)
         learner.networks.double()
-        found.append(learner._targets(copy.deepcopy(rollout))[1])
+        found.append(learner.update(copy.deepcopy(rollout), 0.0)["value_loss"])
     assert torch.equal(found[0], found[1])
     assert not torch.isclose(found[0], found[2]).all()
 

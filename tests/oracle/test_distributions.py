@@ -38,6 +38,15 @@ def test_gaussian_against_torch_and_scipy() -> None:
     np.testing.assert_allclose(ours.log_prob(action).numpy(), scipy_log_prob, rtol=1e-12)
 
 
+def test_the_bonus_widens_no_gaussian_beyond_the_actions() -> None:
+    """Standard deviations .5 and 2: the entropy of .5 and 1, and a gradient for the first only."""
+    log_std = torch.tensor([0.5, 2.0], dtype=torch.float64).log().requires_grad_()
+    bonus = Gaussian(torch.zeros(2), log_std, torch.ones(2, dtype=torch.bool)).entropy_bonus()
+    assert float(bonus.detach()) == pytest.approx(math.log(2 * math.pi * math.e) + math.log(0.5))
+    (gradient,) = torch.autograd.grad(bonus, log_std)
+    assert gradient.tolist() == [1, 0]
+
+
 def test_tanh_gaussian_against_torch() -> None:
     mean, log_std, mask = parameters()
     base = torch.distributions.Normal(mean, log_std.exp())

@@ -94,6 +94,10 @@ class Naive:
     def entropy(self, k: int) -> Tensor:
         return (0.5 * math.log(2 * math.pi * math.e) + self.policy["head.log_std"][k]).sum()
 
+    def bonus(self, k: int) -> Tensor:
+        """A standard deviation above 1 counts as 1."""
+        return self.entropy(k) - self.policy["head.log_std"][k].clamp(min=0).sum()
+
     def update(
         self,
         r: Rollout,
@@ -122,7 +126,7 @@ class Naive:
         if normalise:
             for k in range(K):
                 own = advantage[r.task == k]
-                advantage[r.task == k] = (own - own.mean()) / (own.std(unbiased=False) + 1e-8)
+                advantage[r.task == k] = (own - own.mean()) / own.std(unbiased=False)
         advantage = weight * advantage
         for _ in range(epochs):
             policy_loss, value_loss, entropy = [], [], []
@@ -133,7 +137,7 @@ class Naive:
                     ratio = (self.log_prob(r.obs[i], r.action[i], k) - start[i]).exp()
                     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
                     objective = torch.minimum(ratio * advantage[i], clipped * advantage[i])
-                    own_policy.append(-objective - ENTROPY * self.entropy(k))
+                    own_policy.append(-objective - ENTROPY * self.bonus(k))
                     own_value.append(0.5 * (self.v(r.obs[i], k) - target[i]) ** 2)
                 policy_loss.append(sum(own_policy) / len(samples))
                 value_loss.append(sum(own_value) / len(samples))
@@ -312,14 +316,16 @@ def test_rates_and_entropy_weight_fall_linearly() -> None:
         assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.6 * LR)
 
 
-def test_popart_makes_the_scale_of_rewards_irrelevant() -> None:
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3])
+def test_popart_makes_the_scale_of_rewards_irrelevant(normalise: bool, factor: float) -> None:
     """Task 1's rewards times 1000: the same normalised losses and the same policy, and sigma times 1000.
 
     Values begin at zero, so that the first targets scale with the rewards too. After that PopArt keeps outputs.
     """
     learners, history = [], []
-    for scale in (1.0, 1000.0):
-        learner = make_learner(value_norm="popart")
+    for scale in (1.0, factor):
+        learner = make_learner(value_norm="popart", normalise_advantage=normalise)
         for parameter in learner.value.head.parameters():
             nn.init.zeros_(parameter)
         metrics = []
@@ -333,7 +339,7 @@ def test_popart_makes_the_scale_of_rewards_irrelevant() -> None:
         for key in ("value_loss", "policy_loss"):
             torch.testing.assert_close(small[key], large[key], rtol=1e-6, atol=1e-8)
         ratio = large["value_scale"] / small["value_scale"]
-        torch.testing.assert_close(ratio, torch.tensor([1.0, 1000.0, 1.0]), rtol=1e-5, atol=0)
+        torch.testing.assert_close(ratio, torch.tensor([1.0, factor, 1.0]), rtol=1e-5, atol=0)
     small, large = (learner.networks.state_dict() for learner in learners)
     for key in small:
         if not key.startswith("value_norm"):
@@ -378,16 +384,29 @@ def test_saving_and_loading_continues_bit_exactly() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("action", "reward"), [(7.0, 0.0), (1e6, 0.0), (7.0, 50.0)])
+@pytest.mark.parametrize("value_norm", ["none", "popart"])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_nothing_is_learned_from_actions_that_nobody_chose(normalise: bool) -> None:
-    """Their log-probability is infinite; whatever they were, the update is the same, and finite."""
+def test_nothing_is_learned_from_actions_that_nobody_chose(
+    normalise: bool, value_norm: str, action: float, reward: float
+) -> None:
+    """Their log-probability is infinite; whatever they were and earned, the update is the same, and finite."""
     rollout = make_rollout()
     forced = torch.rand(T, B, generator=torch.Generator().manual_seed(0)) < 0.3
     rollout = dataclasses.replace(rollout, log_prob=rollout.log_prob.masked_fill(forced, torch.inf))
-    other = dataclasses.replace(rollout, action=torch.where(forced[..., None], 7.0, rollout.action))
-    learners = [make_learner(normalise_advantage=normalise, epochs=2, clip_range=0.2) for _ in range(2)]
+    other = dataclasses.replace(
+        rollout,
+        action=torch.where(forced[..., None], action, rollout.action),
+        reward=rollout.reward + reward * forced,
+    )
+    options: dict[str, Any] = {"value_norm": value_norm, "normalise_advantage": normalise}
+    learners = [make_learner(epochs=2, clip_range=0.2, **options) for _ in range(2)]
+    metrics = []
     for learner, data in zip(learners, (rollout, other), strict=True):
-        learner.update(data, 0.0)
-    for one, two in zip(*(learner.networks.parameters() for learner in learners), strict=True):
+        torch.manual_seed(0)  # of the minibatches
+        metrics.append(learner.update(data, 0.0))
+    for one, two in zip(*(learner.networks.state_dict().values() for learner in learners), strict=True):
         assert one.isfinite().all()
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-14)
+        assert torch.equal(one, two)
+    for one, two in zip(*(row.values() for row in metrics), strict=True):
+        assert torch.equal(one, two)

@@ -203,17 +203,36 @@ def test_a_bad_sample_spoils_its_own_task_only(poison: float) -> None:
 
 
 def test_per_task_standardise_is_a_loop() -> None:
+    """Mean and deviation are those of the chosen samples; the others are shifted and scaled alike."""
     values, task = samples((6, 5), seed=1)
-    scaled = per_task_standardise(values, task, 4)
+    chosen = torch.rand(6, 5, generator=torch.Generator().manual_seed(2)) < 0.7
+    scaled = per_task_standardise(values, task, chosen, torch.zeros(4))
     for k in (0, 1, 3):
-        own = values[task == k]
-        deviation = math.sqrt(sum((float(v) - float(own.mean())) ** 2 for v in own) / len(own))
-        torch.testing.assert_close(scaled[task == k], (own - own.mean()) / deviation, rtol=1e-6, atol=1e-6)
+        own, among = values[task == k], values[(task == k) & chosen]
+        assert len(own) > len(among)
+        mean = sum(among.tolist()) / len(among)
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in among.tolist()) / len(among))
+        torch.testing.assert_close(scaled[task == k], (own - mean) / deviation)
 
 
-def test_per_task_standardise_of_equal_samples_is_zero() -> None:
-    scaled = per_task_standardise(torch.tensor([3.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2)
-    assert scaled.tolist() == [0, 0, 0]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("value", "count"), [(0.1, 10), (1000.1, 7), (3.0, 2), (-1e30, 5), (1e-30, 5)])
+def test_per_task_standardise_of_equal_samples_is_zero(value: float, count: int, dtype: torch.dtype) -> None:
+    """And of samples that differ by rounding only; beside another task, and with one that nobody chose."""
+    values = torch.full((count + 2,), value, dtype=dtype)
+    values[1] = torch.nextafter(values[1], torch.tensor(torch.inf, dtype=dtype))
+    values[-2:] = 5.0
+    task, chosen = torch.zeros(count + 2, dtype=torch.int64), torch.ones(count + 2, dtype=torch.bool)
+    task[-2], chosen[-1] = 1, False
+    scaled = per_task_standardise(values, task, chosen, torch.zeros(2))
+    assert scaled.tolist() == [0] * (count + 2)
+
+
+def test_per_task_standardise_divides_by_the_floor_at_least() -> None:
+    """Deviations .01 and 3: (-.01, .01) / max(.01, .1) and (-3, 3) / max(3, .1)."""
+    values, task = torch.tensor([4.99, 5.01, -3.0, 3.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    scaled = per_task_standardise(values, task, torch.ones(4, dtype=torch.bool), torch.full((2,), 0.1))
+    torch.testing.assert_close(scaled, torch.tensor([-0.1, 0.1, -1, 1], dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_clipped_surrogate_by_hand() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mtrl.nn.heads import PerTaskHead, SharedHead
-from mtrl.nn.scaling import NoValueNorm, PopArt
+from mtrl.nn.scaling import NoValueNorm, PopArt, ValueNorm
 from mtrl.types import TaskContext
 from tests.oracle.test_sac import make_batch, make_learner
 
@@ -22,6 +23,11 @@ def make_heads(dtype: torch.dtype, n: int = 2) -> list[PerTaskHead]:
     for head in heads:
         torch.nn.init.normal_(head.bias)
     return heads
+
+
+def update(norm: ValueNorm, target: Tensor, task: Tensor, heads: list[Any], reward: float = 0.0) -> None:
+    """With rewards all of this size."""
+    norm.update(target, torch.full_like(target, reward), task, heads)
 
 
 def outputs(norm: PopArt, head: PerTaskHead, features: Tensor, task: Tensor) -> Tensor:
@@ -40,7 +46,7 @@ def test_an_update_leaves_outputs_unchanged(dtype: torch.dtype, scale: float) ->
         before = [outputs(norm, head, features, task) for head in heads]
         target = scale * (torch.randn(40, generator=g, dtype=dtype) * (1 + i) + i)
         weights = heads[0].weight.clone()
-        norm.update(target, task, heads)
+        update(norm, target, task, heads, reward=scale)
         assert not torch.allclose(weights, heads[0].weight)
         for head, old in zip(heads, before, strict=True):
             torch.testing.assert_close(outputs(norm, head, features, task), old, rtol=1e-6, atol=1e-6 * (1 + scale))
@@ -59,7 +65,7 @@ def test_moments_by_hand() -> None:
     norm = PopArt(2, beta=0.25)
     expected = [(2, 5), (5, 36.5), (5, 98 / 3), (6, 44.75), (6, 42.5625)]
     for targets, (mu, nu) in zip([(1, 3), (6, 10), (5, 5), (9,), (6,)], expected, strict=True):
-        norm.update(torch.tensor(targets, dtype=torch.float32), torch.zeros(len(targets), dtype=torch.int64), [])
+        update(norm, torch.tensor(targets, dtype=torch.float32), torch.zeros(len(targets), dtype=torch.int64), [])
         assert float(norm.mu[0]) == pytest.approx(mu)
         assert float(norm.nu[0]) == pytest.approx(nu)
         assert float(norm.sigma[0]) == pytest.approx(math.sqrt(nu - mu**2))
@@ -78,9 +84,9 @@ def test_heads_by_hand() -> None:
     head, norm, task = PerTaskHead(1, 1, 2).requires_grad_(False), PopArt(2), torch.zeros(2, dtype=torch.int64)
     torch.nn.init.constant_(head.weight, 4)
     torch.nn.init.constant_(head.bias, 1)
-    norm.update(torch.tensor([1.0, 3.0]), task, [head])
+    update(norm, torch.tensor([1.0, 3.0]), task, [head])
     assert (float(head.weight[0]), float(head.bias[0])) == (4, -1)
-    norm.update(torch.tensor([6.0, 10.0]), task, [head])
+    update(norm, torch.tensor([6.0, 10.0]), task, [head])
     assert float(head.weight[0]) == pytest.approx(4 / math.sqrt(11.5))
     assert float(head.bias[0]) == pytest.approx(-4 / math.sqrt(11.5))
     assert (float(head.weight[1]), float(head.bias[1])) == (4, 1)
@@ -95,7 +101,7 @@ def test_a_task_is_its_own() -> None:
     for other in (1.0, 1e5):
         norm, heads = PopArt(K, beta=0.1), make_heads(torch.float32, 1)
         for i in range(3):
-            norm.update(torch.where(task == 1, target + i, other * target), task, heads)
+            update(norm, torch.where(task == 1, target + i, other * target), task, heads)
         results.append((norm.mu[1], norm.nu[1], heads[0].weight[1], heads[0].bias[1]))
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
@@ -104,10 +110,10 @@ def test_a_task_is_its_own() -> None:
 def test_an_absent_task_stays_as_it_is() -> None:
     norm, (head,) = PopArt(K, beta=0.1), make_heads(torch.float32, 1)
     everyone = torch.arange(K).repeat(4)
-    norm.update(torch.randn(12, generator=torch.Generator().manual_seed(0)), everyone, [head])
+    update(norm, torch.randn(12, generator=torch.Generator().manual_seed(0)), everyone, [head])
     before = [x[1].clone() for x in (norm.mu, norm.nu, norm.sigma, norm.updates, head.weight, head.bias)]
     moved = norm.mu.clone()
-    norm.update(torch.full((4,), 7.0), torch.tensor([0, 2, 2, 0]), [head])
+    update(norm, torch.full((4,), 7.0), torch.tensor([0, 2, 2, 0]), [head])
     after = [x[1] for x in (norm.mu, norm.nu, norm.sigma, norm.updates, head.weight, head.bias)]
     for old, new in zip(before, after, strict=True):
         assert torch.equal(old, new)
@@ -120,24 +126,39 @@ def test_the_first_update_of_a_late_task_sets_its_statistics() -> None:
     """The step size counts the updates of the task, not those of PopArt."""
     norm = PopArt(2, beta=1e-3)
     for _ in range(10):
-        norm.update(torch.ones(2), torch.zeros(2, dtype=torch.int64), [])
-    norm.update(torch.tensor([10.0, 30.0]), torch.ones(2, dtype=torch.int64), [])
+        update(norm, torch.ones(2), torch.zeros(2, dtype=torch.int64), [])
+    update(norm, torch.tensor([10.0, 30.0]), torch.ones(2, dtype=torch.int64), [])
     assert norm.mu.tolist() == [1, 20]
     assert float(norm.sigma[1]) == pytest.approx(10)
 
 
-@pytest.mark.parametrize("value", [3.0, 1e-9, 0.1, 1e9])
-def test_sigma_has_a_floor(value: float) -> None:
-    """Equal targets have no spread; rounding, of either sign, makes little of it and no NaN."""
+@pytest.mark.parametrize("value", [3.0, 1e-9, 0.1, 1e6])
+def test_equal_targets_have_no_spread(value: float) -> None:
+    """Rounding, of either sign, makes nothing of it and no NaN: sigma is a tenth of the reward."""
     norm, heads = PopArt(1), [PerTaskHead(H, 1, 1)]
-    norm.update(torch.full((7,), value), torch.zeros(7, dtype=torch.int64), heads)
-    assert 1e-4 <= float(norm.sigma) <= max(1e-4, 1e-7 * value)
+    update(norm, torch.full((7,), value), torch.zeros(7, dtype=torch.int64), heads, reward=-value)
+    assert float(norm.sigma) == pytest.approx(0.1 * value)
     assert torch.isfinite(heads[0].bias).all()
+
+
+def test_the_floor_by_hand() -> None:
+    """A tenth of sum r^2 / sum |r|, over all updates; of 1 while there is no reward. Sigma is no less.
+
+    Task 0: (3^2 + 1^2) / (3 + 1) = 2.5, then (9 + 1 + 6^2) / (3 + 1 + 6) = 4.6. Task 1: none, then 1e-3.
+    """
+    norm, task = PopArt(2), torch.tensor([0, 0, 0, 1])
+    targets = torch.tensor([5.0, 5.0, 5.0, 0.0])
+    norm.update(targets, torch.tensor([3.0, 0.0, -1.0, 0.0]), task, [])
+    torch.testing.assert_close(norm.floor, torch.tensor([0.25, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(norm.sigma, norm.floor)
+    norm.update(targets, torch.tensor([0.0, -6.0, 0.0, 1e-3]), task, [])
+    torch.testing.assert_close(norm.floor, torch.tensor([0.46, 1e-4], dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm.sigma, norm.floor)
 
 
 def test_sigma_has_a_ceiling() -> None:
     norm = PopArt(1)
-    norm.update(torch.tensor([-1e9, 1e9]), torch.zeros(2, dtype=torch.int64), [])
+    update(norm, torch.tensor([-1e9, 1e9]), torch.zeros(2, dtype=torch.int64), [])
     assert float(norm.sigma) == 1e6
 
 
@@ -149,12 +170,12 @@ def test_beta_is_a_step_size(beta: float) -> None:
 
 def test_a_shared_head_is_refused() -> None:
     with pytest.raises(ValueError, match="per-task value heads"):
-        PopArt(2).update(torch.ones(2), torch.tensor([0, 1]), [SharedHead(H, 1)])
+        update(PopArt(2), torch.ones(2), torch.tensor([0, 1]), [SharedHead(H, 1)])
 
 
 def test_a_bad_target_spoils_its_own_task_only() -> None:
     norm, heads = PopArt(K), make_heads(torch.float32, 1)
-    norm.update(torch.tensor([1.0, 2.0, math.nan, 1.0, 2.0]), torch.tensor([0, 0, 1, 2, 2]), heads)
+    update(norm, torch.tensor([1.0, 2.0, math.nan, 1.0, 2.0]), torch.tensor([0, 0, 1, 2, 2]), heads)
     assert torch.isfinite(norm.mu).tolist() == [True, False, True]
     assert torch.isfinite(heads[0].weight).flatten(1).all(1).tolist() == [True, False, True]
 
@@ -186,7 +207,7 @@ def test_sac_learns_normalised_errors() -> None:
 
 def test_the_null_norm_does_nothing() -> None:
     norm, value, task = NoValueNorm(K), torch.randn(4), torch.tensor([0, 1, 2, 0])
-    norm.update(100 * value, task, [SharedHead(H, 1)])
+    update(norm, 100 * value, task, [SharedHead(H, 1)])
     assert torch.equal(norm.normalise(value, task), value)
     assert torch.equal(norm.denormalise(value, task), value)
     assert norm.sigma.tolist() == [1, 1, 1]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrl.agents.resets import Resets
 from mtrl.data.returns import ReturnTracker
+from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.nn.scaling import MeanReward, ReturnRange
 from tests.oracle import test_impala, test_sac
 
@@ -124,12 +125,12 @@ def test_a_reset_learner_is_a_new_one(module: Any) -> None:
     def update(learner: Any, progress: float) -> dict[str, Tensor]:
         torch.manual_seed(0)
         learner.update(data, progress)
-        return {key: tensor.clone() for key, tensor in learner.networks.state_dict().items()}
+        return {key: tensor.detach().clone() for key, tensor in learner.networks.named_parameters()}
 
     def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
         return all(torch.equal(one[key], two[key]) for key in one)
 
-    learner = Resets(module.make_learner(), count=1)
+    learner = Resets(module.make_learner(), count=1, sampler=Uniform(K))
     first = update(learner, 0.0)
     assert same(first, update(module.make_learner(), 0.0))
     assert not same(first, update(learner, 0.49))
@@ -137,16 +138,16 @@ def test_a_reset_learner_is_a_new_one(module: Any) -> None:
     saved = copy.deepcopy(learner.state_dict())
     assert not same(first, update(learner, 1.0))
 
-    other = Resets(module.make_learner(), count=1)
+    other = Resets(module.make_learner(), count=1, sampler=Uniform(K))
     other.load_state_dict(saved)
-    assert same(update(other, 1.0), learner.networks.state_dict())
+    assert same(update(other, 1.0), dict(learner.networks.named_parameters()))
 
 
 def test_a_reset_lets_the_scale_change() -> None:
     learner = test_sac.make_learner("mean_reward")
     learner.value_norm.observe(*episodes([0, 1, 2], **{"return": [1.0, 1.0, 1.0], "length": [1.0, 1.0, 1.0]}))
     learner.value_norm.observe(*episodes([0], **{"return": [3.0], "length": [1.0]}))
-    resets = Resets(learner, count=1)
+    resets = Resets(learner, count=1, sampler=Uniform(K))
     for progress, expected in ((0.4, [1.0, 1.0, 1.0]), (0.5, [1.0, 0.5, 0.5])):
         resets.update(test_sac.make_batch(), progress)
         assert learner.value_norm.sigma.tolist() == expected

@@ -68,11 +68,13 @@ def test_dwa_keeps_the_mean_of_an_absent_task() -> None:
 
 def test_lbtw_by_hand() -> None:
     """Losses began at (4, 1) and are (1, 1): ratios (1/4, 1), their roots (1/2, 1) over the mean 3/4. Then anew."""
-    weighting = LBTW(2, alpha=0.5, window=2)
+    weighting = LBTW(2, alpha=0.5, window=3)
     assert weights(weighting, [4.0, 1.0]).tolist() == [1, 1]
     after(weighting, [4.0, 1.0])
     torch.testing.assert_close(weights(weighting, [1.0, 1.0]), torch.tensor([2 / 3, 4 / 3]))
-    after(weighting, [1.0, 1.0], [2.0, 0.0])  # the third begins a window; task 1 is absent
+    after(weighting, [1.0, 1.0], [1.0, 1.0])
+    assert weights(weighting, [9.0, 1.0]).tolist() == [1, 1]  # what begins a window is its own beginning
+    after(weighting, [2.0, 0.0])  # task 1 is absent
     torch.testing.assert_close(weights(weighting, [2.0, 3.0]), torch.ones(2))
     after(weighting, [2.0, 3.0])
     torch.testing.assert_close(weights(weighting, [0.5, 3.0]), torch.tensor([2 / 3, 4 / 3]))
@@ -138,7 +140,7 @@ def test_famo_skips_absent_tasks() -> None:
 
 def test_focal_by_hand() -> None:
     """Success 1/2 and 1/4 with gamma 1: 1/2 log 2 and 3/4 log 4 = 3/2 log 2, over their mean log 2."""
-    weighting = Focal(2, has_success=True, gamma=1.0, step_size=1.0)
+    weighting = Focal(2, silent_tasks=(), gamma=1.0, step_size=1.0)
     assert weights(weighting, [1.0, 1.0]).tolist() == [1, 1]
     weighting.observe({"success_rate": torch.tensor([0.5, 0.25])})
     torch.testing.assert_close(weights(weighting, [1.0, -7.0]), torch.tensor([0.5, 1.5]))
@@ -147,7 +149,7 @@ def test_focal_by_hand() -> None:
 
 
 def test_success_is_a_moving_average() -> None:
-    weighting = Focal(2, has_success=True, step_size=0.5)
+    weighting = Focal(2, silent_tasks=(), step_size=0.5)
     for rate in (1.0, 0.0, 1.0):
         weighting.observe({"success_rate": torch.tensor([rate, torch.nan], dtype=torch.float64)})
     assert weighting.success.tolist() == [0.625, 0]  # 1/2, 1/4, 5/8
@@ -155,11 +157,11 @@ def test_success_is_a_moving_average() -> None:
 
 def test_implicit_schedule_by_hand() -> None:
     """Success (1, 0, 1/2): mean 1/2, largest 1. 1 -+ min(0.3, 1/2) and 1, whose mean is 1."""
-    weighting = ImplicitSchedule(3, has_success=True, gamma=0.3, step_size=1.0)
+    weighting = ImplicitSchedule(3, silent_tasks=(), gamma=0.3, step_size=1.0)
     weighting.observe({"success_rate": torch.tensor([1.0, 0.0, 0.5])})
     torch.testing.assert_close(weights(weighting, [1.0, 1.0, 1.0]), torch.tensor([0.7, 1.3, 1.0]))
     # Scores half as large, alpha 2, beta 1/2: 1 -+ (1/2)^2 (1/4)^(1/2) = 1 -+ 1/8.
-    weighting = ImplicitSchedule(3, has_success=True, alpha=2.0, beta=0.5, gamma=0.3, step_size=1.0)
+    weighting = ImplicitSchedule(3, silent_tasks=(), alpha=2.0, beta=0.5, gamma=0.3, step_size=1.0)
     weighting.observe({"success_rate": torch.tensor([0.5, 0.0, 0.25])})
     torch.testing.assert_close(weights(weighting, [1.0, 1.0, 1.0]), torch.tensor([0.875, 1.125, 1.0]))
 
@@ -181,5 +183,5 @@ def test_alpha_softmax_reads_the_temperatures() -> None:
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="only agent=sac has temperatures"):
         build("weighting", {"name": "alpha_softmax"}, num_tasks=2)
-    with pytest.raises(UserError, match="reports no success"):
-        build("weighting", {"name": "focal"}, num_tasks=2, has_success=False)
+    with pytest.raises(UserError, match="no success is reported by b, c"):
+        build("weighting", {"name": "focal"}, num_tasks=3, silent_tasks=("b", "c"))

@@ -21,7 +21,9 @@ import mtrl.run.checkpoint
 from mtrl.run.checkpoint import load_state, newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
+    AGENTS,
     PYTHON_RNG,
+    TINY,
     assert_same_run,
     environment,
     rows,
@@ -31,6 +33,7 @@ from tests.system.commands import (
     the_error,
     tiny,
 )  # fmt: skip
+from tests.unit.run.test_logger import FakeWandb
 
 TASKS = "reach-0, reach-1, reach-2, reach-3"
 
@@ -79,6 +82,8 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("seed=a", "seed must be an integer, not 'a'"),
         ("total_steps=0", "total_steps must be positive, not 0"),
         ("total_steps=many", "total_steps must be an integer, not 'many'"),
+        ("schedule_steps=0", "schedule_steps must be positive, not 0"),
+        ("eval.max_episode_steps=0", "eval: max_episode_steps must be positive, not 0"),
         ("total_steps=1.5", "total_steps must be an integer, not 1.5"),
         ("eval.every=-1", "eval: every must not be negative, but is -1"),
         ("eval.episodes_per_task=0", "eval: episodes_per_task must be positive"),
@@ -91,8 +96,8 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("agent.optimizer=5", "agent 'impala': optimizer must be settings, not 5"),
         ("network.trunk=5", "network: trunk must be settings, not 5"),
         ("init_from_parts=[trunk]", "init_from does not say where from"),
-        ("init_from_parts=trunk", "init_from_parts must be a list or null, not 'trunk'"),
-        ("eval=5", "eval has settings of its own (eval.every, eval.episodes_per_task) and cannot be 5"),
+        ("init_from_parts=trunk", "init_from_parts must be a list (each text) or null, not 'trunk'"),
+        ("eval=5", "(eval.every, eval.episodes_per_task, eval.max_episode_steps) and cannot be 5"),
         ("log=null", "log has settings of its own"),
         ("~eval", "eval has settings of its own"),
         ("~env", "env needs a name"),
@@ -102,6 +107,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("=3", "Unknown key ''"),
         ("hydra.foo=3", "hydra.foo"),
         ("device=gpu", "device=gpu cannot be used"),
+        ("device=mps", "device=mps cannot be used. Here: cpu"),
         ("init_from=nowhere", "No policy in nowhere: expected a run folder"),
         ("init_from=/etc/hostname", "No policy in /etc/hostname: expected a run folder"),
         ("run_dir=/etc/hostname", "run_dir=/etc/hostname is not empty"),
@@ -127,6 +133,14 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
             "Unknown gymnasium environment 'Pendulum-v9'. Did you mean 'Pendulum-v1'?",
         ),
         (
+            ["env=gym", "env.ids=[{id: Pendulum-v1, kwarg: {g: 9}}]"],
+            "Unknown option of an entry of ids: 'kwarg'. Did you mean 'kwargs'? Valid: id, kwargs, name.",
+        ),
+        (
+            ["env=gym", "env.ids=[mtrl/reech-v3]"],
+            "'mtrl/reech-v3'. Meta-World's tasks are in env=metaworld 'env.tasks=[reach-v3]'.",
+        ),
+        (
             ["env=atari", "env.games=[brekout]"],
             "Unknown Atari game or set of games 'brekout'. Did you mean 'breakout'?",
         ),
@@ -137,16 +151,24 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (["env=atari", "torso=none"], "observations of shape (4, 84, 84) need torso=nature_cnn"),
         (["env=toy_grid", "core=lstm", "agent.minibatches=99"], "99 minibatches cannot be made of 64 sequences"),
         (["compile=true", "aggregation=pcgrad"], "aggregation=pcgrad takes each task's: use aggregation=mean or sum"),
+        (["compile=true", "weighting=gradnorm"], "weighting=gradnorm takes each task's: use another weighting"),
         (["agent=sac", "network.head=shared", "value_norm=popart"], "value_norm=popart needs network.head=per_task"),
         (["env=toy_reach", "agent=sac", "agent.slots_per_task=2", "actors=2"], "use actors=0, or agent=impala"),
         (["env=toy_reach", "actors=3"], "agent.slots_per_task=16 cannot be shared by actors=3"),
         (["value_head=two_hot", "value_norm=popart"], "use value_norm=none with two_hot"),
-        (["env=gym", "task_sampling=a5c"], "reports no success, so that targets (a return per task) are needed"),
+        (
+            ["env=gym", "task_sampling=a5c"],
+            "reported by Pendulum-v1, MountainCarContinuous-v0, so that targets",
+        ),
         (["env=toy_reach", "task_sampling=a5c", "task_sampling.targets=[1,2]"], "for each of the 4 tasks, not 2"),
         (["agent=sac", "env=toy_reach", "agent.tau=-1"], "tau must be positive"),
         (["--cfg", "job", "sed=1"], "Unknown key 'sed'"),
         (["-m", "seed=1,2", "agent=ppo,sacc"], "Unknown agent 'sacc'. Did you mean 'sac'?"),
         (["-m", "resume=runs/x"], "resume and run_dir name one run"),
+        (["aggregation=glob(m*)"], "aggregation=glob(m*) stands for several values, which only a sweep takes"),
+        (["--cfg", "job", "seed=1,2"], "seed=1,2 stands for several values"),
+        (["-m", "init_from=a]b"], "Cannot read the command line: 'init_from=a]b' is not key=value. Quotes of its own"),
+        (["env=toy_reach", "agent.initial_std=inf"], "Out of range float values are not JSON compliant"),
     ],
 )
 def test_bad_combination(
@@ -166,8 +188,32 @@ def test_device_that_is_not_there(run_dir: Path, capsys: pytest.CaptureFixture[s
 def test_missing_extra(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert run(*tiny(), "log.wandb=true", f"run_dir={run_dir}") == 2
-    assert 'pip install "mtrl-suite[wandb]"' in the_error(capsys)
+    assert 'log.wandb=true needs wandb: pip install -c constraints.txt -e ".[wandb]"' in the_error(capsys)
     assert not run_dir.exists()
+
+
+def test_wandb_without_an_account(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(logged_in=False))
+    assert run(*tiny(), "log.wandb=true", f"run_dir={run_dir}") == 2
+    assert "log.wandb=true: No API key configured." in the_error(capsys)
+    assert not run_dir.exists()
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    """In a process of its own: torch reads $CXX when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mtrl.train", *tiny(), "compile=true", "run_dir=run"],
+        cwd=tmp_path,
+        env={**environment(), "CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: compile=true needs a C\+\+ compiler, and there is none: .*\n", done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_as_a_process(tmp_path: Path) -> None:
@@ -309,23 +355,44 @@ def test_init_from_another_problem(stopped: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("agent", ["ppo", "sac"])
-def test_nan_reward(
+def test_loss_overflows(
     run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
+    """Rewards that are finite, with values that are not."""
     advance = mtrl.envs.toy.ToyReach.advance
 
-    def broken(env: Any, action: torch.Tensor) -> Any:
+    def huge(env: Any, action: torch.Tensor) -> Any:
         reward, *rest = advance(env, action)
-        return torch.where(env.task == 2, torch.nan, reward), *rest
+        return torch.where(env.task == 2, 3e38, reward), *rest
 
-    monkeypatch.setattr(mtrl.envs.toy.ToyReach, "advance", broken)
+    monkeypatch.setattr(mtrl.envs.toy.ToyReach, "advance", huge)
     assert run(*tiny(agent), f"run_dir={run_dir}") == 2
     message = the_error(capsys)
     assert re.search(r"NaN or infinite in task reach-2 at step \d+\.", message)
     assert f"The batch is in {run_dir / 'nan_batch'}" in message
     batch = load_state(run_dir / "nan_batch")
-    assert batch["reward"][batch["task"] == 2].isnan().all()
-    assert batch["reward"][batch["task"] != 2].isfinite().all()
+    assert (batch["reward"][batch["task"] == 2] == 3e38).all()
+    assert (batch["reward"][batch["task"] != 2] < 0).all()
+
+
+NOT_FINITE = ["env=gym", "env.num_envs=2", "env.num_workers=1", *TINY, "eval.every=0"]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "impala", "sac", "actors"])
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [("observation", "nan as the observation at [1], in step 17"), ("reward", "inf as the reward, in step 17")],
+)
+def test_environment_is_not_finite(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], agent: str, what: str, found: str
+) -> None:
+    """Neither the actions nor the learning rate are to blame."""
+    ids = f"env.ids=[{{id: 'tests.system.broken_env:NotFinite-v0', kwargs: {{what: {what}}}, name: sick}}]"
+    agents = {**AGENTS, "actors": (*AGENTS["impala"], "actors=2")}
+    assert run(*NOT_FINITE, ids, *agents[agent], f"run_dir={run_dir}") == 2
+    message = the_error(capsys)
+    assert f"The environment of task 'sick' gave {found} of an episode (slot " in message
+    assert "observations and rewards must be finite" in message
 
 
 @pytest.mark.parametrize("env", ["toy_reach", "toy_grid"])
@@ -356,7 +423,7 @@ def test_disk_full_for_a_while(
     def full(folder: Path, state: Any) -> None:
         nonlocal count
         count += 1
-        if count < 6:
+        if count < 7:  # up to the final evaluation
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         save(folder, state)
 

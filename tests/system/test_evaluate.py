@@ -64,7 +64,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["run={run}", "episodes_per_task=0"], "episodes_per_task must be positive"),
         (["run={run}", "env=mt10"], "Unknown key 'env'"),
         (["run={run}", "env.foo=1"], "Unknown option of env 'toy_reach': 'foo'"),
-        (["run={run}", "env.num_tasks=2"], "The policy does not fit the environment: num_tasks is 4 here, 2 there"),
+        (["run={run}", "env.num_tasks=5"], "The policy was not trained in reach-4 and cannot act there"),
         (["run={run}", "env.name=toy_grid"], "The policy does not fit the environment: obs_shape is (2,) here, (25,)"),
         (["run={run}", "device=gpu"], "device=gpu cannot be used"),
         (["run={run}", "out=/etc/hostname/x"], "Cannot write to /etc/hostname/x: Not a directory"),

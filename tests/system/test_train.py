@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file
 
+import mtrl.evaluate
+import mtrl.plot
+import mtrl.train
 from mtrl.config import GROUPS, TrainConfig, composed, config_dir, load_yaml, train_config
 from mtrl.registry import names
 from mtrl.train import environment_description
-from tests.system.commands import ON_POLICY, TINY, evaluations, only_run, rows, run, start, tiny
+from tests.system.commands import ON_POLICY, TINY, evaluations, only_run, rows, run, start, the_error, tiny
 
 TASKS = [f"reach-{i}" for i in range(4)]
 
@@ -104,6 +109,33 @@ def test_other_toys(run_dir: Path, env: str) -> None:
     assert run(*tiny(env=env, num_envs=12, total_steps=240), f"run_dir={run_dir}") == 0
 
 
+def test_tasks_of_which_some_report_success(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One with every step, one with the last only, one never: two succeed always, and the third is not counted."""
+    always, at_end, silent = ids = [f"tests.system.success_envs:{name}-v0" for name in ("Always", "AtEnd", "Silent")]
+    command = [*tiny(env="gym", num_envs=6, total_steps=480), f"env.ids=[{','.join(ids)}]", "env.num_workers=2"]
+    for option in ("weighting=focal", "weighting=implicit_schedule", "task_sampling=learning_progress"):
+        assert run(*command, option) == 2
+        assert f"no success is reported by {silent}" in the_error(capsys)
+
+    assert run(*command, f"run_dir={run_dir}") == 0
+    names = set().union(*rows(run_dir))
+    for group in ("train", "eval"):
+        assert {f"{group}/success_rate/{task}" for task in (always, at_end)} <= names
+        assert f"{group}/success_rate/{silent}" not in names
+        assert f"{group}/return/{silent}" in names
+    assert not {"train/return_mean", "eval/return"} & names
+    last = {name: value for row in rows(run_dir) for name, value in row.items()}
+    assert last["train/success_rate_mean"] == last["eval/success_rate"] == 1
+    (*_, evaluation) = (json.loads(path.read_text()) for path in sorted((run_dir / "eval").iterdir()))
+    assert evaluation["episodes"][silent]["success"] == [None, None]
+    assert evaluation["protocol"]["success"] == f"at any step, not reported by {silent}"
+    out = capsys.readouterr().out
+    assert re.search(rf"success 1\.00 .*\| {always} 1\.00 {at_end} 1\.00 {silent}  -- ", out)
+    assert re.search(r"evaluation success 1\.000\n", out)
+    assert re.search(rf"\n{silent} +-- +12\.0 ", out)
+    assert re.search(r"\nmean +1\.000\n", out)
+
+
 def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
     ids = "env.ids=[Pendulum-v1,MountainCarContinuous-v0]"
     command = [*tiny(env="gym", num_envs=2, total_steps=40), ids, "env.num_workers=0"]
@@ -114,7 +146,6 @@ def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
 NEEDED = {
     "alpha_softmax": ("sac", []),
     "context": ("ppo", ["env.history=2"]),
-    "gradnorm": ("ppo", ["aggregation=measured_mean"]),
 }
 """Options that need another agent or setting."""
 
@@ -276,6 +307,30 @@ def test_cfg(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", [mtrl.train, mtrl.evaluate, mtrl.plot])
+def test_version(capsys: pytest.CaptureFixture[str], command: ModuleType) -> None:
+    assert run("--version", command=command) == 0
+    assert capsys.readouterr().out == f"mtrl {mtrl.__version__}\n"
+
+
+def test_presets_of_ones_own(tmp_path: Path) -> None:
+    """The folder may have any name, and what is in it can be chosen by name."""
+    folder = tmp_path / "my conf=[1]"
+    (folder / "aggregation").mkdir(parents=True)
+    (folder / "aggregation" / "mine.yaml").write_text("name: sum\n")
+    code, text, err = finish(start("--config-dir", folder.name, "--cfg", "job", "aggregation=mine", cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert "aggregation:\n  name: sum\n" in text
+
+
+def test_sweep_over_a_pattern(tmp_path: Path) -> None:
+    command = [*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1"]
+    code, _, err = finish(start("-m", "aggregation=glob(m*n,exclude=measured*)", *command, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    (path,) = tmp_path.glob("runs/*/config.yaml")
+    assert load_yaml(path)["aggregation"] == {"name": "mean"}
+
+
 def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     """Every key of the run, every option of every group with its settings, and every component's name."""
     assert run("--help") == run("env=mt10", "-h") == 0
@@ -329,4 +384,3 @@ def test_trunk_goes_to_another_number_of_tasks(tmp_path: Path) -> None:
     assert run(*tiny(), f"run_dir={before}") == 0
     transfer = [f"init_from={before}", "init_from_parts=[trunk,obs_norm]"]
     assert run(*tiny(), "env.num_tasks=2", *transfer, f"run_dir={after}") == 0
-    assert run(*tiny(), "env.num_tasks=2", f"init_from={before}", f"run_dir={tmp_path / 'refused'}") == 2

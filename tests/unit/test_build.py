@@ -111,7 +111,6 @@ def test_a_weighting_of_positive_losses_is_the_values(name: str) -> None:
     ("overrides", "message"),
     [
         (["agent=ppo", "weighting=alpha_softmax"], "only agent=sac has temperatures"),
-        (["agent=sac", "weighting=gradnorm"], "aggregation=measured_mean"),
         (["agent=sac", "value_norm=return_range", "agent.gamma=1"], "for gamma < 1 only, not for 1"),
     ],
 )

@@ -47,6 +47,15 @@ def test_curves(logged: Path) -> None:
     assert "grad/policy_cosine" not in found
 
 
+def test_null_is_a_gap(logged: Path) -> None:
+    """NaN and infinity are stored as null."""
+    rows = [{"step": step, "train/loss": value} for step, value in ((1, 0.5), (2, None), (3, 2))]
+    (logged / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps, values = curves(read(logged / "metrics.jsonl"))["train/loss"][""]
+    assert steps == [1, 2, 3]
+    assert str(values) == "[0.5, nan, 2]"
+
+
 def test_matrices(logged: Path) -> None:
     found = matrices(read(logged / "metrics.jsonl"))
     rows, columns, cosine = found["grad/policy_cosine"]

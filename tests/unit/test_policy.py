@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,9 +17,9 @@ import mtrl
 from mtrl.build import Agent
 from mtrl.envs import make
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.policy import Policy, find_policy, load_policy, save_policy
+from mtrl.policy import Policy, check_device, find_policy, load_policy, save_policy
 from mtrl.train import initialise
-from mtrl.types import UserError
+from mtrl.types import EnvSpec, UserError
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1, "activation": "tanh", "init": "orthogonal"}
 HEADS = {
@@ -89,6 +90,21 @@ def test_memory_lasts_until_it_is_reset() -> None:
     assert np.allclose(policy.act(obs[:2], 0), first[:2]), "another number of observations begins anew"
 
 
+def test_stored_before_each_task_said_whether_it_reports_success(tmp_path: Path) -> None:
+    network, spec = saved(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["spec"]["reports_success"], config["spec"]["comparable_returns"]
+    del config["weights"], config["sha256"]  # which are younger
+    for has_success in (True, False):
+        config["spec"]["has_success"] = has_success
+        path.write_text(json.dumps(config))
+        policy = load_policy(tmp_path)
+        assert policy.spec.reports_success == (has_success,) * spec.num_tasks
+        obs = np.zeros(2, np.float32)
+        assert np.array_equal(policy.act(obs, 1), Policy(network, spec).act(obs, 1))
+
+
 def test_files_need_no_code_to_be_read(tmp_path: Path) -> None:
     network, spec = saved(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
@@ -117,6 +133,18 @@ def test_numpy_in_numpy_out(policy: Policy) -> None:
     assert single.shape == (2,)
     np.testing.assert_allclose(single, action[0], atol=1e-6)  # a batch of one is summed in another order
     assert isinstance(policy.act(torch.from_numpy(obs), "reach-1"), torch.Tensor)
+
+
+def test_any_numpy_array(policy: Policy) -> None:
+    """Mirrored, read-only, of another byte order or of more digits: what torch refuses or warns of."""
+    obs = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    expected = policy.act(obs, 0)
+    frozen = obs.copy()
+    frozen.flags.writeable = False
+    same = (obs[::-1].copy()[::-1], obs[:, ::-1].copy()[:, ::-1], frozen, obs.astype(">f4"), obs.astype(np.longdouble))
+    for array in same:
+        assert np.array_equal(policy.act(array, np.zeros(3, np.int64)[::-1]), expected)
+    policy.reset(np.array([True, False, True])[::-1])
 
 
 def test_every_way_to_name_a_task(policy: Policy) -> None:
@@ -194,7 +222,7 @@ def edit(folder: Path, change: Any) -> None:
 def test_later_format(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, lambda config: config.update(format=2))
-    with pytest.raises(UserError, match="has format 2; this version reads 1"):
+    with pytest.raises(UserError, match=r"config.json: it has format 2; this version reads 1\."):
         load_policy(tmp_path)
 
 
@@ -239,6 +267,10 @@ class FakeExperience:
     def load_state_dict(self, state: Any) -> None: ...
 
 
+def nobody(line: str) -> None:
+    raise AssertionError(line)
+
+
 def agent(network: PolicyNetwork) -> Agent:
     return Agent(FakeLearner(network), FakeExperience(), {})
 
@@ -253,10 +285,10 @@ def agent(network: PolicyNetwork) -> Agent:
     ],
 )
 def test_init_from_parts(tmp_path: Path, parts: list[str] | None, taken: tuple[str, ...]) -> None:
-    source, _ = saved(tmp_path)
+    source, spec = saved(tmp_path)
     network, _, _ = made()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    initialise(agent(network), str(tmp_path), parts)
+    initialise(agent(network), str(tmp_path), parts, spec.task_names, nobody)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name] if name.startswith(taken) else before[name]), name
 
@@ -265,4 +297,103 @@ def test_unknown_part(tmp_path: Path) -> None:
     saved(tmp_path)
     network, _, _ = made()
     with pytest.raises(UserError, match=r"Unknown part 'tronk'. Did you mean 'trunk'\? Valid: .*obs_norm.*trunk"):
-        initialise(agent(network), str(tmp_path), ["tronk"])
+        initialise(agent(network), str(tmp_path), ["tronk"], (), nobody)
+
+
+# --- tasks by name --------------------------------------------------------------------------------------------------
+
+ORDER = ("reach-3", "reach-0", "reach-2", "reach-1")
+
+
+def actions(policy: Policy, tasks: Any) -> torch.Tensor:
+    obs = torch.randn(8, 2, generator=torch.Generator().manual_seed(3))
+    return torch.as_tensor(policy.act(obs, tasks))
+
+
+@pytest.mark.parametrize("names", [ORDER, ("reach-2",), ("reach-0", "reach-3")])
+def test_an_environment_with_the_tasks_in_another_order(policy: Policy, names: tuple[str, ...]) -> None:
+    """Ids are the environment's; a name is what it was."""
+    there = policy.for_env(spec_with(names))
+    assert there.tasks == names
+    for task, name in enumerate(names):
+        expected = actions(policy, name)
+        assert torch.equal(actions(there, task), expected)
+        assert torch.equal(actions(there, name), expected)
+        ids = torch.full((8,), task)
+        obs = torch.randn(8, 2, generator=torch.Generator().manual_seed(3))
+        assert torch.equal(there.actor.act(obs, ids, there.actor.initial_state(8), False)[0], expected)
+    again = there.for_env(spec_with(ORDER))
+    assert torch.equal(actions(again, 0), actions(policy, "reach-3"))
+
+
+def spec_with(names: tuple[str, ...], **changes: Any) -> EnvSpec:
+    spec = make("toy_reach", num_tasks=len(names)).spec
+    return dataclasses.replace(spec, task_names=names, **changes)
+
+
+def policy_with(names: tuple[str, ...], head: str = "shared", trunk: dict[str, Any] = TRUNK) -> Policy:
+    torch.manual_seed(0)
+    spec = spec_with(names)
+    network = build_policy(description("gaussian", head) | {"trunk": trunk}, spec)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    return Policy(network, spec)
+
+
+@pytest.mark.parametrize(
+    ("head", "trunk", "readers"),
+    [
+        ("per_task", TRUNK, "task_encoder, head"),
+        ("shared", TRUNK, "task_encoder"),
+        ("per_task", {"name": "none"}, "head"),
+        ("shared", {"name": "mmoe", "width": 8}, "task_encoder, trunk"),
+    ],
+)
+def test_a_task_without_a_counterpart_is_refused_where_ids_are_read(head: str, trunk: Any, readers: str) -> None:
+    trained = policy_with(("a", "b"), head, trunk)
+    with pytest.raises(UserError, match=rf"not trained in c and cannot act .*\({readers}\).*task_encoder=context"):
+        trained.for_env(spec_with(("b", "c")))
+
+
+def test_tasks_without_a_counterpart_where_no_id_is_read() -> None:
+    """Neither a shared head without a trunk nor a policy of a single task has anything to tell tasks apart by."""
+    for trained in (policy_with(("a", "b"), trunk={"name": "none"}), policy_with(("a",), head="per_task")):
+        there = trained.for_env(spec_with(("c", "d")))
+        assert torch.equal(actions(there, "c"), actions(trained, "a"))
+        assert torch.equal(actions(there, 1), actions(trained, "a"))
+        with pytest.raises(UserError, match="Unknown task of this policy: 'a'"):
+            actions(there, "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs_shape": (3,)}, r"obs_shape is \(2,\) here, \(3,\) there"),
+        ({"history": (1, 1)}, "history is"),
+        ({"action_mask": ((True, True), (True, False))}, "b has other actions there"),
+    ],
+)
+def test_environments_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"does not fit the environment: {message}"):
+        policy_with(("a", "b")).for_env(spec_with(("a", "b"), **changes))
+
+
+def test_init_from_goes_by_name(tmp_path: Path) -> None:
+    """The trained heads and columns go with their names; who has none begins as drawn, and is named."""
+    source, spec = saved(tmp_path)
+    before, trained = made()[0], Policy(source, spec)
+    names, said = (*ORDER, "reach-9"), list[str]()
+    target = policy_with(names, "per_task")
+    fresh = target.network.head.head.weight[4].clone()
+    initialise(agent(target.network), str(tmp_path), None, names, said.append)
+    for name in ORDER:
+        torch.testing.assert_close(actions(target, name), actions(trained, name))
+    assert torch.equal(target.network.head.head.weight[4], fresh)
+    assert said == [f"{tmp_path} was not trained in reach-9: what belongs to one task alone begins fresh there."]
+    initialise(agent(before), str(tmp_path), ["obs_norm"], ("x",), nobody)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xla", "gpu", "cuda:99", "cpu:1", "", "1"])
+def test_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(UserError, match=rf"^device={device} cannot be used. Here: cpu[^\n]{{0,80}}\.$"):
+        check_device(device)

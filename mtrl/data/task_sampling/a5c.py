@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,13 +27,13 @@ class A5C(ScoreSampler):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         window: int = 10,
         tau: float = 0.05,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         positive(window=window, tau=tau)
         self.recent, self.tau = RecentScores(num_tasks, window), tau
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,14 +31,14 @@ class AdaptiveSchedule(ScoreSampler):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         window: int = 10,
         alpha: float = 1.0,
         epsilon: float = 0.1,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         positive(window=window, epsilon=epsilon)
         not_negative(alpha=alpha)
         self.recent, self.alpha, self.epsilon = RecentScores(num_tasks, window), alpha, epsilon

@@ -30,20 +30,21 @@ class ScoreSampler(TaskSampler):
     human-normalised score. A subclass gives `add`, which is called once for each episode.
 
     Args:
-        has_success: Whether the environment reports success.
+        silent_tasks: Names of the tasks that report no success.
         targets: One return per task; null: success.
         baselines: One return per task; null: 0.
 
     Raises:
-        ValueError: Lists of another length, a target at or below its baseline, or neither targets nor successes.
+        ValueError: Lists of another length, a target at or below its baseline, or no targets and a silent task.
     """
 
     def __init__(
-        self, num_tasks: int, has_success: bool, targets: list[float] | None, baselines: list[float] | None
+        self, num_tasks: int, silent_tasks: Sequence[str], targets: list[float] | None, baselines: list[float] | None
     ) -> None:
         super().__init__()
-        if targets is None and not has_success:
-            raise ValueError("this environment reports no success, so that targets (a return per task) are needed.")
+        if targets is None and silent_tasks:
+            names = ", ".join(silent_tasks)
+            raise ValueError(f"no success is reported by {names}, so that targets (a return per task) are needed.")
         if targets is None and baselines is not None:
             raise ValueError("baselines go with targets, which are not given.")
         self.num_tasks, self.by_success = num_tasks, targets is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.data.task_sampling.base import RecentScores, ScoreSampler
+from mtrl.optim.optimizers import restore
 from mtrl.registry import not_negative, positive, register
 
 
@@ -25,7 +27,9 @@ class EA4C(ScoreSampler):
     Differences from the paper:
         1. One actor, and learning every `unroll` episodes with Adam. The paper's settings of the meta-learner are not
            known to us; `gamma`, `lr`, `entropy_coef` and `unroll` are ours.
-        2. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
+        2. The second term of the reward grows as the worst tasks improve. A public re-implementation of the paper's
+           listing has one minus that mean; the text of the paper could not be had to decide which is the authors'.
+        3. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
     """
 
     probability: Tensor
@@ -38,7 +42,7 @@ class EA4C(ScoreSampler):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         window: int = 10,
@@ -49,7 +53,7 @@ class EA4C(ScoreSampler):
         lr: float = 1e-3,
         entropy_coef: float = 0.02,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         positive(window=window, width=width, unroll=unroll, lr=lr)
         not_negative(gamma=gamma, entropy_coef=entropy_coef)
         if not 0 <= lambda_ <= 1:
@@ -123,4 +127,4 @@ class EA4C(ScoreSampler):
         return self.optimizer.state_dict()
 
     def set_extra_state(self, state: Any) -> None:
-        self.optimizer.load_state_dict(state)
+        restore(self.optimizer, state)

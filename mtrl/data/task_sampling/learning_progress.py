@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,14 +34,14 @@ class LearningProgress(ScoreSampler):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         fast: float = 0.1,
         slow: float = 0.01,
         explore: float = 0.2,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         if not 0 < slow < fast <= 1:
             raise ValueError(f"0 < slow < fast <= 1 is needed, not {slow} and {fast}.")
         if not 0 <= explore <= 1:

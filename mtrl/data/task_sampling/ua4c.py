@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -37,13 +38,13 @@ class UA4C(ScoreSampler):
         self,
         num_tasks: int,
         num_slots: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         targets: list[float] | None = None,
         baselines: list[float] | None = None,
         gamma: float = 0.99,
         c: float = 0.25,
     ) -> None:
-        super().__init__(num_tasks, has_success, targets, baselines)
+        super().__init__(num_tasks, silent_tasks, targets, baselines)
         positive(gamma=gamma)
         not_negative(c=c)
         if gamma > 1:

@@ -10,7 +10,7 @@ from ale_py.roms import get_rom_path
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
-from mtrl.types import UserError
+from mtrl.registry import missing_extra
 
 Frames = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -89,9 +89,7 @@ class EnvPoolRows:
         try:
             import envpool
         except ImportError as error:
-            raise UserError(
-                'backend=envpool needs EnvPool: pip install -c constraints.txt -e ".[atari,envpool]"'
-            ) from error
+            raise missing_extra("backend=envpool", "EnvPool", "atari,envpool") from error
         ALEInterface.setLoggerMode(LoggerMode.Error)
         ale = ALEInterface()
         ale.loadROM(str(get_rom_path(game)))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mtrl.envs.atari.scores import REFERENCES
-from mtrl.registry import not_negative, positive, register, unknown
+from mtrl.registry import missing_extra, not_negative, positive, register, unknown
 from mtrl.types import UserError, VecEnv
 
 _ACTIVE_5 = (
@@ -75,7 +75,7 @@ def atari(
     try:
         from mtrl.envs.atari.vector import AtariVecEnv
     except ImportError as error:
-        raise UserError('Atari needs ale-py: pip install -c constraints.txt -e ".[atari]"') from error
+        raise missing_extra("Atari", "ale-py", "atari") from error
     if not 0 <= repeat_action_probability <= 1:
         raise ValueError(f"repeat_action_probability must be from 0 to 1, not {repeat_action_probability}.")
     positive(horizon=horizon)

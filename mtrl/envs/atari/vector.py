@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.envs.atari.rows import BACKENDS, Frames, Lives, Rows
-from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs, check_num_slots
+from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs
 from mtrl.types import EnvSpec, State, Step
 
 FRAME_SKIP, STACK, SIZE = 4, 4, 84
@@ -156,7 +156,8 @@ class AtariVecEnv:
             action_dim=len(all_actions),
             action_mask=tuple(tuple(action in own for action in all_actions) for own in actions),
             horizon=horizon,
-            has_success=False,
+            reports_success=(False,) * len(games),
+            comparable_returns=len(games) == 1,
         )
         self._report_lives = zero_discount_on_life_loss
         self._assignments = Assignments(self.num_envs, len(games), NUM_SEEDS, seed, torch.device("cpu"))
@@ -301,7 +302,7 @@ class AtariVecEnv:
         Raises:
             ValueError: The state has another number of slots.
         """
-        check_num_slots(state, self.num_envs)
+        self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])
         self._task, self._goal = (state[key].cpu().numpy().copy() for key in ("task", "goal"))
         self.task, self.goal = self._tensor(self._task.copy()), self._tensor(self._goal.copy())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,23 +16,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.files import replacing
+
 log = logging.getLogger(__name__)
 
 
-def cache_dir() -> Path:
-    """Folder for what can be computed again: `$MTRL_CACHE`, or `~/.cache/mtrl`."""
-    return Path(os.environ.get("MTRL_CACHE") or Path.home() / ".cache" / "mtrl")
+def cache_dir() -> Path | None:
+    """Folder for what can be computed again: `$MTRL_CACHE`, or `~/.cache/mtrl`; None if nobody's home is known."""
+    if given := os.environ.get("MTRL_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "mtrl"
+    except RuntimeError:  # a container may run as a user who has neither $HOME nor an entry in its passwd
+        _say_that_nothing_is_kept()
+        return None
 
 
-def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
-    """File for arrays that depend on `key` (JSON) and on the versions of Meta-World and MuJoCo."""
+@functools.cache
+def _say_that_nothing_is_kept() -> None:
+    log.warning("No home folder to keep Meta-World's goals and resets in: set MTRL_CACHE to a folder for them.")
+
+
+def cache_path(kind: str, key: Mapping[str, Any]) -> Path | None:
+    """File for arrays that depend on `key` (JSON) and on the versions of Meta-World and MuJoCo.
+
+    None if there is no folder for it: nothing is read or written then.
+    """
+    folder = cache_dir()
     versions = {"metaworld": version("metaworld"), "mujoco": version("mujoco")}
     digest = hashlib.sha256(json.dumps({**versions, **key}).encode()).hexdigest()[:16]
-    return cache_dir() / f"metaworld_{kind}_{digest}.npz"
+    return folder and folder / f"metaworld_{kind}_{digest}.npz"
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+def read_arrays(path: Path | None) -> dict[str, NDArray[Any]] | None:
     """All arrays of the file; None if there is no file or it is damaged (zip members carry checksums)."""
+    if path is None:
+        return None
     try:
         # Opened here: `np.load` leaves a damaged file open.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -44,16 +63,12 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
         return None
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_arrays(path: Path | None, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Writes to a temporary file and renames it: another process sees all of it or nothing."""
-    temporary = None
+    if path is None:
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
     except OSError as error:
         log.warning("%s could not be cached (%s): it will be made again next time.", path, error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

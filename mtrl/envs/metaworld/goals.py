@@ -98,7 +98,7 @@ class WithoutPhysics:
 
 
 def _checked_goals(
-    path: Path, arrays: dict[str, NDArray[np.float64]], task_names: Sequence[str]
+    path: Path | None, arrays: dict[str, NDArray[np.float64]], task_names: Sequence[str]
 ) -> tuple[NDArray[np.float64], ...] | None:
     """Goals from the cache; None if they are not what they should be."""
     goals = tuple(arrays[name] for name in task_names if name in arrays)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +14,7 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task
 from numpy.typing import NDArray
 
+from mtrl.envs.rendering import picture
 from mtrl.envs.worker import EnvPool
 
 PICTURE = 320
@@ -66,10 +65,7 @@ class OfficialSlot:
 
     def render(self) -> NDArray[np.uint8]:
         assert self._env is not None
-        picture = self._env.render()
-        if picture is None:
-            raise RuntimeError("The environment cannot render: make it with render=True.")
-        return np.asarray(picture)[::-1, ::-1]  # the camera hangs upside down
+        return picture(self._env)[::-1, ::-1]  # the camera hangs upside down
 
     def close(self) -> None:
         self._release()
@@ -119,8 +115,6 @@ def make_slots(
     """The slots of one worker."""
     keywords: dict[str, Any] = {"reward_function_version": reward_version}
     if render:
-        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-            os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
         keywords |= {"render_mode": "rgb_array", "camera_name": "corner2", "width": PICTURE, "height": PICTURE}
 
     def make(task: int) -> SawyerXYZEnv:

@@ -17,7 +17,10 @@ def official(
 ) -> VecEnv:
     """The published gymnasium environments, spread over processes."""
     from mtrl.envs.metaworld.official import make_slots
+    from mtrl.envs.rendering import check_mujoco_draws
 
+    if render:
+        check_mujoco_draws()
     slots = functools.partial(
         make_slots,
         task_names=suite.task_names,

@@ -182,7 +182,7 @@ def _pack(task_names: Sequence[str], pool: Sequence[TaskResets]) -> dict[str, ND
 
 
 def _unpack(
-    path: Path, arrays: dict[str, NDArray[Any]], task_names: Sequence[str], goals: Sequence[Array]
+    path: Path | None, arrays: dict[str, NDArray[Any]], task_names: Sequence[str], goals: Sequence[Array]
 ) -> list[TaskResets] | None:
     """The inverse of `_pack`; None if the file holds something else."""
     try:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs, check_num_slots
+from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs
 from mtrl.envs.metaworld.observe import FRAME, Constants, Gripper, Group, frames, outcomes
 from mtrl.envs.metaworld.resets import STATE, reset_pool
 from mtrl.envs.metaworld.scenes import Simulation, scenes
@@ -163,7 +163,7 @@ class RolloutVecEnv:
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` if the state has another number of slots."""
-        check_num_slots(state, self.num_envs)
+        self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])
         self._task, self._goal = state["task"].cpu().clone(), state["goal"].cpu().clone()
         self._running = state["running"]

@@ -49,7 +49,8 @@ class Suite:
             action_dim=ACTION_SIZE,
             action_mask=((True,) * ACTION_SIZE,) * len(self.task_names),
             horizon=self.horizon,
-            has_success=True,
+            reports_success=(True,) * len(self.task_names),
+            comparable_returns=self.reward_version == "v2" or len(self.task_names) == 1,
             num_goals=NUM_GOALS,
             task_descriptions=tuple(DESCRIPTIONS[name] for name in self.task_names),
         )

@@ -15,11 +15,16 @@ class Trunk(nn.Module):
     """Base of the trunks.
 
     What depends on the number of tasks is in submodules called `task_input`, so that the rest can be taken to other
-    tasks (`init_from_parts=[trunk]`).
+    tasks (`init_from_parts=[trunk]`). An `nn.Linear` in them reads the task embedding; whatever else has numbers per
+    task says so (`TaskAxes`).
     """
 
     out_features: int
     """H, the size of what `forward` returns."""
+    reads_task: bool = True
+    """Whether features depend on the task's id, at the same embedding."""
+    reads_embedding: bool = True
+    """Whether they depend on the task's embedding."""
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
         raise NotImplementedError

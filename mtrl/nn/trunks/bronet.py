@@ -19,6 +19,8 @@ class BroNet(Trunk):
     Regularized, Categorical" (2025), whose critic has 2 blocks of 4096 units and whose actor 1 of 256.
     """
 
+    reads_task = False
+
     def __init__(
         self, features: int, context: int, width: int = 512, depth: int = 2, init: Init = "orthogonal"
     ) -> None:

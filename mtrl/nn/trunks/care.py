@@ -29,6 +29,8 @@ class CARE(RoutedTrunk):
         embedding: Size of z_context, of z_i and of the hidden layers before them.
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,

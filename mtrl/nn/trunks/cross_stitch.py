@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, spread
 from mtrl.nn.trunks.base import Trunk, columns
 from mtrl.registry import positive, register
-from mtrl.types import Metrics, TaskContext
+from mtrl.types import Metrics, TaskAxes, TaskContext
 
 
 @register("trunk", "cross_stitch")
@@ -27,6 +29,8 @@ class CrossStitch(Trunk):
         initial_own: alpha_kk at first; all alpha_kj of a unit sum to 1 then.
     """
 
+    task_axes: ClassVar[TaskAxes] = {"alpha": (1, 2)}
+
     def __init__(
         self,
         features: int,
@@ -42,7 +46,7 @@ class CrossStitch(Trunk):
         self.num_tasks = num_tasks
         self.activation = ACTIVATIONS[activation]()
         self.layers = nn.ModuleList(
-            StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
+            TaskLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
         )
         self.alpha = nn.Parameter(stitches(num_tasks, initial_own).repeat(depth, 1, 1))
         self.out_features = width

@@ -25,6 +25,8 @@ class FiLM(Trunk):
            needs no more than a linear generator.)
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,

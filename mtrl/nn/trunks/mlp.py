@@ -24,6 +24,8 @@ class MLP(Trunk):
         init: "orthogonal" (gain sqrt(2), biases 0) or "he_uniform" (biases 0), the published MT-SAC's.
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,

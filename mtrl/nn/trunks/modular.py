@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedMLP, own
 from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import positive, register
-from mtrl.types import TaskContext
+from mtrl.types import TaskAxes, TaskContext
 
 
 @register("trunk", "modular")
@@ -43,6 +43,7 @@ class Modular(Trunk):
     ) -> None:
         super().__init__()
         positive(width=width, depth=depth, interface=interface)
+        goal_of_own = not goals
         goals, robots = goals or list(range(num_tasks)), robots or [0] * num_tasks
         for name, modules in (("goals", goals), ("robots", robots)):
             if len(modules) != num_tasks or set(modules) != set(range(max(modules) + 1)):
@@ -57,6 +58,8 @@ class Modular(Trunk):
         inputs = features - (robot_features or 0)
         hidden = [width] * (depth - 1)
         self.goal_modules = StackedMLP(max(goals) + 1, [inputs, *hidden, interface], activation, init)
+        names = [name for name, _ in self.goal_modules.named_parameters(prefix="goal_modules")]
+        self.task_axes: TaskAxes = {name: (0,) for name in names if goal_of_own}
         inputs = interface + (robot_features or features)
         self.robot_modules = StackedMLP(max(robots) + 1, [inputs, *hidden, width], activation, init)
         self.out_features = width

@@ -23,10 +23,14 @@ class Moore(Trunk):
 
     Differences from the paper:
         1. An expert in the span of those before it gets a vector of length 0 to 1, not a division by 0.
+        2. Initial weights are those of `init`. The authors' code has xavier_uniform with the gain of what follows: the
+           same as he_uniform between layers of equal width, and smaller in an expert's first and last layer and in w.
 
     Args:
         experts: k; published 4 for MT10, 6 for MT50.
     """
+
+    reads_task = False
 
     def __init__(
         self,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, own, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, own, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.trunks.cross_stitch import stitches
 from mtrl.registry import positive, register
-from mtrl.types import TaskContext
+from mtrl.types import TaskAxes, TaskContext
 
 
 @register("trunk", "nddr")
@@ -43,9 +45,9 @@ class NDDR(Trunk):
         self.num_tasks = num_tasks
         self.activation = ACTIVATIONS[activation]()
         self.layers = nn.ModuleList(
-            StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
+            TaskLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
         )
-        self.fusions = nn.ModuleList(StackedLinear(num_tasks, num_tasks * width, width, init) for _ in range(depth))
+        self.fusions = nn.ModuleList(Fusion(num_tasks, num_tasks * width, width, init) for _ in range(depth))
         shares = torch.kron(stitches(num_tasks, initial_own), torch.eye(width)).unflatten(0, (num_tasks, width))
         for fusion in self.fusions:
             fusion.get_parameter("weight").data.copy_(shares)
@@ -57,3 +59,9 @@ class NDDR(Trunk):
             x = self.activation(layer(x))
             x = self.activation(fusion(spread(x.flatten(-2), self.num_tasks)))
         return own(x, context.task)
+
+
+class Fusion(TaskLinear):
+    """Of each task, a linear layer on the features of all tasks."""
+
+    task_axes: ClassVar[TaskAxes] = {"weight": (0, 2), "bias": (0,)}

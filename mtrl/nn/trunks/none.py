@@ -14,6 +14,9 @@ from mtrl.types import TaskContext
 class NoTrunk(Trunk):
     """Leaves features as they are. Only heads know the task, and those of the policy only with `head: per_task`."""
 
+    reads_task = False
+    reads_embedding = False
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.out_features = features

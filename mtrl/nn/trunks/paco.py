@@ -27,6 +27,8 @@ class PaCo(Trunk):
         sets: K of the paper, the number of parameter sets; published 5 for MT10, 20 for MT50.
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,

@@ -30,6 +30,8 @@ class SimbaV2(Trunk):
         expansion: Size of W_1's output in units of `width`.
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,

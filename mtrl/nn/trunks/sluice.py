@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, TaskTable, own, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, TaskTable, own, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.trunks.cross_stitch import stitches
 from mtrl.registry import not_negative, positive, register
-from mtrl.types import Metrics, TaskContext
+from mtrl.types import Metrics, TaskAxes, TaskContext
 
 
 @register("trunk", "sluice")
@@ -28,6 +30,8 @@ class Sluice(Trunk):
         initial_own: Weight of a subspace's own features at first.
         orthogonality: Coefficient of a loss, the mean squared product of the rows of a layer's two halves.
     """
+
+    task_axes: ClassVar[TaskAxes] = {"alpha": (1, 2)}
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class Sluice(Trunk):
         self.num_tasks, self.orthogonality = num_tasks, orthogonality
         self.activation = ACTIVATIONS[activation]()
         self.layers = nn.ModuleList(
-            StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
+            TaskLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
         )
         self.alpha = nn.Parameter(stitches(2 * num_tasks, initial_own).repeat(depth, 1, 1))
         self.beta = TaskTable(num_tasks, depth, initial=1 / depth)

@@ -36,6 +36,8 @@ class SoftModules(RoutedTrunk):
         embedding: D, the size of f(s) and h(z).
     """
 
+    reads_task = False
+
     def __init__(
         self,
         features: int,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, mark_per_task, own, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, mark_per_task, own, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import not_negative, positive, register
 from mtrl.types import Metrics, TaskContext
@@ -46,7 +46,7 @@ class SoftSharing(Trunk):
         self.penalty = {"l2": distance_to_mean, "trace_norm": nuclear_norm}[penalty]
         self.activation = ACTIVATIONS[activation]()
         self.layers = nn.ModuleList(
-            StackedLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
+            TaskLinear(num_tasks, inputs, width, init) for inputs in [features] + [width] * (depth - 1)
         )
         mark_per_task(*self.parameters())
         self.out_features = width

@@ -68,17 +68,14 @@ class JacobianAggregation(Aggregation):
         self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
     ) -> Metrics:
         """Fills `.grad` and returns the diagnostics of the shared parameters."""
-        own = [parameter for parameter in parameters if getattr(parameter, "is_per_task", False)]
-        shared = [parameter for parameter in parameters if not getattr(parameter, "is_per_task", False)]
+        shared, own = shared_and_own(parameters)
         gradients, own_gradients = per_task_gradients(losses, shared, own, task)
         blocks = [gradient.flatten(1) for gradient in gradients]
-        gramian = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=losses.device)
-        for block in blocks:  # there may be none: networks that share nothing
-            gramian += block @ block.T
+        gramian = gramian_of(blocks, losses)
         for parameter, gradient in zip(shared, self._combine_blocks(blocks, gramian), strict=True):
             parameter.grad = gradient.view_as(parameter)
         for parameter, gradient in zip(own, own_gradients, strict=True):
-            parameter.grad = gradient / len(losses)
+            parameter.grad = (gradient / len(losses)).contiguous()  # as torch wants it, for what is added to it
         return diagnostics(gramian)
 
     def _combine_blocks(self, blocks: Sequence[Tensor], gramian: Float[Tensor, "K K"]) -> Sequence[Tensor]:
@@ -112,6 +109,31 @@ class MeasuredMean(GramianAggregation):
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
         return torch.full_like(gramian[0], 1 / len(gramian))
+
+
+def task_norm(
+    losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
+) -> Float[Tensor, " K"]:
+    """Norm of the gradient of each loss in the parameters that tasks share; NaN where there is none. Keeps the graph.
+
+    For the arguments see `Aggregation.backward`.
+    """
+    gradients, _ = per_task_gradients(losses, shared_and_own(parameters)[0], [], task)
+    return diagnostics(gramian_of([gradient.flatten(1) for gradient in gradients], losses))["task_norm"]
+
+
+def shared_and_own(parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that tasks share, and those whose rows belong to one task each."""
+    shared, own = ([p for p in parameters if getattr(p, "is_per_task", False) is mine] for mine in (False, True))
+    return shared, own
+
+
+def gramian_of(blocks: Sequence[Tensor], losses: Float[Tensor, " K"]) -> Float[Tensor, "K K"]:
+    """Inner products (float64) of the K gradients of losses, given by parameter: (K, P_i)."""
+    gramian = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=losses.device)
+    for block in blocks:  # there may be none: networks that share nothing
+        gramian += block @ block.T
+    return gramian
 
 
 def diagnostics(gramian: Float[Tensor, "K K"]) -> Metrics:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtrl.optim.optimizers import restore
 from mtrl.registry import positive, register
 from mtrl.types import Metrics
 
@@ -18,7 +19,7 @@ class Weighting(nn.Module):
     requires_positive = False
     """Losses of either sign make no sense to it."""
     requires_task_norm = False
-    """`after_step` needs the norms of the per-task gradients, which not every aggregation computes."""
+    """`after_step` needs the `task_norm` of the gradients of the weighted losses, which cost a pass of their own."""
 
     def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """The losses, each times its weight; weights have mean 1 and no gradient."""
@@ -27,7 +28,8 @@ class Weighting(nn.Module):
     def after_step(self, losses: Float[Tensor, " K"], metrics: Metrics) -> None:
         """Called after each optimiser step with the unweighted losses, detached, and what the aggregation returned.
 
-        The loss of a task without samples is 0.
+        The loss of a task without samples is 0. With `requires_task_norm`, `metrics["task_norm"]` are the norms of the
+        gradients of the weighted losses alone, NaN for a task without one.
         """
 
     def observe(self, statistics: Metrics) -> None:
@@ -62,7 +64,7 @@ class LearnedWeighting(Weighting):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """For `load_state_dict`."""
-        self.optimizer.load_state_dict(state)
+        restore(self.optimizer, state)
 
 
 def softmax_weights(log_weights: Float[Tensor, " K"], present: Bool[Tensor, " K"]) -> Float[Tensor, " K"]:

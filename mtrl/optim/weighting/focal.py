@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,8 +22,8 @@ class Focal(SuccessWeighting):
         2. The weights are divided by their mean.
     """
 
-    def __init__(self, num_tasks: int, has_success: bool, gamma: float = 1.0, step_size: float = 0.3) -> None:
-        super().__init__(num_tasks, has_success, step_size)
+    def __init__(self, num_tasks: int, silent_tasks: Sequence[str], gamma: float = 1.0, step_size: float = 0.3) -> None:
+        super().__init__(num_tasks, silent_tasks, step_size)
         not_negative(gamma=gamma)
         self.gamma = gamma
 

@@ -19,8 +19,7 @@ class GradNorm(LearnedWeighting):
     is the norm of task k's weighted gradient and r_k its loss, as a share of its first, over the mean of those shares.
 
     Differences from the paper:
-        1. The gradients are those of all shared parameters, the paper's those of the last shared layer. They come from
-           the aggregation, which must compute them.
+        1. The gradients are those of all shared parameters, the paper's those of the last shared layer.
         2. The weights are K softmax(logits), and the learned logits descend on the sum divided by mean(G); the paper
            learns weights and divides them by their mean.
     """

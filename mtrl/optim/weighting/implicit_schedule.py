@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,13 +28,13 @@ class ImplicitSchedule(SuccessWeighting):
     def __init__(
         self,
         num_tasks: int,
-        has_success: bool,
+        silent_tasks: Sequence[str],
         alpha: float = 1.0,
         beta: float = 1.0,
         gamma: float = 0.5,
         step_size: float = 0.3,
     ) -> None:
-        super().__init__(num_tasks, has_success, step_size)
+        super().__init__(num_tasks, silent_tasks, step_size)
         not_negative(alpha=alpha, beta=beta)
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma must be in [0, 1), not {gamma}.")

@@ -39,7 +39,7 @@ class LBTW(Weighting):
         return losses * softmax_weights(self.alpha * ratio, losses > 0)
 
     def after_step(self, losses: Float[Tensor, " K"], metrics: Metrics) -> None:
-        if int(self.updates) % self.window == 0:
-            self.first.fill_(torch.nan)
         self.first.copy_(self.first.where(self.first > 0, losses))  # an absent task's beginning is still to come
         self.updates += 1
+        if int(self.updates) % self.window == 0:
+            self.first.fill_(torch.nan)  # the next losses are their own beginning

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,16 +18,20 @@ class SuccessWeighting(Weighting):
     A task of which no episode has ended yet counts as unsolved.
 
     Args:
-        has_success: Whether the environment reports success.
+        silent_tasks: Names of the tasks that report no success.
         step_size: Of the moving average.
+
+    Raises:
+        ValueError: There are silent tasks, or a step size outside (0, 1].
     """
 
     success: Tensor
 
-    def __init__(self, num_tasks: int, has_success: bool, step_size: float) -> None:
+    def __init__(self, num_tasks: int, silent_tasks: Sequence[str], step_size: float) -> None:
         super().__init__()
-        if not has_success:
-            raise ValueError("this environment reports no success.")
+        if silent_tasks:
+            names = ", ".join(silent_tasks)
+            raise ValueError(f"no success is reported by {names}, and this weighting needs it of every task.")
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], not {step_size}.")
         self.step_size = step_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, Rando
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
-from mtrl.types import Rollout, State
+from mtrl.types import Rollout, State, UserError
 from tests.helpers import make_spec, no_timer
 
 K = 3
@@ -206,8 +207,10 @@ def test_statistics_by_hand() -> None:
     action = torch.zeros(3, 2)
     collector.step(action)
     empty = collector.episodes.statistics()
-    assert set(empty) == {"return", "success_rate", "episode_length", "task_share"}
+    results = {"return", "success_rate", "episode_length", "task_share"}
+    assert set(empty) == results | {f"{name}_mean" for name in results - {"return"}}  # which are not comparable
     assert empty.pop("task_share").tolist() == [1 / 3] * 3
+    assert float(empty.pop("task_share_mean")) == pytest.approx(1 / 3)
     assert all(values.isnan().all() for values in empty.values())
     collector.step(action)
     row = collector.episodes.statistics()
@@ -218,6 +221,25 @@ def test_statistics_by_hand() -> None:
     collector.step(action)
     assert collector.episodes.statistics()["success_rate"].tolist() == [0, 0, 0]  # the odd episodes are truncated
     assert collector.episodes.statistics()["return"].isnan().all()  # told once
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_statistics_of_tasks_that_are_not_alike(comparable: bool) -> None:
+    """Four episodes, three tasks: 0 succeeds in one of two, 1 reports none, 2 succeeds; the mean is (.5 + 1) / 2."""
+    spec = replace(make_spec(3), reports_success=(True, False, True), comparable_returns=comparable)
+    episodes = Episodes(spec, Uniform(3))
+    success = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    heard: list[list[float]] = []
+    episodes.listeners.append(lambda statistics: heard.append(statistics["success_rate"].nan_to_num(-1).tolist()))
+    episodes.add(torch.tensor([0, 0, 1, 2]), {"return": 4 * success, "success": success, "length": 1 + success})
+    row = episodes.statistics()
+    assert row["success_rate"].nan_to_num(-1).tolist() == [0.5, -1, 1] == heard[0]
+    assert float(row["success_rate_mean"]) == 0.75
+    assert row["return"].tolist() == [2, 0, 4]
+    assert ("return_mean" in row) == comparable
+    if comparable:
+        assert float(row["return_mean"]) == 2
+    assert float(row["episode_length_mean"]) == 1.5  # (1.5 + 1 + 2) / 3
 
 
 def test_first_episodes_end_at_different_times() -> None:
@@ -348,6 +370,34 @@ def test_the_state_continues_bit_exactly(kind: str, through_a_file: bool) -> Non
         assert equal(ours, theirs)
 
 
+class Remembering(RandomActor):
+    """Its state is the number of its actions in the episode."""
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        action, log_prob, _ = super().act(obs, task, state, explore)
+        return action, log_prob, state + 1
+
+
+def test_a_step_that_fails_leaves_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the actor included."""
+    collector = make_collector()
+    collector.state = torch.zeros(6, 1)
+    experience, actor = OnPolicy(collector, rollout_length=3), Remembering(collector.env.spec)
+    experience.collect(actor)
+    before = copy.deepcopy(experience.state_dict())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("the wheel came off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collector.env, "step", fail)
+        with pytest.raises(ZeroDivisionError):
+            experience.collect(actor)
+    assert equal(experience.state_dict(), before)
+    experience.collect(actor)
+    assert torch.equal(collector.state[:, 0], collector.env.variables["step"].float())  # type: ignore[attr-defined]
+
+
 def test_random_actions_are_those_the_task_has() -> None:
     mask = ((True, True, False), (True, False, False), (False, True, True))
     task = torch.tensor([0, 1, 2]).repeat_interleave(200)
@@ -363,3 +413,19 @@ def test_random_actions_are_those_the_task_has() -> None:
     action, *_ = RandomActor(make_spec(3, 1, 3, "discrete", mask)).act(*no_obs, True)
     assert existing.gather(1, action[:, None]).all()
     assert (torch.bincount(action[task == 2], minlength=3)[1:] > 60).all()
+
+
+def test_first_observation_of_a_later_episode_is_finite() -> None:
+    collector = make_collector()
+    step = collector.env.step
+
+    def ill(action: Tensor, cut: Tensor | None = None) -> Any:
+        made = step(action, cut)
+        made.obs[made.done] = torch.inf
+        return made
+
+    collector.env.step = ill  # type: ignore[method-assign]
+    with pytest.raises(
+        UserError, match=r"task 'count-\d' gave inf as the observation at \[0\], in step 0 of an episode"
+    ):
+        OnPolicy(collector, rollout_length=20).collect(Recorder())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from mtrl.registry import build
 from mtrl.types import UserError
 
 
-def made(name: str, num_tasks: int = 2, num_slots: int = 1, has_success: bool = True, **options: Any) -> Any:
+def made(name: str, num_tasks: int = 2, num_slots: int = 1, silent: Sequence[str] = (), **options: Any) -> Any:
     torch.manual_seed(0)
-    runtime = {"num_tasks": num_tasks, "num_slots": num_slots, "has_success": has_success}
+    runtime = {"num_tasks": num_tasks, "num_slots": num_slots, "silent_tasks": silent}
     return build("task_sampling", {"name": name, **options}, **runtime)
 
 
@@ -48,7 +49,7 @@ def test_scores_are_successes_or_returns_in_units_of_the_target() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"has_success": False}, "reports no success"),
+        ({"silent": ["a", "b"]}, "no success is reported by a, b, so that targets"),
         ({"targets": [1.0]}, "targets must be a number for each of the 2 tasks, not 1"),
         ({"targets": [1.0, 2.0], "baselines": [0.0]}, "baselines must be a number for each of the 2 tasks"),
         ({"targets": [1.0, 2.0], "baselines": [0.0, 2.0]}, "above its baseline"),

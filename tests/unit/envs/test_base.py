@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +16,42 @@ from mtrl.types import UserError
 CPU = torch.device("cpu")
 
 
-def test_cores_that_a_scheduler_leaves_us() -> None:
+def test_cores_that_a_scheduler_leaves_us(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
-    assert available_cores() == len(allowed)
+    assert available_cores(tmp_path) == len(allowed)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert available_cores() == 1
+        assert available_cores(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "250000 100000"}, 3),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/user/job", {"user/job/cpu.max": "max 100000", "user/cpu.max": "300000 100000"}, 3),
+        ("0::/user/job", {"user/job/cpu.max": "400000 100000", "cpu.max": "800000 100000"}, 4),
+        ("0::/of/the/host", {"cpu.max": "200000 100000"}, 2),  # in a container
+        ("0::/../../other", {"cpu.max": "200000 100000"}, 2),
+        ("4:cpu,cpuacct:/docker/1", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "50000"}, 3),
+        ("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, 64),
+        ("4:memory:/\n1:name=systemd:/", {"cpu.max": "200000 100000"}, 64),
+        ("0::/", {"cpu.max": "nonsense"}, 64),
+    ],
+)
+def test_cores_that_a_container_leaves_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, files: dict[str, str], expected: int
+) -> None:
+    """Of 64: a quota in versions 1 and 2 of control groups is a share of each period; any group above counts."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    for name, content in {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{key}": files[key] for key in files}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert available_cores(tmp_path) == expected
 
 
 def test_goals_are_drawn_uniformly() -> None:

@@ -10,50 +10,120 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics
-from numpy.typing import NDArray
+from gymnasium.wrappers.vector import (
+    DtypeObservation,
+    FlattenObservation,
+    NormalizeObservation,
+    NormalizeReward,
+    RecordEpisodeStatistics,
+    TransformObservation,
+)
 
 import mtrl.envs
 from mtrl.envs.gym_vector import GymVectorEnv
 from mtrl.envs.metaworld.catalog import MT50
+from mtrl.types import UserError
 
 
-def make(name: str, one_hot: bool = False, **options: Any) -> GymVectorEnv:
-    return GymVectorEnv(mtrl.envs.make(name, **options), one_hot)
-
-
-class OneSlot(gymnasium.Env[NDArray[Any], NDArray[Any]]):
-    """A vector environment of one slot as an ordinary environment, for Gymnasium's checker."""
-
-    def __init__(self, env: GymVectorEnv) -> None:
-        self.env = env
-        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        super().reset(seed=seed)
-        obs, infos = self.env.reset(seed=seed, options=options)
-        return obs[0], infos
-
-    def step(self, action: Any) -> Any:
-        obs, reward, terminated, truncated, infos = self.env.step(np.asarray(action)[None])
-        return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), infos
+def make(name: str, use_one_hot: bool = False, autoreset_mode: str = "SameStep", **options: Any) -> GymVectorEnv:
+    return GymVectorEnv(mtrl.envs.make(name, **options), use_one_hot, autoreset_mode)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("mtrl/reach-v3", {"horizon": 5}),
-        ("mtrl/MT1-v0", {"task": "reach-v3", "horizon": 5, "physics": "official", "num_workers": 0, "one_hot": True}),
+        (
+            "mtrl/MT1-v0",
+            {"task": "reach-v3", "horizon": 5, "physics": "official", "num_workers": 0, "use_one_hot": True},
+        ),
         ("mtrl/ML1-v0", {"task": "reach-v3", "horizon": 5, "split": "test"}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*(infinity|render|spec)")  # the checker's advice
 def test_passes_gymnasiums_checker(name: str, options: dict[str, Any]) -> None:
     """Determinism by seed, data not reused, spaces kept, options accepted."""
-    env = gymnasium.make_vec(name, num_envs=1, **options)
-    assert isinstance(env.unwrapped, GymVectorEnv)
-    check_env(OneSlot(env.unwrapped), skip_render_check=True, skip_close_check=True)
-    env.close()
+    env = gymnasium.make(name, **options)
+    check_env(env.unwrapped, skip_render_check=True)
+    assert env.reset(seed=3)[1]["goal"] == gymnasium.make(name, **options).reset(seed=3)[1]["goal"]
+    for t in range(5):
+        *_, truncated, info = env.step(env.action_space.sample())
+        assert truncated == (t == 4)
+    assert isinstance(info["success"], bool)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.unwrapped.step(env.action_space.sample())
+
+
+def test_one_environment_of_several_tasks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"mt10 has 10 tasks.*make_vec"):
+        gymnasium.make("mtrl/MT10-v0", physics="official")
+
+
+def test_an_unknown_option_is_named() -> None:
+    """TorchRL tries `frameskip` and looks for Python's words in the answer."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        gymnasium.make("mtrl/reach-v3", frameskip=1)
+    with pytest.raises(TypeError, match="Did you mean 'physics'"):
+        gymnasium.make_vec("mtrl/reach-v3", phisics="official")
+
+
+def test_without_num_envs_there_is_a_slot_for_each_task() -> None:
+    env = gymnasium.make_vec("mtrl/MT10-v0", horizon=5)
+    assert env.num_envs == 10
+    assert env.reset(seed=0)[1]["task"].tolist() == list(range(10))
+
+
+def test_autoreset_modes_show_the_same_episodes() -> None:
+    """Three episodes of two steps, in the order that Gymnasium documents for each mode."""
+    options: dict[str, Any] = {"num_tasks": 2, "num_envs": 4, "episode_length": 2}
+    modes = ("SameStep", "NextStep", "Disabled")
+    same, following, disabled = envs = [make("counting", autoreset_mode=mode, **options) for mode in modes]
+    assert [env.metadata["autoreset_mode"].value for env in envs] == list(modes)
+    obs, infos = same.reset(seed=1)
+    for other in (following, disabled):
+        other_obs, other_infos = other.reset(seed=1)
+        assert np.array_equal(other_obs, obs)
+    for t in range(6):
+        action = np.full((4, 2), 0.1 * t, np.float32)
+        obs, reward, terminated, truncated, infos = same.step(action)
+        done = terminated | truncated
+        assert done.all() == done.any() == (t % 2 == 1)
+        for other in (following, disabled):
+            other_obs, *outcome, other_infos = other.step(action)
+            assert all(np.array_equal(a, b) for a, b in zip(outcome, (reward, terminated, truncated), strict=True))
+            assert np.array_equal(other_obs, infos["final_obs"] if done.all() else obs)
+            assert np.array_equal(other_infos["goal"], infos["final_info"]["goal"] if done.all() else infos["goal"])
+        if done.all():
+            first, reward, terminated, truncated, other_infos = following.step(action)  # which is ignored
+            assert np.array_equal(first, obs)
+            assert not np.stack([reward, terminated, truncated]).any()
+            assert np.array_equal(other_infos["goal"], infos["goal"])
+            with pytest.raises(gymnasium.error.ResetNeeded):
+                disabled.step(action)
+            first, other_infos = disabled.reset(options={"reset_mask": np.ones(4, bool)})
+            assert np.array_equal(first, obs)
+            assert np.array_equal(other_infos["goal"], infos["goal"])
+
+
+def test_what_slots_that_wait_cannot_do() -> None:
+    env = make("counting", autoreset_mode="NextStep", num_tasks=1, num_envs=2, episode_length=2, stagger=1)
+    env.reset()
+    env.step(np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"1 of 2 slots.*use SameStep"):
+        env.step(np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match="reset_mask must be true for all"):
+        env.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(ValueError, match="render_mode"):
+        env.render()
+
+
+def test_observation_wrappers_go_on_next_step_autoreset() -> None:
+    env: Any = gymnasium.make_vec("mtrl/reach-v3", num_envs=2, autoreset_mode="NextStep", horizon=2)
+    env = NormalizeObservation(FlattenObservation(DtypeObservation(env, np.float32)))
+    env = TransformObservation(env, lambda obs: 2 * obs, single_observation_space=env.single_observation_space)
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[3].all() for _ in range(6)]
+    assert ends == [False, True, False, False, True, False]
 
 
 def test_every_benchmark_and_task_has_an_id() -> None:
@@ -120,7 +190,7 @@ def test_what_it_shows_is_what_the_env_does() -> None:
 
 
 def test_one_hot_task_is_appended_for_the_task_that_runs() -> None:
-    env = make("counting", one_hot=True, num_tasks=3, num_envs=3, episode_length=2)
+    env = make("counting", use_one_hot=True, num_tasks=3, num_envs=3, episode_length=2)
     assert env.single_observation_space.shape == (8,)
     obs, _ = env.reset()
     assert np.array_equal(obs[:, 5:], np.eye(3))

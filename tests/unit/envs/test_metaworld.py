@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from metaworld.policies import ENV_POLICY_MAP
 import mtrl.envs
 from mtrl.envs.metaworld import catalog, suite
 from mtrl.envs.metaworld import goals as goals_module
-from mtrl.envs.metaworld.cache import read_arrays
+from mtrl.envs.metaworld.cache import read_arrays, write_arrays
 from mtrl.envs.metaworld.goals import Benchmark, _draw_goals, official_goals
 from mtrl.envs.metaworld.official import official_task
 from mtrl.types import UserError
@@ -256,3 +257,24 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "version", missing)
     with pytest.raises(UserError, match=r"pip install metaworld==3\.1\.1"):
         mtrl.envs.make("mt10")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users have homes")
+def test_goals_without_a_home(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """In a container that runs as a user without $HOME and without an entry in its passwd."""
+    monkeypatch.delenv("MTRL_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr(goals_module, "_draw_goals", lambda *_: (np.zeros((50, 3)),))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            official_goals(Benchmark("", ("reach-v3",)), 5)
+    (record,) = caplog.records
+    assert "No home folder" in record.getMessage()
+
+
+def test_others_may_read_the_cache(tmp_path: Path) -> None:
+    """As far as the umask lets them: a group may share one."""
+    write_arrays(tmp_path / "a.npz", {"x": np.zeros(3)})
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "a.npz").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

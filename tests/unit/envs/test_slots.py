@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from mtrl.envs.slots import SlotError, SlotVecEnv
+from mtrl.parallel.process import STOP_SIGNALS, ServingProcess
 from mtrl.types import EnvSpec
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by name
@@ -30,7 +32,8 @@ def fake_env(what: str = "", num_workers: int = 2, num_envs: int = 4) -> SlotVec
         action_dim=2,
         action_mask=((True, True), (True, True)),
         horizon=None,
-        has_success=False,
+        reports_success=(False, False),
+        comparable_returns=False,
     )
     return SlotVecEnv(functools.partial(make_slots, what=what), spec, num_envs, 10, num_workers=num_workers)
 
@@ -111,13 +114,29 @@ def test_forgotten_env_ends_its_workers() -> None:
     wait_until_gone(processes)
 
 
-def test_workers_ignore_an_interrupt() -> None:
+def test_workers_leave_signals_to_their_parent() -> None:
     env = fake_env()
     env.reset()
-    for pid in pids(env):
-        os.kill(pid, signal.SIGINT)
+    for pid, number in itertools.product(pids(env), STOP_SIGNALS):
+        os.kill(pid, number)
     env.step(torch.zeros(4, 2))
     env.close()
+
+
+def test_hanging_workers_are_given_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a stop was asked for. What is saved is the state before the step."""
+    env = fake_env("hang", num_workers=4)
+    env.reset()
+    env.step(torch.zeros(4, 2))
+    before, processes = env.state_dict(), pids(env)
+    monkeypatch.setattr(ServingProcess, "patience", 0.5)
+    began = time.monotonic()
+    with pytest.raises(SlotError, match=r"worker 0 \(slots 0 to 0 by 4\) did not answer within 0 seconds of the stop"):
+        env.step(torch.ones(4, 2))
+    assert time.monotonic() - began < 6  # one after the other would take two seconds each
+    assert not any(map(alive, processes))
+    after = env.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in ("task", "goal", "actions", "lengths", "obs"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])

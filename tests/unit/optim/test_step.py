@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl.optim.step import TaskStep
+from mtrl.optim.step import JointStep, TaskStep
 from mtrl.optim.weighting import Weighting
 from mtrl.registry import build
 
@@ -53,3 +53,19 @@ def test_a_loss_of_no_task_is_added_to_the_combined_gradient(aggregation: str, a
     torch.testing.assert_close(torch.tensor([[4.0, -2.0]]) - network.weight.detach(), expected)
     torch.testing.assert_close(metrics["norm"], expected.norm())
     assert metrics["task_weight"].tolist() == [1.5, 0.5]
+
+
+@pytest.mark.parametrize("aggregation", COMBINED)
+def test_gradnorm_weighs_by_the_gradients_that_its_weights_change(aggregation: str) -> None:
+    """Of a policy and a value network on one torso w, with losses 3 w_1 and 0, and w_1 + 1 and w_2 + 1.
+
+    The values' gradients are both of length 1, so the weights stay 1, however long the policy's are.
+    """
+    w = nn.Parameter(torch.zeros(2))
+    weighting = build("weighting", {"name": "gradnorm", "alpha": 0.0}, num_tasks=2)
+    aggregate = build("aggregation", {"name": aggregation}, num_tasks=2)
+    step = JointStep(TaskStep([w], torch.optim.SGD([w], lr=0.0), weighting, aggregate, math.inf, has_positive=True))
+    for _ in range(10):
+        nothing = torch.zeros(())
+        metrics = step(torch.arange(2), torch.stack([3 * w[0], 0 * w[1]]), w + 1, nothing, nothing)
+        assert metrics["task_weight"].tolist() == [1, 1]

@@ -203,7 +203,7 @@ class Scripted(ActorProcess):
         rollout = random_rollout(T, B, K, 5, torch.full((T, B, 2), float(version)), seed=0)
         return rollout, version, [([version % K], {"return": [1.0], "success": [1.0], "length": [4.0]})]
 
-    def close(self) -> None:
+    def end(self, seconds: float) -> None:
         pass
 
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,13 @@ def test_missing_savable_is_named(tmp_path):
         made.restore()
 
 
+def test_a_state_of_another_version_is_one_line(tmp_path):
+    checkpointer(tmp_path, net=torch.nn.Linear(2, 3))[0].save(5)
+    made, _ = checkpointer(tmp_path, net=torch.nn.Linear(2, 4))
+    with pytest.raises(CheckpointError, match=r"^.*its state of net could not be loaded \(.*size mismatch.*\.$"):
+        made.restore()
+
+
 def test_leftovers_are_removed(tmp_path):
     (tmp_path / ".tmp-000000000050-1" / "training_state").mkdir(parents=True)
     save(tmp_path, 100)
@@ -558,14 +566,14 @@ TRUNK = [f"actor.trunk.{layer}.{name}" for layer in (0, 1) for name in ("weight"
 def test_load_parts_copies_only_the_parts():
     source, target = network(actions=5).state_dict(), network()
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    assert load_parts(target, source, ["trunk"]) == TRUNK
+    assert load_parts(target, source, ["trunk"], (), ()) == TRUNK
     for name, value in target.state_dict().items():
         assert torch.equal(value, source[name] if name in TRUNK else before[name])
 
 
 def test_load_parts_copies_all():
     source, target = network(), network()
-    assert load_parts(target, source.state_dict(), None) == list(source.state_dict())
+    assert load_parts(target, source.state_dict(), None, (), ()) == list(source.state_dict())
     assert_same(dict(target.state_dict()), dict(source.state_dict()))
 
 
@@ -583,5 +591,19 @@ def test_load_parts_refuses_and_loads_nothing(source, parts, message):
     target = network()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        load_parts(target, source.state_dict(), parts)
+        load_parts(target, source.state_dict(), parts, (), ())
     assert_same(dict(target.state_dict()), before)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """Two evaluations of one run end at once: one of them wins, and the file is whole at every moment."""
+    path, texts = tmp_path / "eval.json", ("a" * 5000, "b" * 7000)
+
+    def write(text):
+        for _ in range(100):
+            write_atomic(path, text)
+            assert path.read_text() in texts
+
+    with ThreadPoolExecutor(2) as executor:
+        list(executor.map(write, texts))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["eval.json"]

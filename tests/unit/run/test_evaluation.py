@@ -1,6 +1,9 @@
+import importlib.util
 import io
 import json
 import math
+import os
+import re
 import sys
 from dataclasses import replace
 
@@ -14,6 +17,7 @@ from mtrl.run.evaluation import (
     bootstrap_interval,
     evaluate,
     from_json,
+    headline,
     metrics,
     plain_table,
     record_videos,
@@ -37,7 +41,9 @@ class ScriptedEnv:
 
     def __init__(self, num_envs, num_tasks=3, disobey=False):
         names = tuple(f"task/{k}" for k in range(num_tasks))
-        self.spec = EnvSpec(names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, True)
+        self.spec = EnvSpec(
+            names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, (True,) * num_tasks, True
+        )
         self.num_envs, self.disobey = num_envs, disobey
         self.task = self.goal = self.next_task = self.next_goal = torch.zeros(num_envs, dtype=torch.int64)
         self.episodes_begun = 0
@@ -117,9 +123,47 @@ def test_progress_counts_up_to_all_episodes():
     calls = []
     evaluate(EchoActor(), ScriptedEnv(5), 4, 4, PROTOCOL, lambda done, total: calls.append((done, total)))
     done = [count for count, _ in calls]
-    assert done == sorted(set(done))
+    assert done == sorted(done)
+    assert len(done) > len(set(done)), "also in steps in which no episode ends"
     assert done[-1] == 12
     assert {total for _, total in calls} == {12}
+
+
+@pytest.mark.parametrize("num_envs", [1, 5, 20])
+def test_long_episodes_are_truncated(num_envs):
+    """Those of more than 4 steps: 2 + task + goal. One of exactly 4 is not."""
+    full = [expected(task, goal) for task in range(3) for goal in range(4)]
+    result = evaluate(EchoActor(), ScriptedEnv(num_envs), 4, 4, PROTOCOL, max_episode_steps=4)
+    for episode, whole in zip(result.episodes, full, strict=True):
+        assert episode.length == min(whole.length, 4)
+        assert episode.truncated == (whole.length > 4)
+        assert episode.episode_return == pytest.approx(whole.episode_return * episode.length / whole.length)
+        assert episode.success == whole.success  # it comes in the second step
+    # Goals 0 to 3 of tasks 0, 1 and 2: one, two and three of them are longer.
+    assert [task["truncated"] for task in summary(result)["tasks"].values()] == [1, 2, 3]
+    assert "truncated episodes: task/0 1 of 4; task/1 2 of 4; task/2 3 of 4\n" in plain_table(result)
+    assert from_json(json.loads(json.dumps(to_json(result)))) == result
+
+
+def test_progress_can_end_it_at_any_step():
+    """Also while no episode ends."""
+    calls = []
+
+    def stop(done, total):
+        calls.append(done)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        evaluate(EchoActor(), ScriptedEnv(1), 4, 4, PROTOCOL, stop)
+    assert calls == [0, 1]
+
+
+def test_results_of_before_there_were_truncated_ones():
+    old = to_json(result())
+    for columns in old["episodes"].values():
+        del columns["truncated"]
+    assert from_json(old) == result()
 
 
 def test_an_env_that_runs_another_goal_is_noticed():
@@ -222,7 +266,7 @@ def test_scores_of_the_benchmark():
 def test_without_success():
     """Where the environment reports none, nothing speaks of it."""
     env = ScriptedEnv(4)
-    env.spec = replace(env.spec, has_success=False)
+    env.spec = replace(env.spec, reports_success=(False,) * 3)
     returns = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
     assert set(metrics(returns)) == {f"eval/return{task}" for task in ("", "/task/0", "/task/1", "/task/2")}
     assert "success_rate" not in json.dumps(summary(returns))
@@ -231,6 +275,64 @@ def test_without_success():
     assert lines[1].split() == ["task/0", "3.5", "3", "3"]
     assert lines[4].split() == ["mean", "9.2"]
     assert from_json(json.loads(json.dumps(to_json(returns)))) == returns
+
+
+def test_where_one_task_reports_no_success():
+    """Its success is nowhere, and the mean is over the others: (2/3 + 2/3) / 2."""
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, reports_success=(True, False, True))
+    mixed = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert [episode.success for episode in mixed.episodes] == [True, False, True, None, None, None, True, False, True]
+    assert summary(mixed)["success_rate"] == pytest.approx(2 / 3)
+    assert set(metrics(result())) - set(metrics(mixed)) == {"eval/success_rate/task/1"}
+    lines = [line.split() for line in plain_table(mixed).splitlines()]
+    assert lines[2] == ["task/1", "--", "8.6", "4", "3"]
+    assert lines[4] == ["mean", "0.667", "9.2"]
+    data = json.loads(json.dumps(to_json(mixed)))
+    assert data["episodes"]["task/1"]["success"] == [None, None, None]
+    assert from_json(data) == mixed
+    assert headline(mixed) == "success 0.667, return 9.2"
+
+
+def test_returns_that_are_not_comparable_have_no_mean():
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, comparable_returns=False)
+    apart = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert set(summary(result())) - set(summary(apart)) == {"mean_return"}
+    assert set(metrics(result())) - set(metrics(apart)) == {"eval/return"}
+    assert plain_table(apart).splitlines()[4].split() == ["mean", "0.556"]
+    assert headline(apart) == "success 0.556"
+    assert from_json(json.loads(json.dumps(to_json(apart)))) == apart
+
+
+def test_without_success_and_without_a_mean():
+    """Not a row of means, and in a line what there is."""
+    env = ScriptedEnv(4)
+    env.spec = replace(env.spec, reports_success=(False,) * 3, comparable_returns=False)
+    games = evaluate(EchoActor(), env, 3, 4, PROTOCOL)
+    assert set(summary(games)) == {"tasks"}
+    assert [line.split()[0] for line in plain_table(games).splitlines()] == [
+        "task",
+        "task/0",
+        "task/1",
+        "task/2",
+        "env:",
+    ]
+    # Returns by hand: 10.375 / 3, 25.75 / 3, 47.125 / 3.
+    assert headline(games) == "returns task/0 3.5, task/1 8.6, task/2 15.7"
+    assert headline(replace(games, scores={"iqm": 0.5, "normalised/task/0": 0.25})) == "iqm: 0.500"
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    show(games, console)
+    assert "mean" not in console.file.getvalue()
+
+
+def test_files_of_older_versions():
+    """They said of the environment whether it reports success, and then false for every episode."""
+    old = {"protocol": PROTOCOL, "episodes": {"pong": {"goal": [0], "success": [False], "return": [3], "length": [9]}}}
+    assert from_json({**old, "has_success": False}).episodes[0].success is None
+    assert from_json({**old, "has_success": True}).episodes[0].success is False
+    assert from_json(old).episodes[0].success is False
+    assert summary(from_json(old))["mean_return"] == 3
 
 
 # --- files and tables -----------------------------------------------------------------------------------------------
@@ -245,6 +347,17 @@ def test_json_round_trip(tmp_path):
     assert from_json(data) == result()
     assert to_json(from_json(data)) == to_json(result())
     assert [entry.name for entry in path.parent.iterdir()] == ["100.json"]
+
+
+def test_json_has_no_nan(tmp_path):
+    """As `JSON.parse` and others take it; NaN comes back from null."""
+    broken = [EpisodeResult("a", 0, False, value, 3) for value in (1.0, math.nan, math.inf)]
+    write_eval(tmp_path / "eval.json", EvalResult({"horizon": 3}, tuple(broken), {"score": math.nan}), wall_s=math.inf)
+    data = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
+    assert data["wall_s"] is data["scores"]["score"] is data["summary"]["mean_return"] is None
+    returns = [episode.episode_return for episode in from_json(data).episodes]
+    assert returns[0] == 1
+    assert all(map(math.isnan, returns[1:]))
 
 
 def test_plain_table():
@@ -263,6 +376,44 @@ def test_show_suits_the_console(terminal):
     text = console.file.getvalue()
     assert ("\x1b[" in text) == ("━" in text or "─" in text) == terminal
     assert all(word in text for word in ("task/2", "0.556", "scripted"))
+
+
+# --- environments that are ill ---------------------------------------------------------------------------------------
+
+
+class IllEnv(ScriptedEnv):
+    """In the episode of slot 1, which lasts three steps, the observation or the reward of one step is NaN."""
+
+    def __init__(self, what, when):
+        super().__init__(3)
+        self.what, self.when = what, when
+
+    def reset(self, seed=None):
+        obs = super().reset(seed)
+        if self.when == 0:
+            obs[1, 2] = torch.nan
+        return obs
+
+    def step(self, action):
+        now = self.time[1] + 1
+        step = super().step(action)
+        if now == self.when:
+            (step.reward if self.what == "reward" else step.final_obs[:, 2])[1] = torch.nan
+        return step
+
+
+@pytest.mark.parametrize(
+    ("what", "when", "found"),
+    [
+        ("observation", 0, "nan as the observation at [2], in step 0"),
+        ("observation", 2, "nan as the observation at [2], in step 2"),
+        ("reward", 3, "nan as the reward, in step 3"),
+    ],
+)
+def test_environment_that_is_not_finite(what, when, found):
+    message = f"The environment of task 'task/1' gave {found} of an episode (slot 1): observations and rewards must be"
+    with pytest.raises(UserError, match=re.escape(message)):
+        evaluate(EchoActor(), IllEnv(what, when), 1, 4, {})
 
 
 # --- video ----------------------------------------------------------------------------------------------------------
@@ -294,9 +445,77 @@ def test_one_film_per_task(tmp_path, monkeypatch, suffix):
         assert frames[..., 0].mean((1, 2)) == pytest.approx([40 * t + task for t in range(len(frames))], abs=6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_progress_of_films(tmp_path):
+    """Tasks last 2, 3 and 4 steps; two slots film tasks 0 and 1, then 2. Each film has room for 5 pictures."""
+    pytest.importorskip("imageio.v3")
+    env, seen = ScriptedEnv(2), []
+    env.spec = replace(env.spec, horizon=5)
+    record_videos(EchoActor(), env, picture(env), tmp_path, progress=lambda *numbers: seen.append(numbers))
+    # Step 1: 1 + 1. Step 2 ends task 0, whose 5 are done: 5 + 2. Step 3 ends task 1: 10. Then task 2: 1, 2, 3, all.
+    assert seen == [(done, 15) for done in (2, 7, 10, 11, 12, 13, 15)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_of_episodes_without_end(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    paths = record_videos(EchoActor(), env := ScriptedEnv(3), picture(env), tmp_path, goal=90, max_episode_steps=3)
+    assert [len(imageio.imread(path)) for path in paths] == [3, 3, 3]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_of_tasks_with_like_names(tmp_path):
+    pytest.importorskip("imageio.v3")
+    env = ScriptedEnv(3)
+    env.spec = replace(env.spec, task_names=("a/b", "a_b", "c"))
+    paths = record_videos(EchoActor(), env, picture(env), tmp_path)
+    assert [path.stem for path in paths] == ["a_b-0", "a_b-1", "c"]
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_appear_whole_or_not_at_all(tmp_path, error):
+    pytest.importorskip("imageio.v3")
+    before = tmp_path / f"task_1{'.mp4' if importlib.util.find_spec('imageio_ffmpeg') else '.gif'}"
+    before.write_text("an earlier film")
+    env, pictures = ScriptedEnv(3), iter(range(5))
+
+    def render(slot):
+        if next(pictures) == 4:
+            raise error
+        return picture(env)(slot)
+
+    with pytest.raises(error):
+        record_videos(EchoActor(), env, render, tmp_path)
+    assert list(tmp_path.iterdir()) == [before]
+    assert before.read_text() == "an earlier film"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_films_that_ffmpeg_could_not_write(tmp_path, monkeypatch):
+    """It says so in its last words only, to which imageio does not listen."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    full = tmp_path / "ffmpeg"
+    full.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *"-i - "*) for last; do :; done; head -c 4000 > "$last"; cat > {os.devnull}; exit 1 ;;
+    *) exec {ffmpeg} "$@" ;;
+esac
+"""
+    )
+    full.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(full))
+    env = ScriptedEnv(3)
+    with pytest.raises(UserError, match=r"Could not write videos to .*/videos: [^\n]*$"):
+        record_videos(EchoActor(), env, picture(env), tmp_path / "videos")
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
 def test_missing_imageio_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio", None)
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
     env = ScriptedEnv(2)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[video\]"'):
+    with pytest.raises(UserError, match=r'A video needs imageio: pip install -c constraints.txt -e "\.\[video\]"'):
         record_videos(EchoActor(), env, picture(env), tmp_path)

@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from mtrl.run.logger import (
     TaskResults,
     TensorBoardSink,
     WandbSink,
+    check_wandb,
     duration,
     peak_memory_bytes,
 )
@@ -69,11 +72,22 @@ def test_matrices_of_pairs_are_rows_of_short_numbers(tmp_path):
     assert sink.rows == [(1, {"x": 1.0})]
 
 
-def test_scalar_nan_is_kept(tmp_path):
-    logger = Logger(tmp_path, TASKS)
-    logger.log(1, {"loss": torch.tensor(math.nan)})
+def test_nan_and_infinity_are_null(tmp_path):
+    """Rows are JSON, which knows neither; sinks get them as they are."""
+    sink = ListSink()
+    logger = Logger(tmp_path, TASKS, [sink])
+    pairs = torch.full((3, 3), -math.inf)
+    logger.log(1, {"a": torch.tensor(math.nan), "b": math.inf, "c": torch.tensor([math.inf, 2, math.nan]), "d": pairs})
     logger.close()
-    assert math.isnan(rows(tmp_path)[0]["loss"])
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "a": None, "b": None, "c/reach-v3": None, "c/push-v3": 2.0, "d": [[None] * 3] * 3}
+    ((_, values),) = sink.rows
+    assert math.isnan(values["a"])
+    assert (values["b"], values["c/reach-v3"]) == (math.inf, math.inf)
 
 
 def test_wrong_shape_is_named(tmp_path):
@@ -166,7 +180,7 @@ def test_tensorboard(tmp_path):
 
 def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r'pip install "mtrl-suite\[wandb\]"'):
+    with pytest.raises(UserError, match=r'pip install -c constraints.txt -e "\.\[wandb\]"'):
         WandbSink(tmp_path)
 
 
@@ -238,7 +252,7 @@ def test_plain_lines():
         " | reach-v3 1.00 push-v3 0.50 door/x  -- "
     )
     assert saved == "[saved] checkpoint"
-    assert last.startswith("training 100,500/100,000 (100.5%)  2,000 steps/s  0s left")
+    assert last.startswith("training 100,500/100,000 (100.0%)  2,000 steps/s  0s left")
 
 
 def test_returns_where_no_success_is_reported():
@@ -246,8 +260,10 @@ def test_returns_where_no_success_is_reported():
     returns = TaskResults("return", {"pong": -20.25, "qbert": 1234.0})
     with Progress(interval=1000, console=console) as progress:
         progress.update(1000, 2000, 500.0, returns, {})
-    # (-20.25 + 1234) / 2 = 606.875
-    assert console.file.getvalue().endswith("return 606.9 | pong -20.2 qbert 1,234.0\n")
+        progress.update(2000, 2000, 500.0, replace(returns, averaged=False), {})
+    one, two = console.file.getvalue().splitlines()
+    assert one.endswith("return 606.9 | pong -20.2 qbert 1,234.0")  # (-20.25 + 1234) / 2 = 606.875
+    assert two.endswith("0s left | pong -20.2 qbert 1,234.0")
 
 
 def test_terminal_display():
@@ -307,3 +323,58 @@ def test_peak_memory_counts_live_children():
         assert child.stdout.readline() == "ready\n"
         assert peak_memory_bytes() - alone > 200e6
         child.communicate("\n")
+
+
+# --- Weights & Biases -----------------------------------------------------------------------------------------------
+
+
+class FakeWandb(ModuleType):
+    """As far as it is used: runs by id, and whether its user is known."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, logged_in=True):
+        super().__init__("wandb")
+        self.logged_in, self.runs = logged_in, {}
+
+    def login(self):
+        if not self.logged_in:
+            raise self.Error("No API key configured.\nUse `wandb login` to log in.")
+
+    def init(self, dir, id=None, resume=None, **options):
+        assert id is None or resume == "allow"
+        return self.runs.setdefault(id or f"id{len(self.runs)}", FakeRun(id or f"id{len(self.runs)}"))
+
+
+class FakeRun:
+    def __init__(self, id):
+        self.id, self.rows = id, []
+
+    def log(self, values, step):
+        self.rows.append((step, values))
+
+    def finish(self):
+        pass
+
+
+def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for session in range(3):
+        sink = WandbSink(tmp_path / "one", project="mtrl")
+        sink.write(session, {"x": 1.0})
+        sink.close()
+    WandbSink(tmp_path / "other", project="mtrl")
+    assert {name: run.rows for name, run in wandb.runs.items()} == {
+        "id0": [(0, {"x": 1.0}), (1, {"x": 1.0}), (2, {"x": 1.0})],
+        "id1": [],
+    }
+
+
+def test_wandb_does_not_know_its_user(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(logged_in=False))
+    with pytest.raises(
+        UserError, match=r"^log.wandb=true: No API key configured\. Use `wandb login` to log in\. WANDB_"
+    ):
+        check_wandb()

@@ -1,0 +1,116 @@
+"""What states look like: a saved one must fit the object that is to take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+T = TypeVar("T")
+
+
+def check_like(found: Any, fresh: Any, entry: str = "") -> None:
+    """Compares a saved state with the `state_dict` of an object that has just been made.
+
+    Keys, types, dtypes and shapes must be the same, but for what a new object has not got yet: an empty dict, None, and
+    an axis of length 0 may have become anything of their kind. What is in lists, `load_state_dict` must look at itself.
+
+    Args:
+        found: Only looked at: its tensors may be on the device "meta".
+
+    Raises:
+        ValueError: The first difference, by the path of keys to it.
+    """
+    if fresh is None and not isinstance(found, Tensor | Mapping | list | tuple):
+        return
+    if _kind(found) != _kind(fresh):
+        raise ValueError(_differ(entry, fresh, found))
+    if isinstance(fresh, Tensor):
+        same_axes = len(found.shape) == len(fresh.shape) and all(
+            old in (new, 0) for old, new in zip(fresh.shape, found.shape, strict=True)
+        )
+        if found.dtype != fresh.dtype or not (same_axes or fresh.shape == (0,)):
+            raise ValueError(_differ(entry, fresh, found))
+    elif isinstance(fresh, Mapping) and fresh:
+        for key in [*fresh, *found]:
+            path = f"{entry}/{key}" if entry else str(key)
+            if key not in found:
+                raise ValueError(f"{path}: expected {described(fresh[key])}, found nothing")
+            if key not in fresh:
+                raise ValueError(f"{path}: expected nothing, found {described(found[key])}")
+            check_like(found[key], fresh[key], path)
+
+
+def described(value: Any) -> str:
+    """What something in a state is, in a few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping | list | tuple) or value is None:
+        return _kind(value)
+    return f"{_kind(value)} ({shown(value)})"
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a value from a file, as much as a line has room for."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _differ(entry: str, expected: Any, found: Any) -> str:
+    return f"{entry or 'the state'}: expected {described(expected)}, found {described(found)}"
+
+
+def _kind(value: Any) -> str:
+    kinds = (
+        (Tensor, "a tensor"),
+        (Mapping, "an object"),
+        ((list, tuple), "a list"),
+        (bool, "true or false"),
+        (int, "an integer"),
+        (float, "a number"),
+        (str, "text"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "nothing")
+
+
+def planned(build: Callable[[], T], parameters: int) -> T | None:
+    """What `build` makes, without memory for its tensors, so that their shapes can be looked at first.
+
+    Args:
+        build: Makes modules on torch's default device.
+        parameters: About this many are expected. A description of a billion layers would keep us waiting for ever.
+
+    Returns:
+        Its result, on the device "meta"; None if it looks at the values of tensors, which have none there.
+
+    Raises:
+        ValueError: More parameters, or a tensor larger than torch allows.
+    """
+    try:
+        with torch.device("meta"), _at_most(parameters):
+            return build()
+    except RuntimeError as error:
+        if "meta" in str(error):
+            return None
+        raise ValueError(str(error).split("\n")[0]) from error
+
+
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    left = 10 * parameters + 100  # modules may be made and thrown away on the way
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("it describes far more parameters than there are")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,62 @@
+"""Every component can be made without memory for its tensors, so that what is stored can be looked at before it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mtrl.build import build_episodes
+from mtrl.config import TrainConfig, composed, config_dir, train_config
+from mtrl.envs import make
+from mtrl.foreign import Nobody
+from mtrl.state import check_like, planned
+from mtrl.train import make_agent
+from mtrl.types import EnvSpec
+
+PICTURES = EnvSpec(("a", "b"), (4, 84, 84), torch.uint8, "discrete", 3, ((True,) * 3,) * 2, None, (False,) * 2, False)
+GROUPS = ("network", "torso", "core", "task_encoder", "aggregation", "weighting", "value_norm", "value_head")
+LOOKS_AT_VALUES = "torchjd"  # of its weights when it is made: there is no plan of it
+CHOICES = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in sorted((config_dir() / group).glob("*.yaml"))
+    if path.stem != LOOKS_AT_VALUES
+]
+NEEDS = {
+    "gradnorm": ["aggregation=pcgrad"],
+    "context": ["env.history=2"],
+    "language": ["env=mt10"],
+    "two_hot": ["value_norm=none"],
+    "hl_gauss": ["value_norm=none"],
+    "alpha_softmax": ["agent=sac"],
+}
+AGENTS = {"ppo": ["agent.minibatches=2"], "sac": ["agent.replay_capacity=100", "agent.warmup=1"]}
+
+
+def of_agent(agent: str) -> list[Any]:
+    return [
+        pytest.param(agent, group, choice)
+        for group, choice in CHOICES
+        if not (agent == "sac" and group in ("torso", "core")) and not (agent == "ppo" and choice == "alpha_softmax")
+    ]
+
+
+@pytest.mark.parametrize(("agent", "group", "choice"), [*of_agent("ppo"), *of_agent("sac")])
+def test_what_is_planned_is_what_is_made(agent: str, group: str, choice: str) -> None:
+    arguments = ["env=toy_reach", f"agent={agent}", *AGENTS[agent], "agent.resets=1", f"{group}={choice}"]
+    config = train_config(composed([*arguments, *NEEDS.get(choice, [])], "train"))
+    spec = PICTURES if group == "torso" and choice != "none" else make(**config.env).spec
+    plan = planned(lambda: learner(config, spec, "meta").state_dict(), 1000)
+    assert plan is not None
+    made = learner(config, spec, "cpu").state_dict()
+    check_like(plan, made)
+    check_like(made, plan)
+
+
+def learner(config: TrainConfig, spec: EnvSpec, device: str) -> Any:
+    num_envs = 2 * spec.num_tasks
+    nobody = Nobody(build_episodes(config.task_sampling, spec, num_envs), num_envs)
+    return make_agent(replace(config, device=device), nobody).learner
