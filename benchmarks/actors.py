@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 from mtrl.config import TrainConfig, composed, train_config
-from mtrl.envs.base import available_cores
 from mtrl.parallel.actors import Asynchronous
 from mtrl.run.logger import PhaseTimer
 from mtrl.run.loop import seed_everything
+from mtrl.system.cores import available_cores
 from mtrl.train import make_actors, make_agent, threads_beside
 
 

@@ -36,9 +36,9 @@ from mujoco.rollout import Rollout
 from numpy.typing import NDArray
 
 import mtrl.envs
-from mtrl.envs.base import available_cores
 from mtrl.envs.metaworld.rollout_physics import CONTROL, FRAME_SKIP, RolloutVecEnv
 from mtrl.envs.metaworld.scenes import Scene
+from mtrl.system.cores import available_cores
 
 PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 Array = NDArray[Any]

@@ -21,6 +21,7 @@ from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.impala import Impala
 from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac, Temperature
+from mtrl.checks import positive
 from mtrl.data.experience import Episodes
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import Ensemble, build_policy, build_value
@@ -28,7 +29,7 @@ from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.parallel.actors import Actors
-from mtrl.registry import build, positive, register
+from mtrl.registry import build, register
 from mtrl.types import EnvSpec, Experience, Learner, UserError
 
 Node = Mapping[str, Any]

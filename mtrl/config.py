@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import mtrl
+from mtrl.checks import not_negative, positive
 from mtrl.output import unbreakable_output
-from mtrl.registry import check_type, construct, not_negative, positive, unknown
+from mtrl.registry import check_type, construct, unknown
 from mtrl.run.checkpoint import write_atomic
 from mtrl.run.reading import DEEPEST, read_text
 from mtrl.state import shown

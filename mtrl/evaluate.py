@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 import mtrl.envs
+from mtrl.checks import positive
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
 from mtrl.envs.atari.scores import human_normalised_scores
-from mtrl.envs.base import available_cores
 from mtrl.policy import find_policy, load_policy
-from mtrl.registry import construct, positive, unknown
+from mtrl.registry import construct, unknown
 from mtrl.run.evaluation import evaluate, record_videos, show, summary, write_eval
 from mtrl.run.logger import NO_RESULTS, Progress
+from mtrl.system.cores import available_cores
 from mtrl.types import Actor, EnvSpec, EvalResult, UserError, VecEnv
 
 METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld", "ml1", "ml10", "ml25", "ml45")

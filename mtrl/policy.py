@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
+from mtrl.checks import positive
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.registry import construct, positive, unknown
+from mtrl.registry import construct, unknown
 from mtrl.run.checkpoint import CheckpointError, check_file, file_sha256, newest_valid, open_sealed, sealed, verify
 from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
 from mtrl.state import check_like, planned, shown

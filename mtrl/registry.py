@@ -161,17 +161,3 @@ def _fits(value: Any, hint: Any) -> bool:
         each = items[:1] * len(value) if isinstance(value, tuple) and items[-1] is ... else items
         return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
     return True
-
-
-def positive(**values: float) -> None:
-    """Raises `ValueError` for the first value that is not above zero."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, not {value}.")
-
-
-def not_negative(**values: float) -> None:
-    """Raises `ValueError` for the first value below zero (or NaN)."""
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative, but is {value}.")

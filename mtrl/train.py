@@ -43,7 +43,6 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
-from mtrl.envs.base import available_cores
 from mtrl.evaluate import Evaluator
 from mtrl.foreign import check_planned, save_settings
 from mtrl.foreign import check_run_dir as check_foreign
@@ -65,6 +64,7 @@ from mtrl.run.logger import (
 )
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
+from mtrl.system.cores import available_cores
 from mtrl.types import UserError
 
 WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")

@@ -27,10 +27,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
+from mtrl.checks import not_negative, positive
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import JointStep, SeparateSteps
-from mtrl.registry import not_negative, positive
 from mtrl.types import Metrics, Rollout, State
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtrl.checks import not_negative
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
-from mtrl.registry import not_negative
 from mtrl.types import Metrics, State
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.agents.losses import per_task_mean, require_finite, td_target
+from mtrl.checks import not_negative, positive
 from mtrl.nn.networks import Ensemble, PolicyNetwork
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import TaskStep
-from mtrl.registry import not_negative, positive
 from mtrl.types import Batch, Metrics, State, TaskAxes
 
 

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl.checks import not_negative, positive
 from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.finite import check_first, check_step
-from mtrl.registry import not_negative, positive
 from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mtrl.registry import positive
+from mtrl.checks import positive
 from mtrl.types import Batch, EnvSpec, State
 
 

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mtrl.checks import not_negative, positive
 from mtrl.envs.base import TorchVecEnv
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 from mtrl.types import EnvSpec
 
 

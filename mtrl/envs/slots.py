@@ -12,15 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import (
-    Assignments,
-    available_cores,
-    check_action,
-    check_cut,
-    check_num_envs,
-)
+from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
-from mtrl.parallel.process import ServingProcess, close_all
+from mtrl.system.cores import available_cores
+from mtrl.system.process import ServingProcess, close_all
 from mtrl.types import EnvSpec, State, Step
 
 __all__ = ["SlotError", "SlotVecEnv"]

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from mtrl.checks import positive
 from mtrl.envs.base import TorchVecEnv
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import EnvSpec
 
 NUM_STARTS = 50

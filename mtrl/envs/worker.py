@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.parallel.process import EnvironmentFailedError
+from mtrl.system.process import EnvironmentFailedError
 
 
 @runtime_checkable

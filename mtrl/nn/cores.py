@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from mtrl.registry import positive, register
+from mtrl.checks import positive
+from mtrl.registry import register
 
 
 class Core(nn.Module):

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.nn.heads import PerTaskHead
 from mtrl.nn.torsos import check_pixels
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics, TaskAxes
 
 

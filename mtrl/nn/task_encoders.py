@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrl.checks import positive
 from mtrl.nn.layers import mark_per_task
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskAxes, TaskContext
 
 

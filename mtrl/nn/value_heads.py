@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrl.registry import positive, register
+from mtrl.checks import positive
+from mtrl.registry import register
 
 
 class ValueHead(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrl.registry import not_negative, positive, register
+from mtrl.checks import not_negative, positive
+from mtrl.registry import register
 from mtrl.state import check_like
 
 

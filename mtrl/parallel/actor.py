@@ -21,7 +21,7 @@ import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.data.experience import Collector, Episodes, OnPolicy
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.nn.networks import build_policy
-from mtrl.parallel.memory import Broadcast, SharedTensors, Tree, copy_into
+from mtrl.system.memory import Broadcast, SharedTensors, Tree, copy_into
 from mtrl.types import Metrics, VecEnv
 
 Ended = list[tuple[list[int], dict[str, list[float]]]]

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mtrl.checks import positive
 from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, concatenate
 from mtrl.data.replay import Replay
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actor import Ended, Recipe, broadcast_tree
-from mtrl.parallel.memory import Broadcast, SharedTensors, build_tree, leaves
-from mtrl.parallel.process import EnvironmentFailedError, ServingProcess, close_all, patiently
-from mtrl.registry import positive
+from mtrl.system.memory import Broadcast, SharedTensors, build_tree, leaves
+from mtrl.system.process import EnvironmentFailedError, ServingProcess, close_all, patiently
 from mtrl.types import Actor, Experience, Metrics, PhaseTimer, Rollout, State, UserError, VecEnv
 
 MOST_DEATHS = 3

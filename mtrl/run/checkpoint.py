@@ -32,8 +32,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtrl.checks import not_negative
 from mtrl.files import replacing
-from mtrl.registry import construct, not_negative, unknown
+from mtrl.registry import construct, unknown
 from mtrl.run.reading import check_finite, check_inside, ordinary, read_json, read_tensors, reason
 from mtrl.state import check_like, shown
 from mtrl.types import State, UserError, match_tasks

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from mtrl.parallel.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
-from mtrl.registry import not_negative
+from mtrl.checks import not_negative
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
 from mtrl.run.evaluation import headline, write_eval
 from mtrl.run.evaluation import metrics as eval_metrics
@@ -29,6 +28,7 @@ from mtrl.run.logger import (
     peak_memory_bytes,
 )
 from mtrl.run.schedule import Every, Until
+from mtrl.system.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
 from mtrl.types import EvalResult, Experience, Learner, NonFiniteLossError, State, UserError
 
 PATIENCE = 5.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtrl.registry import not_negative
+from mtrl.checks import not_negative
 from mtrl.types import State
 
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from mtrl import registry
-from mtrl.registry import build, construct, lookup, names, not_negative, positive, register
+from mtrl.checks import not_negative, positive
+from mtrl.registry import build, construct, lookup, names, register
 from mtrl.types import UserError
 
 

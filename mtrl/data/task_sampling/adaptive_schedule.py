@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import not_negative, positive
 from mtrl.data.task_sampling.base import RecentScores, ScoreSampler
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 
 
 @register("task_sampling", "adaptive_schedule")

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrl.checks import not_negative, positive
 from mtrl.data.task_sampling.base import RecentScores, ScoreSampler
 from mtrl.optim.optimizers import restore
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 
 
 @register("task_sampling", "ea4c")

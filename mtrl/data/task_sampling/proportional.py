@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import not_negative
 from mtrl.data.task_sampling.base import TaskSampler, per_task
-from mtrl.registry import not_negative, register
+from mtrl.registry import register
 
 
 @register("task_sampling", "proportional")

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from mtrl.checks import not_negative, positive
 from mtrl.envs.atari.scores import REFERENCES
-from mtrl.registry import missing_extra, not_negative, positive, register, unknown
+from mtrl.registry import missing_extra, register, unknown
 from mtrl.types import UserError, VecEnv
 
 _ACTIVE_5 = (

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.envs.atari.rows import BACKENDS, Frames, Lives, Rows
-from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs
+from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs
+from mtrl.system.cores import available_cores
 from mtrl.types import EnvSpec, State, Step
 
 FRAME_SKIP, STACK, SIZE = 4, 4, 84

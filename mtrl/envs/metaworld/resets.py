@@ -20,9 +20,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.base import available_cores
 from mtrl.envs.metaworld.cache import cache_path, read_arrays, write_arrays
 from mtrl.envs.metaworld.official import SharedCompilation, make_env, official_task
+from mtrl.system.cores import available_cores
 
 Array = NDArray[np.float64]
 

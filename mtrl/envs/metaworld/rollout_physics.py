@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, available_cores, check_action, check_cut, check_num_envs
+from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs
 from mtrl.envs.metaworld.observe import FRAME, Constants, Gripper, Group, frames, outcomes
 from mtrl.envs.metaworld.resets import STATE, reset_pool
 from mtrl.envs.metaworld.scenes import Simulation, scenes
@@ -27,6 +27,7 @@ from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS, Outcome
 from mtrl.envs.metaworld.tasks.ops import Array
 from mtrl.envs.metaworld.tasks_v1 import TASKS_V1
+from mtrl.system.cores import available_cores
 from mtrl.types import State, Step, UserError
 
 FRAME_SKIP = 5

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import not_negative, positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskTable, linear
 from mtrl.nn.trunks.base import RoutedTrunk
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
 
 

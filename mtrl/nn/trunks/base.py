@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrl.registry import not_negative
+from mtrl.checks import not_negative
 from mtrl.types import Metrics, TaskContext
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.nn.layers import Init, linear
 from mtrl.nn.trunks.base import Trunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskContext
 
 

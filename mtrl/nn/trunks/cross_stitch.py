@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, spread
 from mtrl.nn.trunks.base import Trunk, columns
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics, TaskAxes, TaskContext
 
 

@@ -7,9 +7,10 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, linear
 from mtrl.nn.trunks.base import Trunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskContext
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import positive
 from mtrl.nn.heads import PerTaskHead
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedMLP
 from mtrl.nn.trunks.base import RoutedTrunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskContext
 
 

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedMLP, own
 from mtrl.nn.trunks.base import Trunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskAxes, TaskContext
 
 

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl.checks import positive
 from mtrl.nn.layers import Activation, Init, StackedMLP, linear
 from mtrl.nn.trunks.base import Trunk, columns, task_mean
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
 
 

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrl.checks import positive
 from mtrl.nn.heads import PerTaskHead
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, linear
 from mtrl.nn.trunks.base import Trunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskContext
 
 

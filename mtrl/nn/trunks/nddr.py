@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, own, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.trunks.cross_stitch import stitches
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskAxes, TaskContext
 
 

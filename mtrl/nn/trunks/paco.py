@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, linear, spread
 from mtrl.nn.trunks.base import Trunk, columns, task_mean
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
 
 

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskTable, linear, own
 from mtrl.nn.trunks.base import Trunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskContext
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, TaskTable, linear, spread
 from mtrl.nn.trunks.base import RoutedTrunk
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import TaskContext
 
 

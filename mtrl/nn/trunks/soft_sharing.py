@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.checks import not_negative, positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, mark_per_task, own, spread
 from mtrl.nn.trunks.base import Trunk
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
 
 

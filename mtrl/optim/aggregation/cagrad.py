@@ -7,10 +7,11 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
 
+from mtrl.checks import not_negative
 from mtrl.optim.aggregation.base import GramianAggregation
 from mtrl.optim.aggregation.mgda import min_norm_weights
 from mtrl.optim.aggregation.solve import solve_present
-from mtrl.registry import not_negative, register
+from mtrl.registry import register
 
 
 @register("aggregation", "cagrad")

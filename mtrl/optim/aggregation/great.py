@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl.checks import not_negative, positive
 from mtrl.optim.aggregation.base import JacobianAggregation
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 
 
 @register("aggregation", "great")

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtrl.checks import positive
 from mtrl.optim.optimizers import restore
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics
 
 

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import positive
 from mtrl.optim.weighting.base import Weighting, softmax_weights
-from mtrl.registry import positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics
 
 

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import not_negative
 from mtrl.optim.weighting.base import LearnedWeighting, softmax_weights
-from mtrl.registry import not_negative, register
+from mtrl.registry import register
 from mtrl.types import Metrics
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import not_negative
 from mtrl.optim.weighting.success import SuccessWeighting
-from mtrl.registry import not_negative, register
+from mtrl.registry import register
 
 
 @register("weighting", "implicit_schedule")

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtrl.checks import not_negative, positive
 from mtrl.optim.weighting.base import Weighting, softmax_weights
-from mtrl.registry import not_negative, positive, register
+from mtrl.registry import register
 from mtrl.types import Metrics
 
 

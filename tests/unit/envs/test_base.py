@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import mtrl.envs
-from mtrl.envs.base import Assignments, available_cores
+from mtrl.envs.base import Assignments
+from mtrl.system.cores import available_cores
 from mtrl.types import UserError
 
 CPU = torch.device("cpu")

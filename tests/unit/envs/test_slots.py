@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mtrl.envs.slots import SlotError, SlotVecEnv
-from mtrl.parallel.process import STOP_SIGNALS, ServingProcess
+from mtrl.system.process import STOP_SIGNALS, ServingProcess
 from mtrl.types import EnvSpec
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by name

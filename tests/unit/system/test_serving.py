@@ -7,13 +7,13 @@ import signal
 
 import pytest
 
-from mtrl.parallel.process import STOP_SIGNALS, ServingProcess
+from mtrl.system.process import STOP_SIGNALS, ServingProcess
 from tests.system.commands import alive
 
 
 def test_signals_before_it_has_begun() -> None:
     """While the interpreter starts there is nothing but the mask that it inherited."""
-    process = ServingProcess("tests.unit.parallel.echo")
+    process = ServingProcess("tests.unit.system.echo")
     for number in STOP_SIGNALS:
         os.kill(process.pid, number)
     process.connection.send("there")
@@ -29,14 +29,14 @@ def test_signals_before_it_has_begun() -> None:
 
 def test_what_it_starts_can_be_ended() -> None:
     """Signals are not ignored by programs that an environment starts."""
-    process = ServingProcess("tests.unit.parallel.echo")
+    process = ServingProcess("tests.unit.system.echo")
     process.connection.send("start a program and terminate it")
     assert process.next_message() == -signal.SIGTERM
     process.close()
 
 
 def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = ServingProcess("tests.unit.parallel.echo")
+    process = ServingProcess("tests.unit.system.echo")
     monkeypatch.setattr(ServingProcess, "patience", 0.1)
     with pytest.raises(TimeoutError):
         process.next_message()

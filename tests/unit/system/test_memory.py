@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import mtrl.parallel.memory
-from mtrl.parallel.memory import Broadcast, SharedTensors, Tree, copy_into, leaves
+import mtrl.system.memory
+from mtrl.system.memory import Broadcast, SharedTensors, Tree, copy_into, leaves
 
 
 def example() -> Tree:
@@ -97,6 +97,6 @@ def test_what_is_read_is_of_one_version(monkeypatch: pytest.MonkeyPatch, meanwhi
         to["b"].copy_(tree["b"])
         to["c"].copy_(tree["c"])
 
-    monkeypatch.setattr(mtrl.parallel.memory, "copy_into", interrupted)
+    monkeypatch.setattr(mtrl.system.memory, "copy_into", interrupted)
     assert broadcast.read(target) == meanwhile + 1
     assert_same(target, weights(meanwhile + 1))
