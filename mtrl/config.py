@@ -29,6 +29,7 @@ from mtrl.types import UserError
 GROUPS = (
     "env",
     "agent",
+    "data",
     "network",
     "torso",
     "core",
@@ -44,7 +45,17 @@ GROUPS = (
 MAX_EPISODE_STEPS = 27_000
 """As long as the longest time limit among Gymnasium's own environments and Atari's."""
 
-CHANGEABLE = ("total_steps", "device", "precision", "compile", "eval", "checkpoint", "log", "schedule_steps")
+CHANGEABLE = (
+    "total_steps",
+    "total_updates",
+    "device",
+    "precision",
+    "compile",
+    "eval",
+    "checkpoint",
+    "log",
+    "schedule_steps",
+)
 """What a resumed run may be given anew."""
 
 
@@ -107,6 +118,7 @@ class TrainConfig:
 
     env: dict[str, Any]
     agent: dict[str, Any]
+    data: dict[str, Any]
     network: dict[str, Any]
     torso: dict[str, Any]
     core: dict[str, Any]
@@ -135,13 +147,20 @@ class TrainConfig:
     compile: bool = False
     """Whether losses are compiled functions."""
     schedule_steps: int | None = None
-    """Where schedules (learning rates, resets) end; None: at total_steps."""
+    """Where schedules (learning rates, resets) end; None: where training ends."""
+    total_updates: int | None = None
+    """Ends training after so many updates, whatever `total_steps` says; every interval then counts updates too."""
+    resets: int = 0
+    """Times that networks and optimisers begin anew, evenly spread over training."""
+    aux_losses: list[dict[str, Any]] = field(default_factory=list)
+    """Losses of the policy besides the learner's own."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
-        if self.schedule_steps is not None:
-            positive(schedule_steps=self.schedule_steps)
-        not_negative(seed=self.seed, actors=self.actors)
+        for key in ("schedule_steps", "total_updates"):
+            if vars(self)[key] is not None:
+                positive(**{key: vars(self)[key]})
+        not_negative(seed=self.seed, actors=self.actors, resets=self.resets)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for group in GROUPS:
@@ -150,22 +169,20 @@ class TrainConfig:
                     raise ValueError(f"{group} needs a name.")
                 check_type(group, "name", vars(self)[group]["name"], str)
         for key in {"seed", "device", "slots_per_task"} & self.env.keys():
-            raise ValueError(f"env.{key} does not exist: use {'agent.' if key == 'slots_per_task' else ''}{key}.")
-        num_envs, slots_per_task = self.env.get("num_envs"), self.agent.get("slots_per_task")
+            raise ValueError(f"env.{key} does not exist: use {'data.' if key == 'slots_per_task' else ''}{key}.")
+        num_envs, slots_per_task = self.env.get("num_envs"), self.data.get("slots_per_task", 1)
         if not isinstance(num_envs, int | None) or isinstance(num_envs, bool):
             raise ValueError(f"env.num_envs must be an integer or null, not {num_envs!r}.")
         if not isinstance(slots_per_task, int) or isinstance(slots_per_task, bool) or slots_per_task < 1:
-            raise ValueError(f"agent.slots_per_task must be a positive integer, not {slots_per_task!r}.")
-        key, slots = ("agent.slots_per_task", slots_per_task) if num_envs is None else ("env.num_envs", num_envs)
+            raise ValueError(f"data.slots_per_task must be a positive integer, not {slots_per_task!r}.")
+        key, slots = ("data.slots_per_task", slots_per_task) if num_envs is None else ("env.num_envs", num_envs)
         if slots % max(self.actors, 1):
             raise ValueError(f"{key}={slots} cannot be shared by actors={self.actors}: use a multiple of it.")
-        random_start = self.agent.get("random_start")
-        if not isinstance(random_start, int | float) or isinstance(random_start, bool) or not 0 <= random_start <= 1:
-            raise ValueError(f"agent.random_start must be a share of an episode, from 0 to 1, not {random_start!r}.")
 
-        resets = self.agent.get("resets")
-        if not isinstance(resets, int) or isinstance(resets, bool) or resets < 0:
-            raise ValueError(f"agent.resets must be the number of resets, 0 for none, not {resets!r}.")
+    @property
+    def total(self) -> int:
+        """Where training ends: environment steps, or updates where it is they that are counted."""
+        return self.total_steps if self.total_updates is None else self.total_updates
 
     def plain(self) -> dict[str, Any]:
         """The settings as nested dicts, as they are stored with a run."""

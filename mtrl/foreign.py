@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mtrl.build import Agent, build_episodes
+from mtrl.build import build_episodes
 from mtrl.config import CHANGEABLE, TrainConfig
 from mtrl.data.experience import Episodes
-from mtrl.data.replay import Replay
-from mtrl.nn.networks import PolicyNetwork
-from mtrl.parallel.actors import Actors
 from mtrl.policy import read_policy
 from mtrl.run.checkpoint import CheckpointError, checkpoints, load_state, newest_valid, save_state
 from mtrl.run.reading import check_inside, check_sizes, count, ordinary, reason
 from mtrl.state import check_like, planned, shown
-from mtrl.types import Actor, Experience, Metrics, State, UserError
+from mtrl.types import Learner, State, UserError
 
 
 def check_run_dir(run_dir: Path) -> None:
@@ -36,11 +33,11 @@ def check_run_dir(run_dir: Path) -> None:
         newest_valid(run_dir / "checkpoints")  # says what is there instead
 
 
-def check_planned(config: TrainConfig, run_dir: Path, make_agent: Callable[[TrainConfig, Actors], Agent]) -> None:
+def check_planned(config: TrainConfig, run_dir: Path, make_learner: Callable[[TrainConfig, Episodes], Learner]) -> None:
     """Compares the learner that a configuration describes with the checkpoints, before memory is taken for it.
 
     Args:
-        make_agent: Makes it.
+        make_learner: Makes it.
 
     Raises:
         UserError: It is that of no checkpoint, or cannot be made.
@@ -48,7 +45,7 @@ def check_planned(config: TrainConfig, run_dir: Path, make_agent: Callable[[Trai
     problems = []
     for path in checkpoints(run_dir / "checkpoints"):
         try:
-            _check_fits(config, path, make_agent)
+            _check_fits(config, path, make_learner)
             return
         except (ValueError, CheckpointError) as error:
             problems.append(f"{path.name}: {reason(error)}.")
@@ -57,16 +54,14 @@ def check_planned(config: TrainConfig, run_dir: Path, make_agent: Callable[[Trai
     raise UserError(f"{run_dir / 'config.yaml'} does not fit any checkpoint. {' '.join(problems)}")
 
 
-def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConfig, Actors], Agent]) -> None:
+def _check_fits(config: TrainConfig, path: Path, make_learner: Callable[[TrainConfig, Episodes], Learner]) -> None:
     """Raises `ValueError` or `CheckpointError`."""
     spec = read_policy(path / "policy").spec
     if (path / "settings").is_dir():  # not in checkpoints of earlier versions
         _check_same(config.plain(), load_state(path / "settings"))
-    learner, experience = (
-        load_state(path / "training_state" / name, headers_only=True) for name in ("learner", "experience")
-    )
-    num_envs = config.env.get("num_envs") or config.agent["slots_per_task"] * spec.num_tasks
-    collector = experience.get("collector")
+    learner, data = (load_state(path / "training_state" / name, headers_only=True) for name in ("learner", "data"))
+    num_envs = config.env.get("num_envs") or config.data.get("slots_per_task", 1) * spec.num_tasks
+    collector = data.get("collector")
     held = collector.get("task") if isinstance(collector, Mapping) else None  # none with actors beside the learner
     if isinstance(held, Tensor) and len(held) != num_envs:
         raise ValueError(f"expected {num_envs:,} slots, found {len(held):,}")
@@ -77,8 +72,8 @@ def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConf
     check_sizes({key: getattr(config, key) for key in described}, count(networks), "")
 
     def state() -> State:
-        nobody = Nobody(build_episodes(config.task_sampling, spec, num_envs), num_envs)
-        return make_agent(replace(config, device="meta", compile=False), nobody).learner.state_dict()
+        episodes = build_episodes(config.task_sampling, spec, num_envs)
+        return make_learner(replace(config, device="meta", compile=False), episodes).state_dict()
 
     plan = planned(state, len(networks))
     if plan is not None:
@@ -100,37 +95,3 @@ def _check_same(found: Any, stored: Any, entry: str = "") -> None:
             f"{entry}: expected {shown(stored)}, with which the checkpoint was made, found {shown(found)}: put it "
             "back, or use init_from to start a new run from this one's weights"
         )
-
-
-class Nobody:
-    """Actors, and experience, of a learner that is only looked at."""
-
-    def __init__(self, episodes: Episodes, num_envs: int) -> None:
-        self.episodes, self.num_envs = episodes, num_envs
-
-    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> Experience:
-        return self
-
-    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> Experience:
-        return self
-
-    def collect(self, actor: Actor) -> int:
-        """Nothing."""
-        return 0
-
-    def batches(self) -> Iterable[Any]:
-        """None."""
-        return ()
-
-    def statistics(self) -> Metrics:
-        """None."""
-        return {}
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        pass
-
-    def close(self) -> None:
-        """Nothing is open."""

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 import mtrl.envs
-from mtrl.build import Agent, Components, build_agent, build_episodes
+from mtrl.agents.components import Components
+from mtrl.build import build_episodes, build_learner
 from mtrl.config import (
     TrainConfig,
     checked,
@@ -42,13 +43,13 @@ from mtrl.config import (
     to_plain,
 )
 from mtrl.config import train_config as check_config
-from mtrl.data.experience import Collector
+from mtrl.data.experience import Episodes
 from mtrl.evaluate import Evaluator
 from mtrl.foreign import check_planned, save_settings
 from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
-from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
+from mtrl.registry import build
 from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
 from mtrl.run.evaluation import show
 from mtrl.run.lock import locked
@@ -65,7 +66,7 @@ from mtrl.run.logger import (
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.system.cores import available_cores
-from mtrl.types import UserError
+from mtrl.types import DataSource, Learner, UserError
 
 WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
 """What a run writes into its folder; what says that it is one comes last."""
@@ -88,40 +89,43 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             check_run_dir(config)
         else:
             check_foreign(resume)
-            check_planned(config, resume, make_agent)
+            check_planned(config, resume, make_learner)
             with writing(resume):
                 held.enter_context(locked(resume / "env.txt"))
         seed_everything(config.seed)
-        actors = held.enter_context(closing(make_actors(config, timer, progress.print)))
+        source, episodes, num_envs = make_source(config, timer, progress.print)
+        held.callback(source.close)
         evaluator = Evaluator(
             config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
         )
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
-        spec = actors.episodes.spec
-        agent = make_agent(config, actors)
+        spec = episodes.spec
+        learner = make_learner(config, episodes, source.yields, source.batch_shape)
+        source.connect(learner.policy)
         if config.init_from is not None and resume is None:
-            initialise(agent, config.init_from, config.init_from_parts, spec.task_names, progress.print)
+            initialise(learner, config.init_from, config.init_from_parts, spec.task_names, progress.print)
         run_dir = resume or new_run_dir(config, held)
         if resume is None:
             start_run_dir(run_dir, config)
 
         def store(checkpoint: Path) -> None:
-            save_policy(checkpoint / "policy", agent.learner.policy, agent.policy_description, spec)
+            save_policy(checkpoint / "policy", learner.policy, learner.policy.description, spec)
             save_settings(config, checkpoint)
 
         logger = Logger(run_dir, spec.task_names)
         loop = Loop(
-            agent.learner,
-            agent.experience,
-            evaluate=lambda report: evaluator(agent.learner, report),
+            learner,
+            source,
+            evaluate=lambda report: evaluator(learner, report),
             logger=logger,
             progress=progress,
             timer=timer,
             run_dir=run_dir,
             save_policy=store,
-            until=Until(config.total_steps),
-            schedule_steps=config.schedule_steps or config.total_steps,
+            clock="steps" if config.total_updates is None else "updates",
+            until=Until(config.total),
+            schedule_steps=config.schedule_steps or config.total,
             log_now=Every(config.log.every),
             evaluate_now=Every(config.eval.every),
             save_now=Every(config.checkpoint.every),
@@ -135,10 +139,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             progress.print(f"Resuming {run_dir} at step {step:,}.")
             tell_of_schedules(config, run_dir, progress.print)
             resume_run_dir(run_dir, config, step)
-            if step >= config.total_steps:
-                progress.print(f"It has done its total_steps={config.total_steps}: give more to go on.")
+            if step >= config.total:
+                key = "total_steps" if config.total_updates is None else "total_updates"
+                progress.print(f"It has done its {key}={config.total}: give more to go on.")
         logger.sinks += sinks(config, run_dir, step)
-        progress.print(f"Run folder: {run_dir}. {actors.num_envs} slots, {spec.num_tasks} tasks.")
+        progress.print(f"Run folder: {run_dir}. {num_envs} slots, {spec.num_tasks} tasks.")
         timer.reset()
         stopped_by = loop.run(checkpointer)
         logger.close()
@@ -183,27 +188,43 @@ def threads_beside(actors: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_actors(config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None]) -> Actors:
-    """The learner's process acts, or `config.actors` others, each in an environment with its share of the slots."""
-    node, shares = dict(config.env), max(config.actors, 1)
+def make_source(
+    config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None]
+) -> tuple[DataSource, Episodes, int]:
+    """What `data=...` names, with its environment; what it tells of episodes; and the number of slots."""
+    node, shares = dict(config.env), max(config.actors, 1)  # each actor has its share of the slots
     if node.get("num_envs") is not None:
         node["num_envs"] //= shares
     if config.actors and "num_workers" in node and node["num_workers"] is None:
         node["num_workers"] = 0  # the actor itself
-    slots_per_task = config.agent["slots_per_task"] // shares
+    slots_per_task = config.data.get("slots_per_task", 1) // shares
     make_env = partial(mtrl.envs.make, **node, seed=config.seed, slots_per_task=slots_per_task)
     env = make_env()
-    options = {"random_start": float(config.agent["random_start"]), "gamma": config.agent.get("gamma", 0.99)}
     num_envs = shares * env.num_envs
     episodes = build_episodes(config.task_sampling, env.spec, num_envs)
-    if not config.actors:
-        return Serial(Collector(env, episodes, config.device, timer, **options))
-    env.close()  # it was made to learn its spec, and to find here what is wrong with it
-    return Asynchronous(config.actors, num_envs, make_env, episodes, config.device, timer, options, config.seed, report)
+    source: DataSource = build(
+        "data",
+        config.data,
+        env=env,
+        make_env=make_env,
+        spec=env.spec,
+        episodes=episodes,
+        device=config.device,
+        timer=timer,
+        seed=config.seed,
+        report=report,
+        actors=config.actors,
+    )
+    if not source.makes_steps and config.total_updates is None:
+        raise UserError(f"data={config.data['name']} steps no environment: say when to end with total_updates=...")
+    return source, episodes, num_envs
 
 
-def make_agent(config: TrainConfig, actors: Actors) -> Agent:
-    """The learner that `config.agent` names, with its components and its experience."""
+def make_learner(
+    config: TrainConfig, episodes: Episodes, yields: type = object, batch_shape: tuple[int, ...] | None = None
+) -> Learner:
+    """The learner that `config.agent` names, with its components. `yields` and `batch_shape` are a `DataSource`'s."""
+    spec = episodes.spec
     components = Components(
         network=config.network,
         torso=config.torso,
@@ -213,12 +234,16 @@ def make_agent(config: TrainConfig, actors: Actors) -> Agent:
         weighting=config.weighting,
         value_norm=config.value_norm,
         value_head=config.value_head,
-        spec=actors.episodes.spec,
+        spec=spec,
+        episodes=episodes,
         device=config.device,
-        precision=config.precision,
+        batch_shape=batch_shape,
+        aux_losses=tuple(
+            build("aux_loss", node, spec=episodes.spec, device=config.device) for node in config.aux_losses
+        ),
         compile=config.compile,
     )
-    return build_agent(config.agent, components, actors)
+    return build_learner(config.agent, components, yields, config.precision, config.resets)
 
 
 def print_summary(loop: Loop, steps: int) -> None:
@@ -236,16 +261,17 @@ def print_summary(loop: Loop, steps: int) -> None:
 
 
 def initialise(
-    agent: Agent, source: str, parts: list[str] | None, tasks: Sequence[str], report: Callable[[str], None]
+    learner: Learner, source: str, parts: list[str] | None, tasks: Sequence[str], report: Callable[[str], None]
 ) -> None:
     """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy).
 
     What belongs to one task goes to the task of the same name; `report` is told of the `tasks` without a counterpart.
     """
     folder = find_policy(source)
-    networks = agent.learner.networks
+    networks = learner.networks
     have = stored_tasks(folder)
     state = folder.parent / "training_state" / "learner"
+    target: torch.nn.Module
     if state.is_dir():
         found = load_networks(state)
         shared = {name.split(".")[0] for name in found} & set(networks)
@@ -363,7 +389,7 @@ def clear_dead_start(run_dir: Path) -> None:
 def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
     """Says it in a line if the schedules of a resumed run are not what they were."""
     stored = check_config(load_train_yaml(run_dir / "config.yaml"))
-    before, now = (c.schedule_steps or c.total_steps for c in (stored, config))
+    before, now = (c.schedule_steps or c.total for c in (stored, config))
     if before != now:
         report(
             f"Schedules (learning rates, resets) end at step {now:,} from here on, before at {before:,}: "

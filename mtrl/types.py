@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 State = dict[str, Any]
 """What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
@@ -170,7 +170,8 @@ class Batch:
     obs: Shaped[Tensor, "K n *obs"]
     action: Shaped[Tensor, "K n *action"]
     reward: Float[Tensor, "K n"]
-    terminated: Bool[Tensor, "K n"]
+    discount: Float[Tensor, "K n"]
+    """0 where the value of what follows counts as zero (`Step.discount`), else 1."""
     next_obs: Shaped[Tensor, "K n *obs"]
     task: Int[Tensor, "K n"]
 
@@ -270,33 +271,66 @@ class Actor(Protocol):
 
 @runtime_checkable
 class Learner(Actor, Protocol):
-    """Learns from what an `Experience` yields. Receives built objects, never configurations."""
+    """Learns from what a `DataSource` yields. A class that derives from it gets the methods that have a body here."""
 
     policy: Any
-    """The deployable module."""
-    networks: Any
-    """`nn.ModuleDict` of all networks, the policy under "policy": what `init_from` can load."""
+    """The deployable module, a `PolicyNetwork`."""
+    networks: nn.ModuleDict
+    """All networks, the policy under "policy": what is saved, and what `init_from` can load."""
+    optimizers: Mapping[str, Any]
+    """What changes them, by name (`TaskStep`): saved, and restarted by `resets`."""
+    learns_from: type = object
+    """Class of the batches."""
+    compilable: tuple[str, ...] = ()
+    """Names of its functions from networks to losses, which `compile=true` compiles."""
+
+    def initial_state(self, num: int) -> Tensor:
+        state: Tensor = self.policy.initial_state(num)
+        return state
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        acted: tuple[Tensor, Tensor, Tensor] = self.policy.act(obs, task, state, explore)
+        return acted
 
     def update(self, batch: Any, progress: float) -> Metrics:
-        """Learns from one batch of its `Experience`; `progress` in [0, 1] is the share of training done."""
+        """Learns from one batch; `progress` in [0, 1] is the share of training done."""
         ...
 
     def diagnostics(self, batch: Any) -> Metrics:
-        """What is too dear to be measured in every update; asked for when a row is logged."""
-        ...
+        """What would take too long in every update: measured when a row is logged."""
+        return {}
 
-    def state_dict(self) -> State: ...
+    def state_dict(self) -> State:
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return {"networks": self.networks.state_dict(), "optimizers": optimizers}
 
-    def load_state_dict(self, state: State) -> None: ...
+    def load_state_dict(self, state: State) -> None:
+        self.networks.load_state_dict(state["networks"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
 
 
 @runtime_checkable
-class Experience(Protocol):
-    """How data reaches a learner: on-policy, off-policy, asynchronous and offline learning differ here only."""
+class DataSource(Protocol):
+    """How data reaches a learner: on-policy, off-policy, asynchronous and offline learning differ here only.
+
+    A class that derives from it gets the methods that have a body here, which do nothing.
+    """
+
+    yields: type = object
+    """Class of its batches."""
+    batch_shape: tuple[int, ...] | None = None
+    """Leading axes of every batch, if they are known before there is one: (T, B) of rollouts."""
+    makes_steps: bool = True
+    """Whether it steps environments. Where it does not, training ends by `total_updates`."""
+
+    def connect(self, policy: Any) -> None:
+        """Tells it the network that will act. Called once, before `collect` and `load_state_dict`."""
+        return
 
     def collect(self, actor: Actor) -> int:
         """Lets the actor act and stores what happens; returns the number of environment steps made."""
-        ...
+        return 0
 
     def batches(self) -> Iterable[Any]:
         """What to learn from now: zero or more batches for `Learner.update`."""
@@ -307,8 +341,14 @@ class Experience(Protocol):
 
         The mean over tasks of a result, where it says something, is called `<result>_mean`.
         """
-        ...
+        return {}
 
-    def state_dict(self) -> State: ...
+    def state_dict(self) -> State:
+        return {}
 
-    def load_state_dict(self, state: State) -> None: ...
+    def load_state_dict(self, state: State) -> None:
+        return None
+
+    def close(self) -> None:
+        """Ends its environments and processes."""
+        return

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtrl.nn.torsos import Torso
 from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import unknown
-from mtrl.types import UserError
+from mtrl.types import Learner, UserError
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -31,23 +29,13 @@ def set_precision(networks: nn.Module, precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise UserError(unknown("precision", precision, PRECISIONS))
-    if precision == "float32":
-        return
     for module in networks.modules():
         if isinstance(module, Torso | Trunk):
-            module.forward = _autocast(module.forward)  # type: ignore[method-assign]
+            module.precision = getattr(torch, precision)
 
 
-def _autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def in_bfloat16(x: Tensor, *others: Any) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return forward(x, *others).float()
-
-    return in_bfloat16
-
-
-def compile_losses(learner: Any, backend: str = "inductor") -> None:
-    """Compiles the functions from networks to losses that the learner names in `COMPILABLE`.
+def compile_losses(learner: Learner, backend: str = "inductor") -> None:
+    """Compiles the functions from networks to losses that the learner names in `compilable`.
 
     Their backward passes are compiled with them, each to run once and as a whole: so a function gives one loss, and
     per-task gradients cannot be taken.
@@ -57,7 +45,7 @@ def compile_losses(learner: Any, backend: str = "inductor") -> None:
     """
     if backend == "inductor":
         _check_compiler(next(learner.networks.parameters()).device)
-    for name in learner.COMPILABLE:
+    for name in learner.compilable:
         setattr(learner, name, torch.compile(getattr(learner, name), backend=backend))
 
 

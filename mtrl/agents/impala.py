@@ -20,26 +20,54 @@ Differences from the papers:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl.agents import aux_loss
+from mtrl.agents.components import Components
 from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
 from mtrl.checks import not_negative, positive
-from mtrl.nn.networks import PolicyNetwork, ValueNetwork
-from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.step import JointStep, SeparateSteps
-from mtrl.types import Metrics, Rollout, State
+from mtrl.registry import register
+from mtrl.types import Learner, Metrics, Rollout
 
 
-class Impala:
-    """V-trace actor-critic for K tasks.
+@dataclass(frozen=True)
+class Minibatch:
+    """N sequences of L steps, or of L = 1 where the policy has no memory."""
+
+    obs: Shaped[Tensor, "L N *obs"]
+    action: Shaped[Tensor, "L N *action"]
+    task: Int[Tensor, "L N"]
+    log_prob: Float[Tensor, "L N"]
+    """Of the action, under the policy at the beginning of the update."""
+    target: Float[Tensor, "L N"]
+    """Of the value network, in the units of its output."""
+    advantage: Float[Tensor, "L N"]
+    chosen: Bool[Tensor, "L N"]
+    """Whether a policy chose the action."""
+    first: Bool[Tensor, "L N"]
+    """Whether an episode begins here."""
+    state: Float[Tensor, "L N S"]
+    """Recurrent state; the one in the first row is that at the beginning of the sequence."""
+
+    def select(self, sequences: Int[Tensor, " n"]) -> Minibatch:
+        """Some of the sequences."""
+        return Minibatch(**{name: tensor[:, sequences] for name, tensor in vars(self).items()})
+
+
+@register("agent", "impala")
+@register("agent", "ppo")
+class Impala(Learner):
+    """V-trace actor-critic for K tasks: `agent=impala` and `agent=ppo` are two presets of it.
 
     Args:
-        value: On the features of the policy.
-        steps: On the parameters of both.
+        c: Makes the networks, and the steps on their parameters.
+        optimizer: Of both networks.
         reward_clip: Rewards count as this at most, either way; infinity for as they are.
         clip_range: Of the ratio to the policy at the start of the update; infinity for none.
         normalise_advantage: Standardise the advantages of each task over the actions of the rollout that the policy
@@ -47,15 +75,18 @@ class Impala:
         value_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus at the start.
         final_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
+        max_grad_norm: Global norm to clip gradients to.
+        obs_norm: Registered name.
+        initial_std: Of a Gaussian policy.
     """
+
+    learns_from = Rollout
+    compilable = ("_features", "_policy_loss", "_value_loss")
 
     def __init__(
         self,
-        policy: PolicyNetwork,
-        value: ValueNetwork,
-        value_norm: ValueNorm,
-        steps: SeparateSteps | JointStep,
-        num_tasks: int,
+        c: Components,
+        optimizer: dict[str, Any],
         gamma: float = 0.99,
         lambda_: float = 1.0,
         clip_rho: float = 1.0,
@@ -69,23 +100,50 @@ class Impala:
         value_coef: float = 1.0,
         entropy_coef: float = 0.01,
         final_factor: float = 1.0,
+        max_grad_norm: float = 1.0,
+        obs_norm: str = "running",
+        initial_std: float = 1.0,
     ) -> None:
         positive(epochs=epochs, minibatches=minibatches, clip_range=clip_range, clip_rho=clip_rho, clip_c=clip_c)
         positive(reward_clip=reward_clip, value_coef=value_coef)
         not_negative(entropy_coef=entropy_coef, final_factor=final_factor, lambda_=lambda_, gamma=gamma)
-        self.policy, self.value, self.value_norm = policy, value, value_norm
-        self.networks = nn.ModuleDict({"policy": policy, "value": value, "value_norm": value_norm})
-        self.steps, self.num_tasks = steps, num_tasks
+        gaussian = {"name": "gaussian", "initial_std": initial_std}
+        self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
+        # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
+        # Values are zero at first: others would be advantages before there is any reward, and of no reward's size.
+        self.value = c.value(self.policy, "per_task", gain=0.0)
+        self._check_minibatches(minibatches, c.batch_shape)
+        self.steps: SeparateSteps | JointStep
+        if list(self.policy.torso.parameters()) + list(self.policy.core.parameters()):
+            both = nn.ModuleList([self.policy, self.value])
+            self.steps = JointStep(c.task_step(both, optimizer, max_grad_norm, has_positive=True))
+        else:
+            self.steps = SeparateSteps(
+                c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False),
+                c.task_step(self.value, optimizer, max_grad_norm, has_positive=True),
+            )
+        self.value_norm = c.value_scaling("per_task", gamma=gamma)
+        self.networks = nn.ModuleDict({"policy": self.policy, "value": self.value, "value_norm": self.value_norm})
+        self.optimizers, self.num_tasks, self.aux_losses = self.steps.by_name, c.spec.num_tasks, c.aux_losses
         self.gamma, self.lambda_, self.reward_clip = gamma, lambda_, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
         self.epochs, self.minibatches, self.normalise_advantage = epochs, minibatches, normalise_advantage
         self.value_coef, self.entropy_coef, self.final_factor = value_coef, entropy_coef, final_factor
-        self.act, self.initial_state = policy.act, policy.initial_state
+
+    def _check_minibatches(self, minibatches: int, batch_shape: tuple[int, ...] | None) -> None:
+        if batch_shape is None:
+            return
+        core = self.policy.core
+        _, samples = core.sequences(torch.empty(batch_shape)).shape
+        if minibatches > samples:
+            kind = "sequences (one per slot)" if core.state_size else "samples (rollout_length times slots)"
+            raise ValueError(f"{minibatches} minibatches cannot be made of {samples} {kind}.")
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the share of training done."""
         factor = 1 + (self.final_factor - 1) * progress
-        self.steps.set_lr_factor(factor)
+        for step in self.optimizers.values():
+            step.set_lr_factor(factor)
 
         rollout = replace(rollout, reward=rollout.reward.clamp(-self.reward_clip, self.reward_clip))
         log_prob, target, advantage, weight = self._targets(rollout)
@@ -110,13 +168,14 @@ class Impala:
             "first": rollout.first,
             "state": rollout.state.expand(len(task), *rollout.state.shape),
         }
-        samples = {key: self.policy.core.sequences(tensor) for key, tensor in samples.items()}
+        whole = Minibatch(**{name: self.policy.core.sequences(tensor) for name, tensor in samples.items()})
         entropy_coef = advantage.new_tensor(factor * self.entropy_coef)
+        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=advantage)
         steps: list[Metrics] = []
         for _ in range(self.epochs):
-            order = torch.randperm(samples["task"].shape[1], device=task.device)
-            for chosen in order.tensor_split(self.minibatches):
-                steps.append(self._step({key: tensor[:, chosen] for key, tensor in samples.items()}, entropy_coef))
+            order = torch.randperm(whole.task.shape[1], device=task.device)
+            for sequences in order.tensor_split(self.minibatches):
+                steps.append(self._step(whole.select(sequences), entropy_coef, aux_coefs))
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs, task)
 
@@ -168,10 +227,10 @@ class Impala:
     def _value(self, features: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(features, task), task)
 
-    def _step(self, batch: dict[str, Tensor], entropy_coef: Float[Tensor, ""]) -> Metrics:
-        task = batch["task"]
+    def _step(self, batch: Minibatch, entropy_coef: Float[Tensor, ""], aux_coefs: Float[Tensor, " L"]) -> Metrics:
+        task = batch.task
         features = self._features(batch)
-        policy_loss, metrics = self._policy_loss(features, batch, entropy_coef)
+        policy_loss, metrics = self._policy_loss(features, batch, entropy_coef, aux_coefs)
         value_loss = self._value_loss(features, batch)
         own = features.detach()  # a trunk's loss is of its own parameters, not of the torso's
         policy_aux, policy_diagnostics = self.policy.aux(own, task)
@@ -186,40 +245,34 @@ class Impala:
             **{f"grad/{key}": value for key, value in found.items()},
         }
 
-    def _features(self, batch: dict[str, Tensor]) -> Float[Tensor, "L N F"]:
-        features, _ = self.policy.unroll(batch["obs"], batch["task"], batch["first"], batch["state"][0])
+    def _features(self, batch: Minibatch) -> Float[Tensor, "L N F"]:
+        features, _ = self.policy.unroll(batch.obs, batch.task, batch.first, batch.state[0])
         return features
 
     def _policy_loss(
-        self, features: Float[Tensor, "L N F"], batch: dict[str, Tensor], entropy_coef: Float[Tensor, ""]
+        self,
+        features: Float[Tensor, "L N F"],
+        batch: Minibatch,
+        entropy_coef: Float[Tensor, ""],
+        aux_coefs: Float[Tensor, " L"],
     ) -> tuple[Float[Tensor, " K"], Metrics]:
-        task = batch["task"]
+        task, chosen = batch.task, batch.chosen
         distribution = self.policy.distribution(features, task)
-        chosen = batch["chosen"]
         # Left out, not only multiplied by an advantage of zero: the ratio of an action far from the policy overflows.
-        log_ratio = torch.where(chosen, distribution.log_prob(batch["action"]) - batch["log_prob"], 0)
-        surrogate = clipped_surrogate(log_ratio.exp(), batch["advantage"], self.clip_range)
-        loss = per_task_mean(-surrogate - entropy_coef * distribution.entropy_bonus(), task, self.num_tasks)
+        log_ratio = torch.where(chosen, distribution.log_prob(batch.action) - batch.log_prob, 0)
+        surrogate = clipped_surrogate(log_ratio.exp(), batch.advantage, self.clip_range)
+        loss = -surrogate - entropy_coef * distribution.entropy_bonus()
+        loss = aux_loss.added(loss, self.aux_losses, aux_coefs, batch, distribution)
         with torch.no_grad():
             metrics = {
                 "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),
                 "approximate_kl": (log_ratio.exp() - 1 - log_ratio).sum() / chosen.sum().clamp(min=1),
                 "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).sum() / chosen.sum().clamp(min=1),
             }
-        return loss, metrics
+        return per_task_mean(loss, task, self.num_tasks), metrics
 
-    def _value_loss(self, features: Float[Tensor, "L N F"], batch: dict[str, Tensor]) -> Float[Tensor, " K"]:
-        return per_task_mean(self.value.loss(features, batch["task"], batch["target"]), batch["task"], self.num_tasks)
-
-    def state_dict(self) -> State:
-        return {key: getattr(self, key).state_dict() for key in self._SAVED}
-
-    def load_state_dict(self, state: State) -> None:
-        for key in self._SAVED:
-            getattr(self, key).load_state_dict(state[key])
-
-    _SAVED = ("networks", "steps")
-    COMPILABLE = ("_features", "_policy_loss", "_value_loss")
+    def _value_loss(self, features: Float[Tensor, "L N F"], batch: Minibatch) -> Float[Tensor, " K"]:
+        return per_task_mean(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)
 
 
 def _mean(values: list[Tensor]) -> Tensor:

@@ -48,12 +48,12 @@ def per_task_standardise(
 
 def td_target(
     reward: Float[Tensor, "*batch"],
-    terminated: Float[Tensor, "*batch"],
+    discount: Float[Tensor, "*batch"],
     next_value: Float[Tensor, "*batch"],
     gamma: float,
 ) -> Float[Tensor, "*batch"]:
-    """r + gamma V(s') where the task goes on, r where it ended. A time limit is no end."""
-    return reward + gamma * (1 - terminated) * next_value
+    """r + gamma V(s') where the task goes on (`discount` 1), r where it ended (0). A time limit is no end."""
+    return reward + gamma * discount * next_value
 
 
 def vtrace(

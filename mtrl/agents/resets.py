@@ -10,11 +10,10 @@ from torch import nn
 
 from mtrl.checks import not_negative
 from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
-from mtrl.types import Metrics, State
+from mtrl.types import Learner, Metrics, State
 
 
-class Resets:
+class Resets(Learner):
     """A learner whose networks begin anew `count` times, evenly spread over training.
 
     So does what has been learned about them: optimisers, weightings, aggregations and the task sampler.
@@ -30,12 +29,13 @@ class Resets:
         sampler: The task sampler.
     """
 
-    def __init__(self, learner: Any, count: int, sampler: nn.Module) -> None:
+    def __init__(self, learner: Learner, count: int, sampler: nn.Module) -> None:
         not_negative(count=count)
         self.learner, self.count, self.sampler = learner, count, sampler
-        self.policy, self.networks = learner.policy, learner.networks
-        self.act, self.initial_state, self.diagnostics = learner.act, learner.initial_state, learner.diagnostics
+        self.policy, self.networks, self.optimizers = learner.policy, learner.networks, learner.optimizers
+        self.learns_from, self.compilable = learner.learns_from, learner.compilable
         self._initial = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
+        self._initial_optimizers = copy.deepcopy({name: step.state_dict() for name, step in self.optimizers.items()})
         self._initial_sampler = copy.deepcopy(sampler.state_dict())
         self._done = 0
 
@@ -46,13 +46,18 @@ class Resets:
             self._done += 1
         return self.learner.update(batch, progress)
 
+    def diagnostics(self, batch: Any) -> Metrics:
+        return self.learner.diagnostics(batch)
+
     def _reset(self) -> None:
         with torch.no_grad():
             for name, parameter in self.networks.named_parameters():
                 parameter.copy_(self._initial[name])
-        for part in vars(self.learner).values():
-            if isinstance(part, TaskStep | SeparateSteps | JointStep | ValueNorm):
-                part.restart()
+        for name, step in self.optimizers.items():
+            step.restart(copy.deepcopy(self._initial_optimizers[name]))
+        for network in self.networks.values():
+            if isinstance(network, ValueNorm):
+                network.restart()
         self.sampler.load_state_dict(copy.deepcopy(self._initial_sampler))
 
     def state_dict(self) -> State:

@@ -11,17 +11,21 @@ Differences from the papers:
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl.agents import aux_loss
+from mtrl.agents.components import Components
 from mtrl.agents.losses import per_task_mean, require_finite, td_target
 from mtrl.checks import not_negative, positive
-from mtrl.nn.networks import Ensemble, PolicyNetwork
-from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import TaskStep
-from mtrl.types import Batch, Metrics, State, TaskAxes
+from mtrl.nn.networks import Ensemble
+from mtrl.registry import register
+from mtrl.types import Batch, Learner, Metrics, TaskAxes, UserError
 
 
 class Temperature(nn.Module):
@@ -38,47 +42,74 @@ class Temperature(nn.Module):
         return self.log_alpha.exp()[task]
 
 
-class Sac:
-    """SAC with twin critics for K tasks and continuous actions.
+@register("agent", "sac")
+class Sac(Learner):
+    """SAC with twin critics for K tasks and continuous actions. The smallest of the critics' targets counts.
 
     Args:
-        critics: Q-functions; the smallest target counts.
-        target_critics: Copies of them.
-        target_entropy: (K,), in nats; the published -(number of action components).
+        c: Makes the networks, and the steps on their parameters.
+        optimizer: Of all networks.
         tau: Share of the critics mixed into their targets at each update.
+        initial_alpha: Temperature at the start.
+        target_entropy: In nats, for each component of the action; published: -1.
+        max_grad_norm: Global norm to clip gradients to.
+        obs_norm: Registered name.
     """
+
+    learns_from = Batch
+    compilable = ("_target", "_critic_loss", "_policy_loss")
 
     def __init__(
         self,
-        policy: PolicyNetwork,
-        critics: Ensemble,
-        target_critics: Ensemble,
-        temperature: Temperature,
-        value_norm: ValueNorm,
-        policy_step: TaskStep,
-        critic_step: TaskStep,
-        temperature_step: TaskStep,
-        target_entropy: Tensor,
+        c: Components,
+        optimizer: dict[str, Any],
         gamma: float = 0.99,
         tau: float = 0.005,
+        initial_alpha: float = 1.0,
+        target_entropy: float = -1.0,
+        max_grad_norm: float = 1.0,
+        obs_norm: str = "none",
     ) -> None:
         not_negative(gamma=gamma)
         positive(tau=tau)
-        self.policy, self.temperature, self.value_norm = policy, temperature, value_norm
-        self.critics, self.target_critics = critics, target_critics.requires_grad_(False)
-        self.policy_step, self.critic_step, self.temperature_step = policy_step, critic_step, temperature_step
-        self.target_entropy, self.gamma, self.tau = target_entropy, gamma, tau
+        if c.spec.action_kind != "continuous":
+            raise UserError(
+                "agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo."
+            )
+        if {c.torso["name"], c.core["name"]} != {"none"}:
+            raise UserError("agent=sac learns from flat observations and without memory: use torso=none and core=none.")
+        head = c.network["head"]
+        self.policy = c.policy(obs_norm, {"name": "tanh_gaussian"})
+        self.critics = Ensemble(c.value(self.policy, head, action=True) for _ in range(2)).to(c.device)
+        self.temperature = Temperature(c.spec.num_tasks, initial_alpha).to(c.device)
+        self.target_entropy = target_entropy * torch.tensor(c.spec.action_mask, device=c.device).float().sum(1)
+        self.value_norm = c.value_scaling(head, gamma=gamma, entropy=self._entropy_reward)
+        runtime = {"log_alpha": lambda: self.temperature.log_alpha}
+        self.policy_step = c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False, **runtime)
+        self.critic_step = c.task_step(self.critics, optimizer, max_grad_norm, has_positive=True, **runtime)
+        # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
+        alone = replace(c, weighting={"name": "uniform"}, aggregation={"name": "sum"})
+        self.temperature_step = alone.task_step(self.temperature, optimizer, float("inf"), has_positive=False)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.networks = nn.ModuleDict(
             {
-                "policy": policy,
+                "policy": self.policy,
                 "critics": self.critics,
                 "target_critics": self.target_critics,
-                "temperature": temperature,
-                "value_norm": value_norm,
+                "temperature": self.temperature,
+                "value_norm": self.value_norm,
             }
         )
-        self.num_tasks = len(target_entropy)
-        self.act, self.initial_state = policy.act, policy.initial_state
+        self.optimizers = {
+            "policy": self.policy_step,
+            "critics": self.critic_step,
+            "temperature": self.temperature_step,
+        }
+        self.gamma, self.tau, self.num_tasks, self.aux_losses = gamma, tau, c.spec.num_tasks, c.aux_losses
+
+    def _entropy_reward(self) -> Float[Tensor, " K"]:
+        """About what the entropy adds to the reward of a step."""
+        return self.temperature.log_alpha.detach().exp() * self.target_entropy.abs()
 
     def update(self, batch: Batch, progress: float) -> Metrics:
         """One gradient step of critics, policy and temperatures on a stratified batch."""
@@ -96,7 +127,8 @@ class Sac:
         critic_metrics = self.critic_step(task, positive=critic_loss, aux=critic_aux)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
-        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs)
+        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=target)
+        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs)
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
@@ -138,33 +170,24 @@ class Sac:
         next_action, next_log_prob = self.policy(batch.next_obs, batch.task).sample()
         next_q = self._min_q(self.target_critics, next_obs, next_action, batch.task)
         next_value = next_q - self.temperature(batch.task) * next_log_prob
-        return td_target(batch.reward, batch.terminated.float(), next_value, self.gamma)
+        return td_target(batch.reward, batch.discount, next_value, self.gamma)
 
     def _critic_loss(self, features: Tensor, task: Tensor, target: Tensor) -> Tensor:
         """Of each task (K,), for targets in the units of the critics' output."""
         return per_task_mean(self.critics.loss(features, task, target), task, self.num_tasks)
 
-    def _policy_loss(self, batch: Batch, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _policy_loss(self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, " L"]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task (K,); and the log-probabilities and values of the actions that it is about."""
         task = batch.task
-        action, log_prob = self.policy(batch.obs, task).sample()
+        distribution = self.policy(batch.obs, task)
+        action, log_prob = distribution.sample()
         alpha = self.temperature(task).detach()
         q = self._min_q(self.critics, obs, action, task)
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q.dtype)
-        loss = per_task_mean((alpha * log_prob - q) / sigma, task, self.num_tasks)
-        return loss, log_prob.detach(), q.detach()
+        loss = aux_loss.added((alpha * log_prob - q) / sigma, self.aux_losses, aux_coefs, batch, distribution)
+        return per_task_mean(loss, task, self.num_tasks), log_prob.detach(), q.detach()
 
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
         smallest = critics(torch.cat([obs, action], -1), task).amin(0)
         return self.value_norm.denormalise(smallest, task)
-
-    def state_dict(self) -> State:
-        return {key: getattr(self, key).state_dict() for key in self._SAVED}
-
-    def load_state_dict(self, state: State) -> None:
-        for key in self._SAVED:
-            getattr(self, key).load_state_dict(state[key])
-
-    _SAVED = ("networks", "policy_step", "critic_step", "temperature_step")
-    COMPILABLE = ("_target", "_critic_loss", "_policy_loss")

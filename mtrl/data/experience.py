@@ -14,7 +14,7 @@ from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.finite import check_first, check_step
-from mtrl.types import Actor, Batch, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
+from mtrl.types import Actor, Batch, DataSource, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
 
 class Episodes:
@@ -88,6 +88,9 @@ class Collector:
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
         gamma: Discount of the returns that `Episodes` is told of.
+
+    Raises:
+        ValueError: `random_start` is no share.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class Collector:
         random_start: float = 0.0,
         gamma: float = 0.99,
     ) -> None:
+        if not 0 <= random_start <= 1:
+            raise ValueError(f"random_start must be a share of an episode, from 0 to 1, not {random_start}.")
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
@@ -202,17 +207,23 @@ def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
     return -(-(spec.horizon or 0) * nth // same.sum(0)[task])  # rounded up
 
 
-class OnPolicy:
+class OnPolicy(DataSource):
     """Rollouts of T steps of every slot, each used once.
 
     Args:
         rollout_length: T.
     """
 
+    yields = Rollout
+
     def __init__(self, collector: Collector, rollout_length: int) -> None:
         positive(rollout_length=rollout_length)
         self.collector, self.rollout_length = collector, rollout_length
+        self.batch_shape = (rollout_length, collector.env.num_envs)
         self._rollouts: list[Rollout] = []
+
+    def connect(self, policy: Actor) -> None:
+        self.collector.state = policy.initial_state(self.collector.env.num_envs)
 
     def collect(self, actor: Actor) -> int:
         columns: dict[str, list[Tensor]] = {}
@@ -262,7 +273,7 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     return Rollout(**{name: join(name) for name in vars(rollouts[0])})
 
 
-class OffPolicy:
+class OffPolicy(DataSource):
     """One vector step at a time into a replay; as many stratified batches as the replay ratio allows.
 
     Args:
@@ -272,9 +283,13 @@ class OffPolicy:
         warmup: Transitions of every task collected with random actions before learning begins.
     """
 
+    yields = Batch
+
     def __init__(self, collector: Collector, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> None:
         positive(batch_size=batch_size, replay_ratio=replay_ratio)
         not_negative(warmup=warmup)
+        if replay.capacity < max(warmup, collector.env.num_envs):
+            raise ValueError(f"capacity={replay.capacity} is less than the warmup or the number of slots.")
         self.collector, self.replay = collector, replay
         self.batch_size, self.replay_ratio, self.warmup = batch_size, replay_ratio, warmup
         self._random = RandomActor(collector.env.spec)
@@ -288,7 +303,7 @@ class OffPolicy:
         collector, obs = self.collector, self.collector.obs
         action, _ = collector.act(actor if self._warm else self._random)
         step = collector.step(action)
-        self.replay.add(obs, action, step.reward, step.terminated, step.final_obs, step.task)
+        self.replay.add(obs, action, step.reward, step.discount, step.final_obs, step.task)
         if self._warm:
             self._owed += collector.env.num_envs * self.replay_ratio
         return collector.env.num_envs

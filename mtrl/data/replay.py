@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mtrl.checks import positive
@@ -13,7 +13,7 @@ from mtrl.types import Batch, EnvSpec, State
 class Replay:
     """A ring of `capacity` transitions for each of the K tasks; samples are stratified by task.
 
-    `terminated` is stored, `truncated` is not: a cut episode bootstraps from its true last observation.
+    Whether an episode was truncated is not stored: a cut episode bootstraps from its true last observation.
 
     Args:
         capacity: Transitions per task.
@@ -31,7 +31,7 @@ class Replay:
             "obs": ring(spec.obs_shape, spec.obs_dtype),
             "action": ring((spec.action_dim,), torch.float32) if continuous else ring((), torch.int64),
             "reward": ring((), torch.float32),
-            "terminated": ring((), torch.bool),
+            "discount": ring((), torch.float32),
             "next_obs": ring(spec.obs_shape, spec.obs_dtype),
         }
         self.added = torch.zeros(self.num_tasks, dtype=torch.int64, device=self.device)
@@ -46,7 +46,7 @@ class Replay:
         obs: Shaped[Tensor, "B *obs"],
         action: Shaped[Tensor, "B *action"],
         reward: Float[Tensor, " B"],
-        terminated: Bool[Tensor, " B"],
+        discount: Float[Tensor, " B"],
         next_obs: Shaped[Tensor, "B *obs"],
         task: Int[Tensor, " B"],
     ) -> None:
@@ -61,7 +61,7 @@ class Replay:
             raise ValueError(f"More slots of one task than its capacity of {self.capacity} transitions.")
         rank = (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)
         position = (self.added[task] + rank) % self.capacity
-        new = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "next_obs": next_obs}
+        new = {"obs": obs, "action": action, "reward": reward, "discount": discount, "next_obs": next_obs}
         for key, tensor in new.items():
             self._rings[key][task, position] = tensor.to(self.device)
         self.added += member.sum(0)

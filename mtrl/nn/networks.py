@@ -79,6 +79,8 @@ class PolicyNetwork(_ConditionedTrunk):
         self.obs_norm: ObsNorm = obs_norm
         self.torso: Torso = torso
         self.core: Core = core
+        self.description: dict[str, Any] = {}
+        """What `build_policy` made it from."""
 
     @property
     def task_readers(self) -> tuple[str, ...]:
@@ -197,7 +199,9 @@ def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )
     obs_norm = build("obs_norm", description["obs_norm"], obs_shape=spec.obs_shape, num_tasks=spec.num_tasks)
-    return PolicyNetwork(obs_norm, torso, core, encoder, trunk, head)
+    policy = PolicyNetwork(obs_norm, torso, core, encoder, trunk, head)
+    policy.description = dict(description)
+    return policy
 
 
 def build_value(

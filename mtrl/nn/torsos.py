@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.checks import positive
+from mtrl.nn.precision import MixedPrecision
 from mtrl.registry import register
 
 
-class Torso(nn.Module):
+class Torso(MixedPrecision):
     """Base of the torsos."""
 
     out_features: int

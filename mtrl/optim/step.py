@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -48,7 +47,6 @@ class TaskStep:
         self.parameters = list(parameters)
         self.optimizer, self.weighting, self.aggregation = optimizer, weighting, aggregation
         self.max_grad_norm = max_grad_norm
-        self._initial = copy.deepcopy((weighting.state_dict(), aggregation.state_dict()))
 
     def __call__(
         self,
@@ -92,12 +90,11 @@ class TaskStep:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def restart(self) -> None:
-        """Forgets what optimiser, weighting and aggregation have seen: the networks begin anew (`Resets`)."""
+    def restart(self, fresh: State) -> None:
+        """Forgets what the optimiser has seen, and makes weighting and aggregation what they were (`state_dict`)."""
         self.optimizer.state.clear()
-        weighting, aggregation = copy.deepcopy(self._initial)
-        self.weighting.load_state_dict(weighting)
-        self.aggregation.load_state_dict(aggregation)
+        self.weighting.load_state_dict(fresh["weighting"])
+        self.aggregation.load_state_dict(fresh["aggregation"])
 
     def state_dict(self) -> State:
         return {
@@ -116,7 +113,7 @@ class SeparateSteps:
     """Of a policy and a value network that share nothing: a step and an optimiser each."""
 
     def __init__(self, policy: TaskStep, value: TaskStep) -> None:
-        self.policy, self.value = policy, value
+        self.by_name = {"policy": policy, "value": value}
 
     def __call__(
         self,
@@ -127,36 +124,19 @@ class SeparateSteps:
         value_aux: Float[Tensor, ""],
     ) -> Metrics:
         """One step on each of the losses: see `TaskStep`. Raises `NonFiniteLossError`."""
-        policy_metrics = self.policy(task, signed=policy, aux=policy_aux)
-        value_metrics = self.value(task, positive=value, aux=value_aux)
+        policy_metrics = self.by_name["policy"](task, signed=policy, aux=policy_aux)
+        value_metrics = self.by_name["value"](task, positive=value, aux=value_aux)
         return {
             **{f"policy_{key}": metric for key, metric in policy_metrics.items()},
             **{f"value_{key}": metric for key, metric in value_metrics.items()},
         }
-
-    def set_lr_factor(self, factor: float) -> None:
-        """See `TaskStep.set_lr_factor`."""
-        self.policy.set_lr_factor(factor)
-        self.value.set_lr_factor(factor)
-
-    def restart(self) -> None:
-        """See `TaskStep.restart`."""
-        self.policy.restart()
-        self.value.restart()
-
-    def state_dict(self) -> State:
-        return {"policy": self.policy.state_dict(), "value": self.value.state_dict()}
-
-    def load_state_dict(self, state: State) -> None:
-        self.policy.load_state_dict(state["policy"])
-        self.value.load_state_dict(state["value"])
 
 
 class JointStep:
     """Of a policy and a value network on a torso that both losses form: one step on their sum."""
 
     def __init__(self, step: TaskStep) -> None:
-        self.step = step
+        self.by_name = {"joint": step}
 
     def __call__(
         self,
@@ -167,18 +147,4 @@ class JointStep:
         value_aux: Float[Tensor, ""],
     ) -> Metrics:
         """One step on the sum of the losses: see `TaskStep`. Raises `NonFiniteLossError`."""
-        return self.step(task, signed=policy, positive=value, aux=policy_aux + value_aux)
-
-    def set_lr_factor(self, factor: float) -> None:
-        """See `TaskStep.set_lr_factor`."""
-        self.step.set_lr_factor(factor)
-
-    def restart(self) -> None:
-        """See `TaskStep.restart`."""
-        self.step.restart()
-
-    def state_dict(self) -> State:
-        return self.step.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self.step.load_state_dict(state)
+        return self.by_name["joint"](task, signed=policy, positive=value, aux=policy_aux + value_aux)

@@ -1,26 +1,24 @@
-"""Who acts: the learner's process between updates (`Serial`), or others beside it (`Asynchronous`)."""
+"""Processes that act beside the learner."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mtrl.checks import positive
-from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, concatenate
-from mtrl.data.replay import Replay
+from mtrl.data.experience import Episodes, concatenate
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actor import Ended, Recipe, broadcast_tree
 from mtrl.system.memory import Broadcast, SharedTensors, build_tree, leaves
 from mtrl.system.process import EnvironmentFailedError, ServingProcess, close_all, patiently
-from mtrl.types import Actor, Experience, Metrics, PhaseTimer, Rollout, State, UserError, VecEnv
+from mtrl.types import Actor, DataSource, Metrics, PhaseTimer, Rollout, State, UserError, VecEnv
 
 MOST_DEATHS = 3
 """An actor that dies so often without a rollout in between is given up."""
@@ -30,49 +28,19 @@ class ActorError(UserError, EnvironmentFailedError):
     """An actor failed in a way that starting another would not mend."""
 
 
-@runtime_checkable
-class Actors(Protocol):
-    """What makes a learner's experience. Owns the environments."""
+class AsyncOnPolicy(DataSource):
+    """Rollouts of T steps, each used once, from processes of this machine that act while the learner learns.
 
-    episodes: Episodes
-    num_envs: int
-    """Slots of all environments together."""
+    Espeholt et al., "IMPALA" (2018). As many rollouts as there are actors make a batch, side by side, as they come.
 
-    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> Experience:
-        """Rollouts of a policy. `description` is what `build_policy` made it from."""
-        ...
+    Weights are published before the batch of each update is gathered. Each actor has one slot of shared memory, fills
+    it while the learner learns, and takes the newest weights for the next: what is learned from is one update old
+    where actors keep pace. (Another slot for each would only make it older.) `policy_lag` counts these updates.
 
-    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> Experience:
-        """See `OffPolicy`."""
-        ...
-
-    def close(self) -> None:
-        """Ends the environments and all processes."""
-        ...
-
-
-class Serial:
-    """The learner's process acts, between updates: the null object."""
-
-    def __init__(self, collector: Collector) -> None:
-        self.collector, self.episodes, self.num_envs = collector, collector.episodes, collector.env.num_envs
-
-    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> OnPolicy:
-        self.collector.state = policy.initial_state(self.num_envs)
-        return OnPolicy(self.collector, rollout_length)
-
-    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> OffPolicy:
-        return OffPolicy(self.collector, replay, batch_size, replay_ratio, warmup)
-
-    def close(self) -> None:
-        self.collector.env.close()
-
-
-class Asynchronous:
-    """Processes that act while the learner learns (Espeholt et al., "IMPALA", 2018), on the CPU of this machine.
+    Of an actor nothing is saved: in a resumed run all begin new episodes, with other random numbers.
 
     Args:
-        count: Number of processes.
+        count: Number of actors.
         num_envs: Slots of all of them together.
         make_env: Makes the environment of one of them; a function of a module, or a partial of one.
         device: Of the learner.
@@ -80,7 +48,10 @@ class Asynchronous:
         options: Of each actor's `Collector`.
         seed: Every actor's seed comes from it.
         report: Takes a line about each actor that died.
+        rollout_length: T.
     """
+
+    yields = Rollout
 
     def __init__(
         self,
@@ -93,48 +64,26 @@ class Asynchronous:
         options: dict[str, float],
         seed: int,
         report: Callable[[str], None],
+        rollout_length: int,
     ) -> None:
-        positive(count=count)
-        self.count, self.num_envs, self.make_env, self.episodes = count, num_envs, make_env, episodes
+        positive(count=count, rollout_length=rollout_length)
+        self.count, self.make_env, self.episodes = count, make_env, episodes
         self.device, self.timer, self.options = device, timer, options
         self.seed, self.report = seed, report
+        self.rollout_length, self.batch_shape = rollout_length, (rollout_length, num_envs)
         self.processes: list[ActorProcess] = []
         self._finalizer = weakref.finalize(self, _close_all, self.processes)
-
-    def on_policy(self, policy: PolicyNetwork, description: Mapping[str, Any], rollout_length: int) -> AsyncOnPolicy:
-        positive(rollout_length=rollout_length)
-        recipe = Recipe(self.make_env, dict(description), rollout_length, self.options, self.seed)
-        return AsyncOnPolicy(self, recipe, policy)
-
-    def off_policy(self, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> Experience:
-        raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
-
-    def close(self) -> None:
-        self._finalizer()
-
-
-class AsyncOnPolicy:
-    """Rollouts of T steps, each used once: as many as there are actors make a batch, side by side, as they come.
-
-    Weights are published before the batch of each update is gathered. Each actor has one slot of shared memory, fills
-    it while the learner learns, and takes the newest weights for the next: what is learned from is one update old
-    where actors keep pace. (Another slot for each would only make it older.) `policy_lag` counts these updates.
-
-    Of an actor nothing is saved: in a resumed run all begin new episodes, with other random numbers.
-
-    Args:
-        recipe: Of one actor, with the seed from which each gets its own.
-        policy: Its weights are published.
-    """
-
-    def __init__(self, actors: Asynchronous, recipe: Recipe, policy: nn.Module) -> None:
-        self.actors, self.episodes, self.recipe, self.policy = actors, actors.episodes, recipe, policy
         self.restarts = 0
         self._started = 0  # in all sessions of the run
-        self._broadcast = Broadcast.like(self._published())
-        self._deaths = [0] * actors.count  # in a row
+        self._deaths = [0] * count  # in a row
         self._rollouts: list[Rollout] = []
         self._lags: list[int] = []
+
+    def connect(self, policy: PolicyNetwork) -> None:
+        """Its weights are published."""
+        self.policy = policy
+        self.recipe = Recipe(self.make_env, policy.description, self.rollout_length, self.options, self.seed)
+        self._broadcast = Broadcast.like(self._published())
 
     def _published(self) -> dict[str, Any]:
         return broadcast_tree(self.policy, self.episodes.sampler.probabilities())
@@ -142,11 +91,11 @@ class AsyncOnPolicy:
     def collect(self, actor: Actor) -> int:
         """Publishes the weights and gathers the next batch. The actors act, not `actor`."""
         self._broadcast.publish(self._published())
-        processes, count = self.actors.processes, self.actors.count
+        processes, count = self.processes, self.count
         if not processes:  # only now, as a state may have been loaded
             processes += [self._start() for _ in range(count)]
         gathered: list[Rollout] = []
-        with self.actors.timer("wait"):
+        with self.timer("wait"):
             while len(gathered) < count:
                 ready = self._ready()
                 for i, process in enumerate(processes):
@@ -157,7 +106,7 @@ class AsyncOnPolicy:
 
     def _ready(self) -> list[Any]:
         """Waits for rollouts. What has been gathered is lost if none comes when the run has been asked to stop."""
-        processes = self.actors.processes
+        processes = self.processes
         try:
             return patiently(lambda seconds: wait([process.connection for process in processes], seconds))
         except TimeoutError as error:
@@ -174,7 +123,7 @@ class AsyncOnPolicy:
     def _receive(self, i: int) -> list[Rollout]:
         """The rollout that actor i has ready, or none: it has died, and another is started in its place."""
         try:
-            rollout, version, ended = self.actors.processes[i].receive(self.actors.device)
+            rollout, version, ended = self.processes[i].receive(self.device)
         except (EOFError, OSError):
             self._replace(i)
             return []
@@ -186,16 +135,16 @@ class AsyncOnPolicy:
         return [rollout]
 
     def _replace(self, i: int) -> None:
-        dead = self.actors.processes[i]
+        dead = self.processes[i]
         what = f"Actor {i} (process {dead.pid}) {dead.how_it_ended()}"
         dead.close()
         self._deaths[i] += 1
         if self._deaths[i] == MOST_DEATHS:
             times = f"{MOST_DEATHS} times in a row without a rollout"
             raise ActorError(f"{what}, {times}.")
-        self.actors.processes[i] = self._start()
+        self.processes[i] = self._start()
         self.restarts += 1
-        self.actors.report(f"WARNING: {what}. It was started again (restarts so far: {self.restarts}).")
+        self.report(f"WARNING: {what}. It was started again (restarts so far: {self.restarts}).")
 
     def batches(self) -> Iterator[Rollout]:
         while self._rollouts:
@@ -206,6 +155,9 @@ class AsyncOnPolicy:
         lags, self._lags = torch.tensor(self._lags or [torch.nan]).double(), []
         own = {"policy_lag": lags.mean(), "policy_lag_max": lags.max(), "actor_restarts": torch.tensor(self.restarts)}
         return {**self.episodes.statistics(), **own}
+
+    def close(self) -> None:
+        self._finalizer()
 
     def state_dict(self) -> State:
         return {"episodes": self.episodes.state_dict(), "started": self._started, "restarts": self.restarts}

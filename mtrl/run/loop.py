@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,7 +29,7 @@ from mtrl.run.logger import (
 )
 from mtrl.run.schedule import Every, Until
 from mtrl.system.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
-from mtrl.types import EvalResult, Experience, Learner, NonFiniteLossError, State, UserError
+from mtrl.types import DataSource, EvalResult, Learner, NonFiniteLossError, State, UserError
 
 PATIENCE = 5.0
 """Seconds that a process is waited for once a stop was asked for: one that hangs does not keep the run from saving."""
@@ -42,11 +42,20 @@ class InterruptedRunError(Exception):
     """A signal asked the run to stop."""
 
 
-class RunState:
-    """Savable: how far the run is."""
+Clock = Literal["steps", "updates"]
+"""What training is measured by: environment steps over all slots, or updates."""
 
-    def __init__(self) -> None:
-        self.step = 0
+
+class RunState:
+    """Savable: how far the run is.
+
+    Args:
+        clock: What `step` counts.
+    """
+
+    def __init__(self, clock: Clock = "steps") -> None:
+        self.clock = clock
+        self.env_steps = 0
         """Environment steps over all slots."""
         self.updates = 0
         """Calls of `Learner.update`."""
@@ -57,12 +66,17 @@ class RunState:
         self.evaluating = False
         """An evaluation is due or under way: it comes first when the run goes on."""
 
+    @property
+    def step(self) -> int:
+        """Where the run is: what its end, intervals and the rows of its log go by."""
+        return self.env_steps if self.clock == "steps" else self.updates
+
     def state_dict(self) -> State:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "clock"}
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` for what no run comes to."""
-        not_negative(**{key: state[key] for key in ("step", "updates", "wall_time", "training_time")})
+        not_negative(**{key: state[key] for key in ("env_steps", "updates", "wall_time", "training_time")})
         vars(self).update(state)
 
 
@@ -71,6 +85,7 @@ class Loop:
 
     Args:
         evaluate: Evaluates the policy by the protocol of the run.
+        clock: What `until`, `schedule_steps` and the intervals count.
         run_dir: Run folder; evaluations are written to `eval/<step>.json`.
         save_policy: Writes the policy into a checkpoint.
         schedule_steps: Where the learner's schedules end.
@@ -79,25 +94,26 @@ class Loop:
     def __init__(
         self,
         learner: Learner,
-        experience: Experience,
+        source: DataSource,
         evaluate: Evaluate,
         logger: Logger,
         progress: Progress,
         timer: PhaseTimer,
         run_dir: Path,
         save_policy: Callable[[Path], None],
+        clock: Clock,
         until: Until,
         schedule_steps: int,
         log_now: Every,
         evaluate_now: Every,
         save_now: Every,
     ) -> None:
-        self.learner, self.experience, self.evaluate = learner, experience, evaluate
+        self.learner, self.source, self.evaluate = learner, source, evaluate
         self.logger, self.progress, self.timer = logger, progress, timer
         self.run_dir, self.save_policy = run_dir, save_policy
         self.until, self.log_now, self.evaluate_now, self.save_now = until, log_now, evaluate_now, save_now
         self.schedule_steps = schedule_steps
-        self.state = RunState()
+        self.state = RunState(clock)
         self.metrics = MetricAccumulator()
         self.last_evaluation: EvalResult | None = None
         self._results = NO_RESULTS
@@ -108,7 +124,7 @@ class Loop:
         """By name, without the random number generators."""
         return {
             "learner": self.learner,
-            "experience": self.experience,
+            "data": self.source,
             "run": self.state,
             "metrics": self.metrics,
             "log_now": self.log_now,
@@ -177,7 +193,7 @@ class Loop:
         progress = min(1.0, state.step / self.schedule_steps)
         self._batch = None
         try:
-            state.step += self.experience.collect(self.learner)
+            state.env_steps += self.source.collect(self.learner)
         except (ValueError, RuntimeError) as error:
             if all(parameter.isfinite().all() for parameter in self.learner.policy.parameters()):
                 raise
@@ -185,7 +201,7 @@ class Loop:
                 f"The policy's weights became NaN or infinite before step {state.step:,}; the last checkpoint is "
                 "intact. Try a lower learning rate or stronger clipping."
             ) from error
-        for batch in self.experience.batches():
+        for batch in self.source.batches():
             with self.timer("update"):
                 try:
                     self.metrics.add(self.learner.update(batch, progress))
@@ -197,13 +213,13 @@ class Loop:
         state.wall_time += elapsed
         state.training_time += elapsed
         rate = state.step / state.training_time
-        self.progress.update(state.step, self.until.total, rate, self._results, self.timer.shares())
+        self.progress.update(state.step, self.until.total, rate, self._results, self.timer.shares(), unit=state.clock)
 
     def _log(self) -> None:
-        state, statistics = self.state, self.experience.statistics()
+        state, statistics = self.state, self.source.statistics()
         names = self.logger.task_names
         key, measure = ("success_rate", "success") if "success_rate" in statistics else ("return", "return")
-        latest = zip(names, statistics[key].tolist(), strict=True)
+        latest = zip(names, statistics[key].tolist(), strict=True) if key in statistics else ()
         seen = {name: value for name, value in latest if value == value}  # NaN: no episode ended
         results = dict.fromkeys(names, math.nan) | dict(self._results.by_task) | seen
         self._results = TaskResults(measure, results, averaged=f"{key}_mean" in statistics)
@@ -216,7 +232,7 @@ class Loop:
         seconds = self.timer.seconds
         row |= {f"time/{phase}_s": value for phase, value in seconds.items()}
         row |= {
-            "time/env_steps_per_s": state.step / state.training_time,
+            "time/env_steps_per_s": state.env_steps / state.training_time,
             "time/wall_s": state.wall_time,
             "time/updates": float(state.updates),
         }

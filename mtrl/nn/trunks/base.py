@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mtrl.checks import not_negative
+from mtrl.nn.precision import MixedPrecision
 from mtrl.types import Metrics, TaskContext
 
 
-class Trunk(nn.Module):
+class Trunk(MixedPrecision):
     """Base of the trunks.
 
     What depends on the number of tasks is in submodules called `task_input`, so that the rest can be taken to other

@@ -1,0 +1,148 @@
+"""What learners are made of: networks, value scaling and optimisation steps, as the configuration describes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+import mtrl.data
+import mtrl.nn
+import mtrl.optim  # noqa: F401  # these three register what nodes can name
+from mtrl.agents.aux_loss import AuxLoss
+from mtrl.checks import positive
+from mtrl.data.experience import Episodes
+from mtrl.nn.networks import PolicyNetwork, ValueNetwork, build_policy, build_value
+from mtrl.nn.scaling import ValueNorm
+from mtrl.optim.aggregation import JacobianAggregation
+from mtrl.optim.step import TaskStep
+from mtrl.registry import build
+from mtrl.types import EnvSpec, UserError
+
+Node = Mapping[str, Any]
+
+PICTURE_NORMS = {"none": "scaled_pictures", "running": "centred_pictures"}
+"""What an agent's `obs_norm` means where observations are pictures."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """Makes the parts of a learner. It has the config nodes of the slots, which are the same for every agent."""
+
+    network: Node
+    torso: Node
+    core: Node
+    task_encoder: Node
+    aggregation: Node
+    weighting: Node
+    value_norm: Node
+    value_head: Node
+    spec: EnvSpec
+    episodes: Episodes
+    """Tells weightings and value scalings of the results of episodes."""
+    device: str
+    batch_shape: tuple[int, ...] | None = None
+    """See `DataSource`."""
+    aux_losses: tuple[AuxLoss, ...] = ()
+    """Losses of the policy besides the learner's own."""
+    compile: bool = False
+    """Whether losses will be compiled."""
+
+    def policy(self, obs_norm: str = "none", action_head: Node | None = None) -> PolicyNetwork:
+        """The policy, with what `build_policy` made it from as its `description`.
+
+        Args:
+            obs_norm: Of flat observations; pictures get what corresponds.
+            action_head: None: a Gaussian, or a categorical distribution where actions are discrete.
+        """
+        if action_head is None:
+            action_head = {"name": "gaussian" if self.spec.action_kind == "continuous" else "categorical"}
+        flat = len(self.spec.obs_shape) == 1
+        description = {
+            "obs_norm": {"name": obs_norm if flat else PICTURE_NORMS.get(obs_norm, obs_norm)},
+            "torso": dict(self.torso),
+            "core": dict(self.core),
+            "task_encoder": dict(self.task_encoder),
+            "trunk": dict(self.network["trunk"]),
+            "head": self.network["head"],
+            "action_head": dict(action_head),
+        }
+        json.dumps(description, allow_nan=False)  # an infinite setting is an error now, not when the policy is saved
+        return build_policy(description, self.spec).to(self.device)
+
+    def value(self, policy: PolicyNetwork, head: str, action: bool = False, gain: float = 1.0) -> ValueNetwork:
+        """A value network on the features of a policy, with the options of the trunk that are its alone.
+
+        Args:
+            head: Registered name.
+            action: Whether it is given an action beside the features (a Q-function).
+            gain: Of the head's initial weights.
+        """
+        trunk = policy.description["trunk"] | self.network.get("value", {})
+        features = policy.core.out_features + (self.spec.action_dim if action else 0)
+        description = {**policy.description, "trunk": trunk}
+        return build_value(description, self.spec, head, self.value_head, features, gain).to(self.device)
+
+    def value_scaling(self, head: str, **runtime: Any) -> ValueNorm:
+        """The value scaling, which is told of every episode.
+
+        Args:
+            head: Of the value networks.
+            runtime: What it can read of the learner.
+
+        Raises:
+            UserError: It would rescale a value network that has no such rows.
+        """
+        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks, **runtime).to(self.device)
+        self.episodes.episode_listeners.append(norm.observe)
+        name, value_head = self.value_norm["name"], self.value_head["name"]
+        if norm.requires_per_task_head and head != "per_task":
+            raise UserError(f"value_norm={name} needs network.head=per_task, not {head}.")
+        if norm.requires_per_task_head and value_head != "scalar":
+            raise UserError(f"value_norm={name} rescales values, not logits: use value_norm=none with {value_head}.")
+        return norm
+
+    def task_step(
+        self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
+    ) -> TaskStep:
+        """A step on a module's parameters, whose weighting is told the statistics of episodes.
+
+        Losses of either sign get the weighting only if it can take them.
+
+        Args:
+            has_positive: Whether there will be losses that cannot be negative.
+            runtime: What a weighting can read of the learner.
+
+        Raises:
+            UserError: The aggregation or the weighting needs gradients that a compiled loss does not give.
+        """
+        positive(max_grad_norm=max_grad_norm)
+        num_tasks = self.spec.num_tasks
+        runtime |= {"num_tasks": num_tasks, "silent_tasks": self.spec.silent_tasks}
+        weighting = build("weighting", self.weighting, **runtime).to(self.device)
+        if weighting.requires_positive and not has_positive:
+            weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
+        self.episodes.listeners.append(weighting.observe)
+        aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
+        if self.compile and isinstance(aggregation, JacobianAggregation):
+            raise UserError(
+                f"compile=true has one gradient for all tasks, but aggregation={self.aggregation['name']} takes each "
+                "task's: use aggregation=mean or sum, or compile=false."
+            )
+        if self.compile and weighting.requires_task_norm:
+            raise UserError(
+                f"compile=true has one gradient for all tasks, but weighting={self.weighting['name']} takes each "
+                "task's: use another weighting, or compile=false."
+            )
+        parameters = list(module.parameters())
+        return TaskStep(
+            parameters,
+            build("optimizer", optimizer, parameters=parameters),
+            weighting,
+            aggregation,
+            max_grad_norm,
+            has_positive,
+        )
