@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from mtrl.config import TrainConfig, composed, train_config
-from mtrl.parallel.actors import Asynchronous
+from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.run.logger import PhaseTimer
 from mtrl.run.loop import seed_everything
 from mtrl.system.cores import available_cores
-from mtrl.train import make_actors, make_agent, threads_beside
+from mtrl.train import make_learner, make_source, threads_beside
 
 
 class Candidate:
@@ -37,16 +37,16 @@ class Candidate:
     def __init__(self, config: TrainConfig) -> None:
         seed_everything(config.seed)
         self.timer, self.config = PhaseTimer(), config
-        self.actors = make_actors(config, self.timer, print)
-        self.agent = make_agent(config, self.actors)
+        self.source, episodes, _ = make_source(config, self.timer, print)
+        self.learner = make_learner(config, episodes, self.source.yields, self.source.batch_shape)
+        self.source.connect(self.learner.policy)
         self.waited = 0.0
 
     def iterate(self) -> int:
         """Collects and learns once; returns the number of steps."""
-        learner, experience = self.agent.learner, self.agent.experience
-        steps = experience.collect(learner)
-        for batch in experience.batches():
-            metrics = learner.update(batch, 0.0)
+        steps = self.source.collect(self.learner)
+        for batch in self.source.batches():
+            metrics = self.learner.update(batch, 0.0)
         assert all(torch.isfinite(value).all() for value in metrics.values())  # waits for the device, too
         return steps
 
@@ -59,8 +59,8 @@ class Candidate:
             steps = sum(self.iterate() for _ in range(updates))
             elapsed = time.perf_counter() - start
             self.waited = self.timer.seconds.get("wait", 0.0) / elapsed
-        if isinstance(self.actors, Asynchronous):
-            while not all(process.connection.poll() for process in self.actors.processes):
+        if isinstance(self.source, AsyncOnPolicy):
+            while not all(process.connection.poll() for process in self.source.processes):
                 time.sleep(0.05)
         return steps / elapsed
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             waited[count].append(candidate.waited)
     rows = []
     for count, candidate in candidates.items():
-        candidate.actors.close()
+        candidate.source.close()
         own, serial = rates[count][1:], rates[0][1:]
         row = {
             "actors": count,

@@ -33,14 +33,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.build import Agent, Components, build_agent, build_episodes
+from mtrl.agents.components import Components
+from mtrl.build import build_episodes, build_learner
 from mtrl.config import composed
-from mtrl.data.experience import Collector
 from mtrl.optim import gradients
 from mtrl.optim.aggregation import Aggregation, PCGrad
-from mtrl.parallel.actors import Serial
 from mtrl.registry import lookup, names
-from mtrl.run.logger import PhaseTimer
 from mtrl.train import keep_freed_memory
 from mtrl.types import Batch, EnvSpec, Metrics, Rollout, Step
 
@@ -140,11 +138,7 @@ OTHERS: dict[str, type[Aggregation]] = {
     "pcgrad, K batched": BatchedBackwards,
     "pcgrad, TorchJD": TorchJDEngine,
 }
-SWITCHES: dict[str, dict[str, Any]] = {
-    "sum, bfloat16": {"precision": "bfloat16"},
-    "sum, compiled": {"compile": True},
-    "sum, bfloat16, compiled": {"precision": "bfloat16", "compile": True},
-}
+SWITCHES = ("sum, bfloat16", "sum, compiled", "sum, bfloat16, compiled")
 
 
 def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk: str) -> Callable[[], Any]:
@@ -158,7 +152,7 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
             {"width": trunk_node["width"]} if "width" in inspect.signature(lookup("trunk", trunk)).parameters else {}
         )
         trunk_node = {"name": trunk, **width}
-    env = RandomEnv(num_tasks, config["agent"]["slots_per_task"])
+    env = RandomEnv(num_tasks, config["data"]["slots_per_task"])
     components = Components(
         network={**config["network"], "trunk": trunk_node},
         torso=config["torso"],
@@ -169,23 +163,20 @@ def make_update(agent: str, num_tasks: int, device: str, aggregation: str, trunk
         value_norm=config["value_norm"],
         value_head=config["value_head"],
         spec=env.spec,
+        episodes=build_episodes(config["task_sampling"], env.spec, env.num_envs),
         device=device,
-        **SWITCHES.get(aggregation, {}),
+        compile=aggregation.endswith("compiled"),
     )
-    if agent == "sac":
-        config["agent"] |= {"replay_capacity": env.num_envs, "warmup": 0}
-    collector = Collector(env, build_episodes(config["task_sampling"], env.spec, env.num_envs), device, PhaseTimer())
-    built = build_agent(config["agent"], components, Serial(collector))
+    precision = "bfloat16" if "bfloat16" in aggregation else "float32"
+    learner = build_learner(config["agent"], components, precision=precision)
     if aggregation in OTHERS:
-        learner: Any = built.learner
-        own = (learner.policy_step, learner.critic_step) if agent == "sac" else vars(learner.steps).values()
-        for step in own:
-            step.aggregation = OTHERS[aggregation](num_tasks)
-    data = random_data(built, config["agent"], env, device)
-    return functools.partial(built.learner.update, data, 0.0)
+        for name in learner.optimizers.keys() - {"temperature"}:
+            learner.optimizers[name].aggregation = OTHERS[aggregation](num_tasks)
+    data = random_data(learner, config["data"], env, device)
+    return functools.partial(learner.update, data, 0.0)
 
 
-def random_data(agent: Agent, node: dict[str, Any], env: RandomEnv, device: str) -> Batch | Rollout:
+def random_data(learner: Learner, node: dict[str, Any], env: RandomEnv, device: str) -> Batch | Rollout:
     """A batch as SAC takes it, or a rollout."""
     k = env.spec.num_tasks
     if "batch_size" in node:
@@ -194,7 +185,7 @@ def random_data(agent: Agent, node: dict[str, Any], env: RandomEnv, device: str)
             obs=torch.randn(k, n, OBS),
             action=torch.rand(k, n, ACTIONS) * 2 - 1,
             reward=torch.rand(k, n),
-            terminated=torch.zeros(k, n, dtype=torch.bool),
+            discount=torch.ones(k, n),
             next_obs=torch.randn(k, n, OBS),
             task=torch.arange(k)[:, None].expand(k, n),
         )
@@ -202,7 +193,7 @@ def random_data(agent: Agent, node: dict[str, Any], env: RandomEnv, device: str)
     shape = (node["rollout_length"], env.num_envs)
     obs, task = torch.randn(*shape, OBS), env.task.expand(shape)
     with torch.no_grad():
-        action, log_prob = agent.learner.policy(obs.to(device), task.to(device)).sample()
+        action, log_prob = learner.policy(obs.to(device), task.to(device)).sample()
     rollout = Rollout(
         obs=obs,
         action=action,

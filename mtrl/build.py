@@ -31,7 +31,7 @@ def build_learner(
     """Builds what `agent=...` names.
 
     Args:
-        yields: Class of the batches that it will learn from.
+        yields: Class of the batches that it will learn from; `object` if that is not known.
         precision: What torsos and trunks compute in.
         resets: How often its networks begin anew.
 
@@ -39,7 +39,7 @@ def build_learner(
         UserError: It cannot be built so, or learns from other data.
     """
     learner: Learner = build("agent", node, c=components)
-    if not issubclass(yields, learner.learns_from):
+    if yields is not object and not issubclass(yields, learner.learns_from):
         expected, found = learner.learns_from.__name__, yields.__name__
         raise UserError(f"agent={node['name']} learns from {expected}, but this data source yields {found}: see data=.")
     set_precision(learner.networks, precision)

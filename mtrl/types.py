@@ -318,7 +318,7 @@ class DataSource(Protocol):
     """
 
     yields: type = object
-    """Class of its batches."""
+    """Class of its batches; `object` if it does not say."""
     batch_shape: tuple[int, ...] | None = None
     """Leading axes of every batch, if they are known before there is one: (T, B) of rollouts."""
     makes_steps: bool = True

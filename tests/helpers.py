@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtrl.data
 import mtrl.nn
 import mtrl.optim  # noqa: F401
+from mtrl.agents.components import Components
+from mtrl.data.experience import Episodes
+from mtrl.data.task_sampling.uniform import Uniform
+from mtrl.nn.networks import PolicyNetwork, ValueNetwork
+from mtrl.nn.scaling import ValueNorm
+from mtrl.optim.step import TaskStep
 from mtrl.types import EnvSpec, Rollout
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1}
@@ -159,4 +167,68 @@ def random_rollout(
         next_obs=torch.where(ended[..., None], final, obs[1:]),
         task=task,
         state=torch.zeros(B, 0),
+    )
+
+
+class Seen:
+    """An auxiliary loss of nothing, which keeps the minibatches that it is given."""
+
+    def __init__(self) -> None:
+        self.minibatches: list[Any] = []
+
+    def coefficient(self, progress: float) -> float:
+        return 0.0
+
+    def __call__(self, minibatch: Any, output: Any) -> Tensor:
+        self.minibatches.append(minibatch)
+        return torch.zeros(minibatch.task.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Components):
+    """Components that hands out networks and steps which a test has made itself."""
+
+    given_policy: PolicyNetwork = dataclasses.field(kw_only=True)
+    given_values: Iterator[ValueNetwork] = dataclasses.field(kw_only=True)
+    given_norm: ValueNorm = dataclasses.field(kw_only=True)
+    step: Callable[[nn.Module, float, bool], TaskStep] = dataclasses.field(kw_only=True)
+
+    def policy(self, obs_norm: str = "none", action_head: Any = None) -> PolicyNetwork:
+        return self.given_policy
+
+    def value(self, policy: PolicyNetwork, head: str, action: bool = False, gain: float = 1.0) -> ValueNetwork:
+        return next(self.given_values)
+
+    def value_scaling(self, head: str, **runtime: Any) -> ValueNorm:
+        return self.given_norm
+
+    def task_step(
+        self, module: nn.Module, optimizer: Any, max_grad_norm: float, has_positive: bool, **runtime: Any
+    ) -> TaskStep:
+        return self.step(module, max_grad_norm, has_positive)
+
+
+def given(
+    spec: EnvSpec,
+    policy: PolicyNetwork,
+    values: Iterable[ValueNetwork],
+    norm: ValueNorm,
+    step: Callable[[nn.Module, float, bool], TaskStep],
+    **options: Any,
+) -> Given:
+    """Components of networks that have been made. `step` gets a module, the largest norm, and `has_positive`."""
+    none: dict[str, Any] = {"name": "none"}
+    episodes = Episodes(spec, Uniform(spec.num_tasks))
+    nodes = {"network": {"head": "per_task"}, "torso": none, "core": none, "task_encoder": none, "aggregation": none}
+    nodes |= {"weighting": none, "value_norm": none, "value_head": none}
+    return Given(
+        **nodes,
+        spec=spec,
+        episodes=episodes,
+        device="cpu",
+        given_policy=policy,
+        given_values=iter(values),
+        given_norm=norm,
+        step=step,
+        **options,
     )

@@ -29,7 +29,7 @@ class AuxLoss(Protocol):
         ...
 
 
-def coefficients(losses: Sequence[AuxLoss], progress: float, like: Tensor) -> Float[Tensor, " L"]:
+def coefficients(losses: Sequence[AuxLoss], progress: float, like: Tensor) -> Float[Tensor, " M"]:
     """Of all losses. A tensor, as a compiled function would be compiled anew for another number."""
     return like.new_tensor([loss.coefficient(progress) for loss in losses])
 
@@ -37,7 +37,7 @@ def coefficients(losses: Sequence[AuxLoss], progress: float, like: Tensor) -> Fl
 def added(
     loss: Float[Tensor, "*samples"],
     losses: Sequence[AuxLoss],
-    coefficients: Float[Tensor, " L"],
+    coefficients: Float[Tensor, " M"],
     minibatch: Any,
     output: Distribution,
 ) -> Float[Tensor, "*samples"]:

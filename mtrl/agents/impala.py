@@ -227,7 +227,7 @@ class Impala(Learner):
     def _value(self, features: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(features, task), task)
 
-    def _step(self, batch: Minibatch, entropy_coef: Float[Tensor, ""], aux_coefs: Float[Tensor, " L"]) -> Metrics:
+    def _step(self, batch: Minibatch, entropy_coef: Float[Tensor, ""], aux_coefs: Float[Tensor, " M"]) -> Metrics:
         task = batch.task
         features = self._features(batch)
         policy_loss, metrics = self._policy_loss(features, batch, entropy_coef, aux_coefs)
@@ -254,7 +254,7 @@ class Impala(Learner):
         features: Float[Tensor, "L N F"],
         batch: Minibatch,
         entropy_coef: Float[Tensor, ""],
-        aux_coefs: Float[Tensor, " L"],
+        aux_coefs: Float[Tensor, " M"],
     ) -> tuple[Float[Tensor, " K"], Metrics]:
         task, chosen = batch.task, batch.chosen
         distribution = self.policy.distribution(features, task)

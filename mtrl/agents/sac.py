@@ -85,11 +85,13 @@ class Sac(Learner):
         self.target_entropy = target_entropy * torch.tensor(c.spec.action_mask, device=c.device).float().sum(1)
         self.value_norm = c.value_scaling(head, gamma=gamma, entropy=self._entropy_reward)
         runtime = {"log_alpha": lambda: self.temperature.log_alpha}
-        self.policy_step = c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False, **runtime)
-        self.critic_step = c.task_step(self.critics, optimizer, max_grad_norm, has_positive=True, **runtime)
         # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
         alone = replace(c, weighting={"name": "uniform"}, aggregation={"name": "sum"})
-        self.temperature_step = alone.task_step(self.temperature, optimizer, float("inf"), has_positive=False)
+        self.optimizers = {
+            "policy": c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False, **runtime),
+            "critics": c.task_step(self.critics, optimizer, max_grad_norm, has_positive=True, **runtime),
+            "temperature": alone.task_step(self.temperature, optimizer, float("inf"), has_positive=False),
+        }
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.networks = nn.ModuleDict(
             {
@@ -100,11 +102,6 @@ class Sac(Learner):
                 "value_norm": self.value_norm,
             }
         )
-        self.optimizers = {
-            "policy": self.policy_step,
-            "critics": self.critic_step,
-            "temperature": self.temperature_step,
-        }
         self.gamma, self.tau, self.num_tasks, self.aux_losses = gamma, tau, c.spec.num_tasks, c.aux_losses
 
     def _entropy_reward(self) -> Float[Tensor, " K"]:
@@ -124,18 +121,18 @@ class Sac(Learner):
         features = torch.cat([obs, batch.action], -1)
         critic_loss = self._critic_loss(features, task, normalised)
         critic_aux, critic_diagnostics = self.critics.aux(features, task)
-        critic_metrics = self.critic_step(task, positive=critic_loss, aux=critic_aux)
+        critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=target)
         policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs)
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
-        policy_metrics = self.policy_step(task, signed=policy_loss, aux=policy_aux)
+        policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
 
         surplus = -log_prob - self.target_entropy[task]
         temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
-        self.temperature_step(task, signed=temperature_loss)
+        self.optimizers["temperature"](task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs, task)
 
         with torch.no_grad():
@@ -176,7 +173,7 @@ class Sac(Learner):
         """Of each task (K,), for targets in the units of the critics' output."""
         return per_task_mean(self.critics.loss(features, task, target), task, self.num_tasks)
 
-    def _policy_loss(self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, " L"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _policy_loss(self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, " M"]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task (K,); and the log-probabilities and values of the actions that it is about."""
         task = batch.task
         distribution = self.policy(batch.obs, task)

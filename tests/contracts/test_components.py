@@ -419,8 +419,7 @@ def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
         trunk, *others = (part for part in learner.networks[network].modules() if isinstance(part, Trunk))
         for part in (trunk, *others):
             part.coef = coef
-        owner, name = step_of(learner, network.removesuffix("s"))
-        getattr(owner, name).max_grad_norm = float("inf")
+        learner.optimizers[network].max_grad_norm = float("inf")
         weight = trunk.layers[0].weight
         before = weight.detach().clone()
         torch.manual_seed(0)
@@ -856,21 +855,15 @@ def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
     assert torch.equal(check(other), check(sampler))
 
 
-def step_of(learner: Sac | Impala, network: str) -> tuple[Any, str]:
-    """Whose attribute of which name the step on a network is."""
-    return (learner.steps, network) if isinstance(learner, Impala) else (learner, f"{network}_step")
-
-
 def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
     """Puts other components into the learner's steps, as `Components.task_step` does."""
-    for network in ("policy", "value" if isinstance(learner, Impala) else "critic"):
-        owner, name = step_of(learner, network)
-        step, has_positive = getattr(owner, name), network != "policy"
+    for network in learner.optimizers.keys() - {"temperature"}:
+        step, has_positive = learner.optimizers[network], network != "policy"
         chosen = build_weighting(weighting)
         if chosen.requires_positive and not has_positive:
             chosen = build_weighting("uniform")
         rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
-        setattr(owner, name, rebuilt)
+        learner.optimizers[network] = rebuilt
 
 
 def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: Any) -> None:
@@ -940,8 +933,8 @@ def check_a_reset_learner_is_a_new_one(weighting: str, aggregation: Any) -> None
         found.append(copy.deepcopy(learner.state_dict()))
         for name in ("sizes", "squares"):  # of the rewards, which are the environment's
             del found[-1]["networks"][f"value_norm.rewards.{name}"]
-        for step in (learner.policy_step, learner.critic_step):
-            step.weighting.observe({"success_rate": torch.tensor([1.0, 0.5, 0.0])})
+        for network in ("policy", "critics"):
+            learner.optimizers[network].weighting.observe({"success_rate": torch.tensor([1.0, 0.5, 0.0])})
     torch.testing.assert_close(found[3], found[0], rtol=0, atol=0, equal_nan=True)
 
 
@@ -976,7 +969,7 @@ def test_a_task_sampler_begins_anew_with_the_networks(name: str) -> None:
 def test_what_a_weighting_requires() -> None:
     """Positive losses: an error that says what to choose."""
     module: Any = test_sac
-    step = module.make_learner().critic_step
+    step = module.make_learner().optimizers["critics"]
     with pytest.raises(ValueError, match="GeometricMean weighting needs positive losses"):
         TaskStep(step.parameters, step.optimizer, build_weighting("geometric_mean"), step.aggregation, 1.0, False)
 

@@ -11,9 +11,8 @@ import torch
 from mtrl.build import build_episodes
 from mtrl.config import TrainConfig, composed, config_dir, train_config
 from mtrl.envs import make
-from mtrl.foreign import Nobody
 from mtrl.state import check_like, planned
-from mtrl.train import make_agent
+from mtrl.train import make_learner
 from mtrl.types import EnvSpec
 
 PICTURES = EnvSpec(("a", "b"), (4, 84, 84), torch.uint8, "discrete", 3, ((True,) * 3,) * 2, None, (False,) * 2, False)
@@ -33,7 +32,7 @@ NEEDS = {
     "hl_gauss": ["value_norm=none"],
     "alpha_softmax": ["agent=sac"],
 }
-AGENTS = {"ppo": ["agent.minibatches=2"], "sac": ["agent.replay_capacity=100", "agent.warmup=1"]}
+AGENTS = {"ppo": ["agent.minibatches=2"], "sac": []}
 
 
 def of_agent(agent: str) -> list[Any]:
@@ -46,7 +45,7 @@ def of_agent(agent: str) -> list[Any]:
 
 @pytest.mark.parametrize(("agent", "group", "choice"), [*of_agent("ppo"), *of_agent("sac")])
 def test_what_is_planned_is_what_is_made(agent: str, group: str, choice: str) -> None:
-    arguments = ["env=toy_reach", f"agent={agent}", *AGENTS[agent], "agent.resets=1", f"{group}={choice}"]
+    arguments = ["env=toy_reach", f"agent={agent}", *AGENTS[agent], "resets=1", f"{group}={choice}"]
     config = train_config(composed([*arguments, *NEEDS.get(choice, [])], "train"))
     spec = PICTURES if group == "torso" and choice != "none" else make(**config.env).spec
     plan = planned(lambda: learner(config, spec, "meta").state_dict(), 1000)
@@ -58,5 +57,4 @@ def test_what_is_planned_is_what_is_made(agent: str, group: str, choice: str) ->
 
 def learner(config: TrainConfig, spec: EnvSpec, device: str) -> Any:
     num_envs = 2 * spec.num_tasks
-    nobody = Nobody(build_episodes(config.task_sampling, spec, num_envs), num_envs)
-    return make_agent(replace(config, device=device), nobody).learner
+    return make_learner(replace(config, device=device), build_episodes(config.task_sampling, spec, num_envs))

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from mtrl.train import _main
 
 SMALL = [
-    "agent.slots_per_task=16",
-    "agent.rollout_length=50",
+    "data.slots_per_task=16",
+    "data.rollout_length=50",
     "agent.epochs=4",
     "agent.minibatches=5",
     "network.trunk.width=64",

@@ -18,13 +18,13 @@ SMALL = [
 ]
 SAC = [
     "agent=sac",
-    "agent.batch_size=64",
-    "agent.replay_ratio=64",
-    "agent.warmup=250",
+    "data.batch_size=64",
+    "data.replay_ratio=64",
+    "data.warmup=250",
     "agent.optimizer.lr=1e-3",
     "total_steps=20000",
 ]
-PPO = ["agent=ppo", "agent.rollout_length=50", "agent.minibatches=4", "total_steps=300000"]
+PPO = ["agent=ppo", "data.rollout_length=50", "agent.minibatches=4", "total_steps=300000"]
 CONTEXT = ["task_encoder=context", "env.history=4", "network.head=shared"]
 IMPALA = ["agent=impala", "agent.optimizer.lr=1.5e-3", "total_steps=400000"]
 

@@ -22,7 +22,7 @@ from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import EnvSpec, Rollout
-from tests.helpers import SCALAR, TRUNK, describe, make_spec, naive_vtrace, no_timer, random_rollout, small
+from tests.helpers import SCALAR, TRUNK, Seen, describe, given, make_spec, naive_vtrace, no_timer, random_rollout, small
 
 K, T, B, OBS, WIDTH = 3, 6, 4, 4, 5
 GAMMA = 0.875  # exact in float32, as masks are
@@ -63,11 +63,14 @@ def make_learner(spec: EnvSpec, trunk: dict[str, Any] = TRUNK, **options: Any) -
     with torch.no_grad():
         for parameter in (*policy.parameters(), *value.parameters()):
             parameter += 0.3 * torch.randn(parameter.shape)
-    parameters = [*policy.parameters(), *value.parameters()]
-    optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
-    step = JointStep(TaskStep(parameters, optimizer, Uniform(), Sum(), float("inf"), has_positive=True))
+
+    def step(module: nn.Module, max_norm: float, has_positive: bool) -> TaskStep:
+        parameters = list(module.parameters())
+        optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
+        return TaskStep(parameters, optimizer, Uniform(), Sum(), float("inf"), has_positive)
+
     norm = build("value_norm", {"name": "none"}, num_tasks=spec.num_tasks)
-    return Impala(policy, value, norm, step, spec.num_tasks, gamma=GAMMA, **options)
+    return Impala(given(spec, policy, [value], norm, step), optimizer={}, gamma=GAMMA, **options)
 
 
 def make_rollout() -> Rollout:
@@ -133,21 +136,15 @@ def test_the_learner_sees_what_the_actor_remembered() -> None:
 def test_minibatches_are_whole_sequences() -> None:
     learner, r = make_learner(make_spec(K, OBS, 2), minibatches=2, epochs=2), make_rollout()
     learner.networks.double()
-    seen: list[dict[str, Tensor]] = []
-    step = learner._step
-
-    def spy(batch: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-        seen.append(batch)
-        return step(batch, factor)
-
-    learner._step = spy
+    seen = Seen()
+    learner.aux_losses = (seen,)
     learner.update(r, 0.0)
-    assert [batch["obs"].shape for batch in seen] == [(T, 2, OBS)] * 4
-    for batch in seen:
+    assert [batch.obs.shape for batch in seen.minibatches] == [(T, 2, OBS)] * 4
+    for batch in seen.minibatches:
         for column in range(2):
-            (slot,) = [b for b in range(B) if torch.equal(r.obs[:, b], batch["obs"][:, column])]
-            assert torch.equal(batch["state"][0, column], r.state[slot])
-            assert torch.equal(batch["first"][:, column], r.first[:, slot])
+            (slot,) = [b for b in range(B) if torch.equal(r.obs[:, b], batch.obs[:, column])]
+            assert torch.equal(batch.state[0, column], r.state[slot])
+            assert torch.equal(batch.first[:, column], r.first[:, slot])
 
 
 def test_memory_learns_from_both_losses() -> None:
@@ -182,7 +179,7 @@ def test_a_reset_learner_with_memory_is_a_new_one() -> None:
     """Its one optimiser forgets."""
     learner = make_learner(make_spec(K, OBS, 2))
     learner.networks.double()
-    step = learner.steps.step
+    step = learner.optimizers["joint"]
     step.optimizer = torch.optim.Adam([{"params": step.parameters, "initial_lr": 0.05}], lr=0.05)
     resets, found = Resets(learner, count=1, sampler=UniformTasks(K)), []
     assert torch.equal(resets.initial_state(B), torch.zeros(B, 2 * WIDTH))

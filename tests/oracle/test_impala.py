@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from mtrl.agents.impala import Impala
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.optim.aggregation import Sum
-from mtrl.optim.step import SeparateSteps, TaskStep
+from mtrl.optim.step import TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Rollout
 from tests.helpers import (
     SCALAR,
     TRUNK,
+    Seen,
     copy_parameters,
     describe,
+    given,
     make_spec,
     naive_network,
     naive_vtrace,
@@ -54,14 +56,14 @@ def make_learner(
     policy.double()
     value.double()
 
-    def step(module: nn.Module, has_positive: bool) -> TaskStep:
+    def step(module: nn.Module, max_norm: float, has_positive: bool) -> TaskStep:
         parameters = list(module.parameters())
         optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": LR}], lr=LR)
         return TaskStep(parameters, optimizer, Uniform(), Sum(), math.inf, has_positive)
 
     norm = build("value_norm", {"name": value_norm}, num_tasks=K)
     keywords = {"gamma": GAMMA, "entropy_coef": ENTROPY} | options
-    return Impala(policy, value, norm, SeparateSteps(step(policy, False), step(value, True)), K, **keywords)
+    return Impala(given(spec, policy, [value], norm, step), optimizer={}, **keywords)
 
 
 def make_rollout(seed: int = 0) -> Rollout:
@@ -277,16 +279,10 @@ def test_clipping_holds_the_policy_back() -> None:
 
 def test_minibatches_cover_the_rollout() -> None:
     """Every sample is learned from once in each epoch."""
-    learner, rollout = make_learner(epochs=3, minibatches=5), make_rollout()
-    seen: list[Tensor] = []
-    step = learner._step
-
-    def spy(batch: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-        seen.append(batch["obs"][0])
-        return step(batch, factor)
-
-    learner._step = spy
+    learner, rollout, aux = make_learner(epochs=3, minibatches=5), make_rollout(), Seen()
+    learner.aux_losses = (aux,)
     learner.update(rollout, 0.0)
+    seen = [minibatch.obs[0] for minibatch in aux.minibatches]
     assert [len(obs) for obs in seen] == [5, 5, 5, 5, 4] * 3
     everything = rollout.obs.flatten(0, 1)
     for epoch in range(3):
@@ -312,7 +308,7 @@ def test_rates_and_entropy_weight_fall_linearly() -> None:
     # 1 + (0.2 - 1) * 0.5 = 0.6
     learner = make_learner(final_factor=0.2)
     learner.update(make_rollout(), 0.5)
-    for step in (learner.steps.policy, learner.steps.value):
+    for step in learner.optimizers.values():
         assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.6 * LR)
 
 
@@ -349,7 +345,7 @@ def test_popart_makes_the_scale_of_rewards_irrelevant(normalise: bool, factor: f
 def test_popart_keeps_the_values_through_an_update() -> None:
     """With no learning to speak of, an update changes the statistics and no denormalised value."""
     learner, rollout = make_learner(value_norm="popart"), make_rollout()
-    for step in (learner.steps.policy, learner.steps.value):
+    for step in learner.optimizers.values():
         step.optimizer.param_groups[0]["initial_lr"] = 1e-30
     rollout = dataclasses.replace(rollout, reward=30 * rollout.reward)
 

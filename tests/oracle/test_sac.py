@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl.agents.sac import Sac, Temperature
+from mtrl.agents.sac import Sac
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.optim.aggregation import Sum
 from mtrl.optim.step import TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Batch
-from tests.helpers import SCALAR, TRUNK, copy_parameters, describe, make_spec, naive_network
+from tests.helpers import SCALAR, TRUNK, copy_parameters, describe, given, make_spec, naive_network
 
 K, N, OBS, A = 3, 4, 4, 2
 GAMMA, TAU, LR, EPS, MAX_NORM = 0.875, 0.1, 3e-3, 1e-5, 0.5
@@ -45,28 +45,21 @@ def make_learner(
         Ensemble(build_value(description, SPEC, "per_task", value_head, OBS + A) for _ in range(2)).double()
         for _ in range(2)
     )
-    temperature = Temperature(K, 1.0).double()
-    with torch.no_grad():
-        temperature.log_alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64).log())
 
     def step(module: nn.Module, max_norm: float, has_positive: bool) -> TaskStep:
         parameters = list(module.parameters())
         optimizer = build("optimizer", {"name": "adam", "lr": lr, "eps": EPS}, parameters=parameters)
         return TaskStep(parameters, optimizer, Uniform(), Sum(), max_norm, has_positive)
 
-    return Sac(
-        policy,
-        critics,
-        targets,
-        temperature,
-        build("value_norm", {"name": value_norm}, num_tasks=K),
-        step(policy, MAX_NORM, False),
-        step(critics, MAX_NORM, True),
-        step(temperature, math.inf, False),
-        torch.tensor(TARGET_ENTROPY),
-        gamma=GAMMA,
-        tau=tau,
-    )
+    norm = build("value_norm", {"name": value_norm}, num_tasks=K)
+    components = given(SPEC, policy, critics, norm, step)
+    learner = Sac(components, optimizer={}, gamma=GAMMA, tau=tau, max_grad_norm=MAX_NORM)
+    learner.temperature.double()
+    with torch.no_grad():
+        learner.temperature.log_alpha.copy_(torch.tensor(ALPHA, dtype=torch.float64).log())
+    learner.target_critics.load_state_dict(targets.state_dict())
+    learner.target_entropy = torch.tensor(TARGET_ENTROPY)
+    return learner
 
 
 def make_batch(seed: int = 1, reward_scale: float = 1.0) -> Batch:
@@ -77,7 +70,7 @@ def make_batch(seed: int = 1, reward_scale: float = 1.0) -> Batch:
         obs=torch.randn(K, N, OBS, generator=g, dtype=torch.float64),
         action=torch.rand(K, N, A, generator=g, dtype=torch.float64) * 2 - 1,
         reward=torch.randn(K, N, generator=g, dtype=torch.float64) * reward_scale,
-        terminated=terminated,
+        discount=(~terminated).double(),
         next_obs=torch.randn(K, N, OBS, generator=g, dtype=torch.float64),
         task=torch.arange(K)[:, None].expand(K, N),
     )
@@ -135,7 +128,7 @@ class Naive:
         self.log_alpha = learner.temperature.log_alpha.detach().clone().requires_grad_()
 
     def target(self, batch: Batch, k: int, i: int, noise: Tensor) -> Tensor:
-        if batch.terminated[k, i]:
+        if batch.discount[k, i] == 0:
             return batch.reward[k, i]
         action, log_prob = naive_sample(self.policy, batch.next_obs[k, i], k, noise[k, i])
         q = min(naive_q(critic, batch.next_obs[k, i], action, k) for critic in self.targets)
@@ -202,11 +195,11 @@ def test_one_update_is_the_naive_loop(noise: list[Tensor]) -> None:
 def target_of_obs(naive: Naive, batch: Batch, k: int, i: int, noise: Tensor) -> Tensor:
     action, log_prob = naive_sample(naive.policy, batch.obs[k, i], k, noise[k, i])
     q = min(naive_q(critic, batch.next_obs[k, i], action, k) for critic in naive.targets)
-    return (batch.reward[k, i] + GAMMA * (1 - batch.terminated[k, i].double()) * (q - ALPHA[k] * log_prob)).detach()
+    return (batch.reward[k, i] + GAMMA * batch.discount[k, i] * (q - ALPHA[k] * log_prob)).detach()
 
 
 def target_of_one_alpha(naive: Naive, batch: Batch, k: int, i: int, noise: Tensor) -> Tensor:
-    if batch.terminated[k, i]:
+    if batch.discount[k, i] == 0:
         return batch.reward[k, i]
     action, log_prob = naive_sample(naive.policy, batch.next_obs[k, i], k, noise[k, i])
     q = min(naive_q(critic, batch.next_obs[k, i], action, k) for critic in naive.targets)

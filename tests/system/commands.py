@@ -32,11 +32,11 @@ TINY = (
     "eval.episodes_per_task=2",
     "checkpoint.every=160",
 )
-ON_POLICY = ("agent.rollout_length=10", "agent.minibatches=2", "agent.epochs=1")
+ON_POLICY = ("data.rollout_length=10", "agent.minibatches=2", "agent.epochs=1")
 AGENTS = {
     "ppo": ("agent=ppo", *ON_POLICY),
     "impala": ("agent=impala", *ON_POLICY),
-    "sac": ("agent=sac", "agent.batch_size=8", "agent.warmup=5", "agent.replay_ratio=2", "agent.replay_capacity=200"),
+    "sac": ("agent=sac", "data.batch_size=8", "data.warmup=5", "data.replay_ratio=2", "data.capacity=200"),
 }
 
 

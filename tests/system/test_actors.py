@@ -74,7 +74,7 @@ def test_killed_learner_leaves_nothing(tmp_path: Path) -> None:
 def test_exception_in_an_environment(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = ["env=gym", "env.ids=[tests.system.broken_env:Broken-v0]", "env.num_envs=2", "env.num_workers=0"]
     broken += ["env.reports_success=false"]  # no trial, which would find out already
-    agent = ["agent=impala", "agent.rollout_length=10", *TINY]
+    agent = ["agent=impala", "data.rollout_length=10", *TINY]
     assert run(*broken, *agent, "actors=1", f"run_dir={run_dir}") == 2
     assert "An actor failed: SlotError: step failed in slot 0" in (line := the_error(capsys))
     assert "the wheel came off" in line

@@ -352,7 +352,7 @@ def test_tampered_configuration(original: Path, tmp_path: Path) -> None:
         ("network.trunk.depth", 10**12, "network.trunk.depth: 1000000000000 is too large for weights of"),
         ("network.trunk.depth", 9999, "it describes far more parameters than there are"),
         ("env.num_envs", 4 * 10**9, "expected 4,000,000,000 slots, found 8"),
-        ("agent.slots_per_task", 3, ""),
+        ("data.slots_per_task", 3, ""),
     ],
 )
 def test_sizes_are_compared_before_memory_is_taken(
@@ -374,7 +374,7 @@ def test_sizes_are_compared_before_memory_is_taken(
         shutil.rmtree(copy / "checkpoints" / step / "settings")  # as in checkpoints of earlier versions
         reseal(copy / "checkpoints" / step)
     line = resume(copy)
-    if setting == "agent.slots_per_task":  # env.num_envs counts
+    if setting == "data.slots_per_task":  # env.num_envs counts
         assert "at step 480" in line
     else:
         assert expected in line

@@ -62,7 +62,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
             [*tiny("sac", total_steps=240), "value_head=hl_gauss", "value_norm=return_range"], 12, id="sac-return_range"
         ),
         # Resets at a third and at two thirds of 30 iterations.
-        pytest.param([*tiny("sac", total_steps=240), "value_norm=mean_reward", "agent.resets=2"], 15, id="sac-resets"),
+        pytest.param([*tiny("sac", total_steps=240), "value_norm=mean_reward", "resets=2"], 15, id="sac-resets"),
         pytest.param(gym("ppo", 0), 2, id="ppo-gym"),
         pytest.param(gym("sac", 0), 30, id="sac-gym", marks=pytest.mark.slow),
     ],

@@ -226,7 +226,7 @@ def test_experiment_sets_the_published_values() -> None:
 def test_published_baselines(name: str, tasks: str, trunk: dict[str, int]) -> None:
     """On SAC; an experiment's network prevails over the agent's."""
     config = train_config(composed([f"+experiment={tasks}_{name}"], "train"))
-    assert (config.env["name"], config.agent["name"], config.agent["batch_size"]) == (tasks, "sac", 128)
+    assert (config.env["name"], config.agent["name"], config.data["batch_size"]) == (tasks, "sac", 128)
     mlp = name in ("mtsac", "sac", "pcgrad")
     assert config.network["trunk"].items() >= {"name": "mlp" if mlp else name, **trunk}.items()
     assert config.network["head"] == ("per_task" if name in ("moore", "sac", "pcgrad") else "shared")
@@ -250,9 +250,9 @@ def test_published_value_learning(tasks: str, num_tasks: int) -> None:
     assert brc.network["trunk"] | brc.network["value"] == {"name": "bronet", "width": 4096, "depth": 2}
     assert simba.network["trunk"] | simba.network["value"] == {"name": "simba_v2", "width": 512, "depth": 2}
     # Two updates with about 1,024 samples for each step of all tasks.
-    assert brc.agent["batch_size"] * num_tasks == 1000
-    assert brc.agent["replay_ratio"] * num_tasks == 2000
-    assert (ars.value_norm["name"], ars.agent["resets"]) == ("mean_reward", 4 if tasks == "mt10" else 6)
+    assert brc.data["batch_size"] * num_tasks == 1000
+    assert brc.data["replay_ratio"] * num_tasks == 2000
+    assert (ars.value_norm["name"], ars.resets) == ("mean_reward", 4 if tasks == "mt10" else 6)
 
 
 def test_the_default_run() -> None:
@@ -356,7 +356,7 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert all(name in text for name in names(kind))
     assert "agent=sac\n  # Multi-task SAC" in text
-    assert "    batch_size: 128 # per task\n" in text
+    assert "  batch_size: 128 # per task\n" in text
     assert "  # network.trunk.activation=relu (Activation)\n" in text
     assert "@package" not in text
     assert "override" not in text

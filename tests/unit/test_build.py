@@ -9,29 +9,27 @@ import pytest
 import torch
 
 import mtrl.envs
-from mtrl.agents.impala import Impala
+from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
-from mtrl.build import Agent, Components, build_agent, build_episodes
+from mtrl.build import build_episodes, build_learner
 from mtrl.config import GROUPS, composed, config_dir
-from mtrl.data.experience import Collector
+from mtrl.data.experience import Episodes
 from mtrl.envs.metaworld.catalog import MT10, MT50
-from mtrl.optim.step import JointStep
-from mtrl.parallel.actors import Serial
 from mtrl.types import UserError
-from tests.helpers import no_timer
 
 
-def make_agent(*overrides: str) -> Agent:
+def make_learner(*overrides: str) -> tuple[Any, Episodes]:
+    """And what tells it of episodes."""
     config = composed(["env=toy_reach", *overrides], "train")
     env = mtrl.envs.make(**config["env"] | {"num_envs": 8}, seed=0)
-    return make_agent_in(env, config)
+    return make_learner_in(env, config)
 
 
-def make_agent_in(env: Any, config: dict[str, Any]) -> Agent:
-    slots = {slot: config[slot] for slot in GROUPS if slot not in ("env", "agent", "task_sampling")}
-    components = Components(**slots, spec=env.spec, device="cpu")
+def make_learner_in(env: Any, config: dict[str, Any]) -> tuple[Any, Episodes]:
+    slots = {slot: config[slot] for slot in GROUPS if slot not in ("env", "agent", "data", "task_sampling")}
     episodes = build_episodes(config["task_sampling"], env.spec, env.num_envs)
-    return build_agent(config["agent"], components, Serial(Collector(env, episodes, "cpu", no_timer)))
+    components = Components(**slots, spec=env.spec, episodes=episodes, device="cpu")
+    return build_learner(config["agent"], components, resets=config["resets"]), episodes
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")))
@@ -40,68 +38,64 @@ def test_every_experiment_builds(name: str) -> None:
     config = composed([f"experiment={name}"], "train")
     if config["env"]["name"] == "atari":
         env = mtrl.envs.make(**config["env"] | {"games": "pong", "num_envs": 1, "num_workers": 1}, seed=0)
-        learner: Any = make_agent_in(env, config).learner
-        assert isinstance(learner.steps, JointStep)
+        learner, _ = make_learner_in(env, config)
+        assert list(learner.optimizers) == ["joint"]
         return
     config["network"]["trunk"]["width"] = 8
     if "value" in config["network"]:
         config["network"]["value"]["width"] = 16
-    if config["agent"]["name"] == "sac":
-        config["agent"] |= {"replay_capacity": 50, "warmup": 0}
     tasks = MT10 if config["env"]["name"] == "mt10" else MT50
     env = mtrl.envs.make("toy_reach", num_tasks=len(tasks), num_envs=len(tasks), seed=0)
     env.spec = dataclasses.replace(env.spec, task_names=tasks)
-    learner = make_agent_in(env, config).learner
+    learner, _ = make_learner_in(env, config)
     values = learner.networks["critics"][0] if config["agent"]["name"] == "sac" else learner.networks["value"]
     ratio = 2 if "value" in config["network"] else 1
     assert values.trunk.out_features == ratio * learner.policy.trunk.out_features
-    assert isinstance(learner, Resets) == (config["agent"]["resets"] > 0)
+    assert isinstance(learner, Resets) == (config["resets"] > 0)
 
 
 def test_value_norms_hear_of_episodes() -> None:
-    agent = make_agent("agent=sac", "value_norm=return_range", "agent.target_entropy=-0.5", "agent.initial_alpha=2")
-    learner: Any = agent.learner
+    overrides = ("agent=sac", "value_norm=return_range", "agent.target_entropy=-0.5", "agent.initial_alpha=2")
+    learner, episodes = make_learner(*overrides)
     # Two components of the action: 2 * |-0.5 * 2| / (1 - 0.99) / 2 = 100 of room for entropy.
     torch.testing.assert_close(learner.value_norm.sigma.float(), torch.full((4,), 10.0))
-    experience: Any = agent.experience
     task, results = torch.tensor([1]), {"largest_return": torch.tensor([50.0], dtype=torch.float64)}
     others = {name: torch.ones(1, dtype=torch.float64) for name in ("return", "success", "length")}
-    experience.collector.episodes.add(task, {**results, **others})
+    episodes.add(task, {**results, **others})
     torch.testing.assert_close(learner.value_norm.sigma.float(), torch.tensor([10.0, 15.0, 10.0, 10.0]))
 
 
-def steps(agent: Agent) -> tuple[Any, Any]:
+def steps(learner: Any) -> tuple[Any, Any]:
     """Of the policy, and of the critics or the value network."""
-    learner: Any = agent.learner
-    if isinstance(learner, Impala):
-        return learner.steps.policy, learner.steps.value
-    return learner.policy_step, learner.critic_step
+    policy, values, *_ = learner.optimizers.values()
+    return policy, values
 
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])
 def test_weightings_hear_of_success(name: str) -> None:
-    agent = make_agent(f"agent={name}", "weighting=focal", "weighting.step_size=1")
-    experience: Any = agent.experience
-    experience.collector.episodes._finished[:3, 1] = torch.tensor([4.0, 10.0, 3.0])  # task 1: three of four succeeded
-    experience.statistics()
-    for step in steps(agent):
+    learner, episodes = make_learner(f"agent={name}", "weighting=focal", "weighting.step_size=1")
+    ones, success = torch.ones(4, dtype=torch.float64), torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    results = {"return": ones, "length": ones, "largest_return": ones, "success": success}
+    episodes.add(torch.ones(4, dtype=torch.int64), results)  # task 1: three of four succeeded
+    episodes.statistics()
+    for step in steps(learner):
         assert step.weighting.success.tolist() == [0, 0.75, 0, 0]
 
 
 def test_alpha_softmax_reads_the_learners_temperatures() -> None:
-    agent = make_agent("agent=sac", "weighting=alpha_softmax")
-    learner: Any = agent.learner
+    learner, _ = make_learner("agent=sac", "weighting=alpha_softmax")
     with torch.no_grad():
         learner.temperature.log_alpha.copy_(torch.tensor([0.0, 0.0, 0.0, 3.0]).log1p())  # alpha = 1, 1, 1, 4
-    for step in steps(agent):
+    for step in steps(learner):
         weights = step.weighting(torch.ones(4))
         torch.testing.assert_close(weights, torch.tensor([4.0, 4.0, 4.0, 1.0]) * 4 / 13)
-    assert torch.equal(learner.temperature_step.weighting(torch.ones(4)), torch.ones(4))
+    assert torch.equal(learner.optimizers["temperature"].weighting(torch.ones(4)), torch.ones(4))
 
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])
 def test_a_weighting_of_positive_losses_is_the_values(name: str) -> None:
-    policy_step, value_step = steps(make_agent(f"agent={name}", "weighting=gradnorm", "aggregation=pcgrad"))
+    learner, _ = make_learner(f"agent={name}", "weighting=gradnorm", "aggregation=pcgrad")
+    policy_step, value_step = steps(learner)
     assert type(policy_step.weighting).__name__ == "Uniform"
     assert type(value_step.weighting).__name__ == "GradNorm"
     assert {type(step.aggregation).__name__ for step in (policy_step, value_step)} == {"PCGrad"}
@@ -116,4 +110,4 @@ def test_a_weighting_of_positive_losses_is_the_values(name: str) -> None:
 )
 def test_what_does_not_fit_is_an_error(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_agent(*overrides)
+        make_learner(*overrides)

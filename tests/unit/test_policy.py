@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import mtrl
-from mtrl.build import Agent
 from mtrl.envs import make
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.policy import Policy, check_device, find_policy, load_policy, save_policy
 from mtrl.train import initialise
-from mtrl.types import EnvSpec, UserError
+from mtrl.types import EnvSpec, Learner, UserError
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1, "activation": "tanh", "init": "orthogonal"}
 HEADS = {
@@ -245,34 +244,17 @@ def test_no_policy(tmp_path: Path, content: str | None, expected: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class FakeLearner:
+class FakeLearner(Learner):
     """As much of a learner as `initialise` looks at."""
 
     def __init__(self, network: PolicyNetwork) -> None:
         self.policy, self.networks = network, torch.nn.ModuleDict({"policy": network})
 
-    def initial_state(self, num: int) -> Any: ...
-    def act(self, obs: Any, task: Any, state: Any, explore: bool) -> Any: ...
     def update(self, batch: Any, progress: float) -> Any: ...
-    def diagnostics(self, batch: Any) -> Any: ...
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any) -> None: ...
-
-
-class FakeExperience:
-    def collect(self, actor: Any) -> int: ...  # type: ignore[empty-body]
-    def batches(self) -> Any: ...
-    def statistics(self) -> Any: ...
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any) -> None: ...
 
 
 def nobody(line: str) -> None:
     raise AssertionError(line)
-
-
-def agent(network: PolicyNetwork) -> Agent:
-    return Agent(FakeLearner(network), FakeExperience(), {})
 
 
 @pytest.mark.parametrize(
@@ -288,7 +270,7 @@ def test_init_from_parts(tmp_path: Path, parts: list[str] | None, taken: tuple[s
     source, spec = saved(tmp_path)
     network, _, _ = made()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    initialise(agent(network), str(tmp_path), parts, spec.task_names, nobody)
+    initialise(FakeLearner(network), str(tmp_path), parts, spec.task_names, nobody)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name] if name.startswith(taken) else before[name]), name
 
@@ -297,7 +279,7 @@ def test_unknown_part(tmp_path: Path) -> None:
     saved(tmp_path)
     network, _, _ = made()
     with pytest.raises(UserError, match=r"Unknown part 'tronk'. Did you mean 'trunk'\? Valid: .*obs_norm.*trunk"):
-        initialise(agent(network), str(tmp_path), ["tronk"], (), nobody)
+        initialise(FakeLearner(network), str(tmp_path), ["tronk"], (), nobody)
 
 
 # --- tasks by name --------------------------------------------------------------------------------------------------
@@ -385,12 +367,12 @@ def test_init_from_goes_by_name(tmp_path: Path) -> None:
     names, said = (*ORDER, "reach-9"), list[str]()
     target = policy_with(names, "per_task")
     fresh = target.network.head.head.weight[4].clone()
-    initialise(agent(target.network), str(tmp_path), None, names, said.append)
+    initialise(FakeLearner(target.network), str(tmp_path), None, names, said.append)
     for name in ORDER:
         torch.testing.assert_close(actions(target, name), actions(trained, name))
     assert torch.equal(target.network.head.head.weight[4], fresh)
     assert said == [f"{tmp_path} was not trained in reach-9: what belongs to one task alone begins fresh there."]
-    initialise(agent(before), str(tmp_path), ["obs_norm"], ("x",), nobody)
+    initialise(FakeLearner(before), str(tmp_path), ["obs_norm"], ("x",), nobody)
 
 
 @pytest.mark.parametrize("device", ["mps", "meta", "xla", "gpu", "cuda:99", "cpu:1", "", "1"])

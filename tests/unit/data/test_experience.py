@@ -127,7 +127,8 @@ def test_the_replay_does_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSam
     rings, size = experience.replay.state_dict()["rings"], experience.replay.size
     for k in range(K):
         own = {key: ring[k, : size[k]] for key, ring in rings.items()}
-        check_transitions(**own, task=torch.full((int(size[k]),), k))
+        terminated = own.pop("discount") == 0
+        check_transitions(**own, terminated=terminated, task=torch.full((int(size[k]),), k))
     assert experience.replay.added.sum() == 600
     if capacity == 1000:
         stored = torch.cat([rings["obs"][k, : size[k]] for k in range(K)])

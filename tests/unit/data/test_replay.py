@@ -22,7 +22,7 @@ def make_replay(capacity: int, num_tasks: int = K) -> Replay:
 def add(replay: Replay, task: list[int], numbers: list[float]) -> None:
     """Stores transitions that all carry their number."""
     n = torch.tensor(numbers, dtype=torch.float32)
-    replay.add(n[:, None], n[:, None] + 0.25, n + 0.5, n % 2 == 0, n[:, None] + 0.75, torch.tensor(task))
+    replay.add(n[:, None], n[:, None] + 0.25, n + 0.5, (n % 2 != 0).float(), n[:, None] + 0.75, torch.tensor(task))
 
 
 def held(replay: Replay, k: int) -> list[float]:
@@ -82,7 +82,7 @@ def test_a_sample_is_one_transition() -> None:
     assert torch.equal(batch.action[..., 0], number + 0.25)
     assert torch.equal(batch.reward, number + 0.5)
     assert torch.equal(batch.next_obs[..., 0], number + 0.75)
-    assert torch.equal(batch.terminated, number % 2 == 0)
+    assert torch.equal(batch.discount == 0, number % 2 == 0)
     assert torch.equal(batch.task, torch.arange(K)[:, None].expand(K, 40))
     assert torch.equal(number.long() % 3, batch.task)
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 import mtrl.parallel.actors
 from mtrl.data.experience import Episodes
-from mtrl.data.replay import Replay
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.envs.counting import CountingEnv
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.parallel.actor import Ended
-from mtrl.parallel.actors import ActorError, ActorProcess, Asynchronous, AsyncOnPolicy
+from mtrl.parallel.actors import ActorError, ActorProcess, AsyncOnPolicy
 from mtrl.types import Rollout, UserError, VecEnv
 from tests.helpers import describe, no_timer, random_rollout
 from tests.system.commands import alive, shared_memory, wait_for
@@ -58,26 +57,29 @@ class Run:
         self.policy: PolicyNetwork = build_policy(DESCRIPTION, SPEC)
         self.sampler = Fixed()
         episodes = Episodes(SPEC, self.sampler)
-        self.actors = Asynchronous(count, count * B, make_env, episodes, "cpu", no_timer, {}, 1, self.said.append)
-        self.experience = self.actors.on_policy(self.policy, DESCRIPTION, T)
+        options: dict[str, float] = {}
+        self.source = AsyncOnPolicy(
+            count, count * B, make_env, episodes, "cpu", no_timer, options, 1, self.said.append, T
+        )
+        self.source.connect(self.policy)
         self.policies: list[PolicyNetwork] = []
 
     def collect(self) -> tuple[list[Rollout], list[int]]:
         """The rollouts of the next batch and their lags; then "learns", statistics of the observations included."""
         self.policies.append(copy.deepcopy(self.policy))
-        known = len(self.experience._lags)
-        assert self.experience.collect(self.policy) == T * B * self.actors.count
-        (batch,) = self.experience.batches()
-        assert not list(self.experience.batches())  # each is used once
+        known = len(self.source._lags)
+        assert self.source.collect(self.policy) == T * B * self.source.count
+        (batch,) = self.source.batches()
+        assert not list(self.source.batches())  # each is used once
         with torch.no_grad():
             for parameter in self.policy.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         self.policy.obs_norm.update(batch.obs, batch.task)
-        return [slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.experience._lags[known:]
+        return [slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.source._lags[known:]
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self.actors.processes]
+        return [process.pid for process in self.source.processes]
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def running(make_env: Callable[[], VecEnv], count: int = 2) -> Iterator[Run]:
         yield run
     finally:
         pids = run.pids
-        run.actors.close()
+        run.source.close()
         assert not any(map(alive, pids))
     assert shared_memory() <= before
 
@@ -128,7 +130,7 @@ def test_actors_act_as_the_learner_did(run: Run) -> None:
     assert all_lags[:2] == [0, 0]
     assert max(all_lags) >= 1  # stale weights have been looked at
 
-    statistics = run.experience.statistics()
+    statistics = run.source.statistics()
     assert float(statistics["policy_lag"]) == sum(all_lags) / 12
     assert int(statistics["policy_lag_max"]) == max(all_lags)
     assert int(statistics["actor_restarts"]) == 0
@@ -155,14 +157,14 @@ def test_the_shares_of_the_tasks_reach_the_actors(run: Run) -> None:
 def test_killed_actor_is_replaced(run: Run) -> None:
     run.collect()
     run.said.clear()
-    before, restarts = run.pids, run.experience.restarts
+    before, restarts = run.pids, run.source.restarts
     os.kill(before[1], signal.SIGKILL)
     wait_for(lambda: not alive(before[1]))
     for _ in range(3):
         run.collect()
     assert run.pids[0] == before[0]
     assert run.pids[1] != before[1]
-    assert int(run.experience.statistics()["actor_restarts"]) == restarts + 1
+    assert int(run.source.statistics()["actor_restarts"]) == restarts + 1
     assert run.said == [
         f"WARNING: Actor 1 (process {before[1]}) ended with exit code -9 (SIGKILL: often a lack of memory). "
         f"It was started again (restarts so far: {restarts + 1})."
@@ -182,7 +184,7 @@ def test_actor_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     with running(make_dead, count=1) as run:
         with pytest.raises(ActorError, match=r"Actor 0 .* ended with exit code 3, 2 times in a row without a rollout"):
             run.collect()
-        assert run.experience.restarts == len(run.said) == 1
+        assert run.source.restarts == len(run.said) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ class Scripted(ActorProcess):
 def scripted(monkeypatch: pytest.MonkeyPatch, *versions: list[int]) -> AsyncOnPolicy:
     left = [Scripted(own) for own in versions]
     monkeypatch.setattr(AsyncOnPolicy, "_start", lambda self: left.pop(0))
-    return Run(make_counting, len(versions)).experience
+    return Run(make_counting, len(versions)).source
 
 
 def test_lags_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,23 +240,15 @@ def test_a_quick_actor_need_not_wait_for_a_slow_one(monkeypatch: pytest.MonkeyPa
 def test_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results not logged yet, the number of restarts, and how many actors there have been, so that seeds are new."""
     run = Run(make_counting)
-    run.experience._started, run.experience.restarts = 7, 5
-    run.experience.episodes.add(
-        torch.tensor([1]), {key: torch.ones(1).double() for key in ("return", "success", "length")}
-    )
+    run.source._started, run.source.restarts = 7, 5
+    run.source.episodes.add(torch.tensor([1]), {key: torch.ones(1).double() for key in ("return", "success", "length")})
     other = Run(make_counting)
-    other.experience.load_state_dict(run.experience.state_dict())
-    assert (other.experience._started, other.experience.restarts) == (7, 5)
-    assert other.experience.episodes.statistics()["return"].nan_to_num().tolist() == [0, 1, 0]
+    other.source.load_state_dict(run.source.state_dict())
+    assert (other.source._started, other.source.restarts) == (7, 5)
+    assert other.source.episodes.statistics()["return"].nan_to_num().tolist() == [0, 1, 0]
     seeds = []
     monkeypatch.setattr(mtrl.parallel.actors, "ActorProcess", lambda recipe, broadcast: seeds.append(recipe.seed))
     for started in (run, other):
-        started.experience._start()
-    run.experience._start()
+        started.source._start()
+    run.source._start()
     assert seeds[0] == seeds[1] != seeds[2]
-
-
-def test_a_replay_is_not_filled_by_actors() -> None:
-    run = Run(make_counting)
-    with pytest.raises(UserError, match="use actors=0"):
-        run.actors.off_policy(Replay(SPEC, 10, "cpu"), 1, 1.0, 0)
