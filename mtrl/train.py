@@ -132,13 +132,14 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         )
         savables = {**loop.savables(), "rng": RngStates()}
         checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
-        step = 0
+        step = env_steps = 0
         if resume is not None:
             step = checkpointer.restore(check=lambda path: check_tasks(path / "policy", spec.task_names))
             logger.truncate(step, loop.state.evaluating)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
             tell_of_schedules(config, run_dir, progress.print)
             resume_run_dir(run_dir, config, step)
+            env_steps = loop.state.env_steps
             if step >= config.total:
                 key = "total_steps" if config.total_updates is None else "total_updates"
                 progress.print(f"It has done its {key}={config.total}: give more to go on.")
@@ -153,7 +154,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             return 128 + stopped_by
         if loop.last_evaluation is not None:
             show(loop.last_evaluation)
-        print_summary(loop, loop.state.step - step)
+        print_summary(loop, loop.state.env_steps - env_steps)
     return 0
 
 
@@ -249,10 +250,9 @@ def make_learner(
 def print_summary(loop: Loop, steps: int) -> None:
     """Wall time, time and rate of each phase over this session's `steps`, and peak memory (of live processes)."""
     state, seconds = loop.state, loop.timer.seconds
-    rate = state.step / state.training_time if state.training_time else 0.0
-    print(
-        f"{state.step:,} steps, {state.updates:,} updates in {duration(state.wall_time)} ({rate:,.0f} steps/s training)"
-    )
+    rate = state.env_steps / state.training_time if state.training_time else 0.0
+    done = f"{state.env_steps:,} steps, {state.updates:,} updates in {duration(state.wall_time)}"
+    print(f"{done} ({rate:,.0f} steps/s training)")
     for phase in ("env", "inference", "wait", "update", "evaluation", "checkpoint", "other"):
         if phase in seconds:
             per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "update") else ""

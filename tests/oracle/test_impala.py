@@ -406,3 +406,36 @@ def test_nothing_is_learned_from_actions_that_nobody_chose(
         assert torch.equal(one, two)
     for one, two in zip(*(row.values() for row in metrics), strict=True):
         assert torch.equal(one, two)
+
+
+# --- auxiliary losses -----------------------------------------------------------------------------------------------
+
+
+class Pull:
+    """Draws the mean of the policy towards 1: (*samples,) mean over components of (mean - 1)^2, times 3 in the end."""
+
+    def coefficient(self, progress: float) -> float:
+        return 3 * progress
+
+    def __call__(self, minibatch: Any, output: Any) -> Tensor:
+        return (output.mode() - 1).square().mean(-1)
+
+
+def test_an_auxiliary_loss_is_added_for_each_task() -> None:
+    """Plain gradient descent: parameters differ by -rate * coefficient * gradient of the sum over tasks of its mean."""
+    learners, rollout = [make_learner(), make_learner()], make_rollout()
+    learners[1].aux_losses = (Pull(),)
+    start = make_learner()
+    for learner in learners:
+        torch.manual_seed(0)
+        learner.update(rollout, 0.5)
+    obs, task = rollout.obs.flatten(0, 1), rollout.task.flatten()
+    distances = (start.policy(obs, task).mode() - 1).square().mean(-1)
+    total = sum(distances[task == k].mean() for k in range(K))
+    parameters = dict(start.policy.named_parameters())
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    found = [dict(learner.policy.named_parameters()) for learner in learners]
+    for name, gradient in zip(parameters, gradients, strict=True):
+        expected = torch.zeros_like(parameters[name]) if gradient is None else -LR * 1.5 * gradient
+        torch.testing.assert_close(found[1][name] - found[0][name], expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(*(learner.value.trunk.input.weight for learner in learners))

@@ -269,3 +269,33 @@ def test_observation_statistics_are_those_of_the_batches_learned_from() -> None:
     rows = batch.obs.flatten(0, 1)
     torch.testing.assert_close(learner.policy.obs_norm.mean, rows.mean(0))
     torch.testing.assert_close(learner.policy.obs_norm.var, rows.var(0, unbiased=False))
+
+
+def test_an_auxiliary_loss_reaches_the_policy_alone(noise: list[Tensor]) -> None:
+    """Its gradient is that of the loss by itself: the step on it alone is the difference of the policies' gradients."""
+
+    class Pull:
+        def coefficient(self, progress: float) -> float:
+            return 4 * progress
+
+        def __call__(self, minibatch: Batch, output: Any) -> Tensor:
+            return (output.mode() - minibatch.action).square().sum(-1)
+
+    planted, gradients = list(noise), []
+    for aux_losses in ((), (Pull(),)):
+        learner = make_learner()
+        learner.aux_losses = aux_losses
+        for step in learner.optimizers.values():
+            step.max_grad_norm = math.inf
+        draws = iter(planted)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn_like", lambda tensor, draws=draws, **_: next(draws))
+            learner.update(make_batch(), 0.5)
+        gradients.append({name: p.grad.clone() for name, p in learner.policy.named_parameters() if p.grad is not None})
+    start, batch = make_learner(), make_batch()
+    distances = (start.policy(batch.obs, batch.task).mode() - batch.action).square().sum(-1)
+    distances.mean(1).sum().backward()
+    for name, parameter in start.policy.named_parameters():
+        if parameter.grad is not None:
+            difference = gradients[1][name] - gradients[0][name]
+            torch.testing.assert_close(difference, 2 * parameter.grad, rtol=1e-8, atol=1e-11)

@@ -146,6 +146,7 @@ def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
 NEEDED = {
     "alpha_softmax": ("sac", []),
     "context": ("ppo", ["env.history=2"]),
+    "replay": ("sac", []),
 }
 """Options that need another agent or setting."""
 
