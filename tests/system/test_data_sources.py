@@ -60,8 +60,6 @@ def test_training_without_an_environment(run_dir: Path) -> None:
     assert run(*OFFLINE, "total_updates=25", f"run_dir={run_dir}") == 0
     logged = [row for row in rows(run_dir) if "train/critic_loss/reach-0" in row]
     assert [row["step"] for row in logged] == [5, 10, 15, 20, 25]
-    assert [row["time/updates"] for row in logged] == [5, 10, 15, 20, 25]
-    assert {row["time/env_steps_per_s"] for row in logged} == {0}
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["000000000020", "000000000025", "last"]
     assert (run_dir / "eval" / "000000000025.json").is_file()
 
@@ -83,7 +81,6 @@ def test_updates_may_be_counted_where_there_are_steps(run_dir: Path) -> None:
     assert run(*tiny(), "total_updates=3", "log.every=1", "eval.every=0", f"run_dir={run_dir}") == 0
     logged = [row for row in rows(run_dir) if "train/policy_loss/reach-0" in row]
     assert [row["step"] for row in logged] == [1, 2, 3]
-    assert all(row["time/env_steps_per_s"] > 0 for row in logged)
 
 
 def test_data_that_the_learner_cannot_use(capsys: pytest.CaptureFixture[str]) -> None:
