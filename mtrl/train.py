@@ -89,9 +89,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             check_run_dir(config)
         else:
             check_foreign(resume)
-            check_planned(config, resume, make_learner)
             with writing(resume):
                 held.enter_context(locked(resume / "env.txt"))
+            check_planned(config, resume, make_agent)
         seed_everything(config.seed)
         source, episodes, num_envs = make_source(config, timer, progress.print)
         held.callback(source.close)
