@@ -43,7 +43,6 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Collector
-from mtrl.evaluate import Evaluator
 from mtrl.foreign import check_planned, save_settings
 from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
@@ -51,6 +50,7 @@ from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
 from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
 from mtrl.run.evaluation import show
+from mtrl.run.evaluator import Evaluator
 from mtrl.run.lock import locked
 from mtrl.run.logger import (
     Logger,
@@ -93,9 +93,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
                 held.enter_context(locked(resume / "env.txt"))
         seed_everything(config.seed)
         actors = held.enter_context(closing(make_actors(config, timer, progress.print)))
-        evaluator = Evaluator(
-            config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
-        )
+        evaluator = make_evaluator(config)
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
         spec = actors.episodes.spec
@@ -219,6 +217,18 @@ def make_agent(config: TrainConfig, actors: Actors) -> Agent:
         compile=config.compile,
     )
     return build_agent(config.agent, components, actors)
+
+
+def make_evaluator(config: TrainConfig) -> Evaluator:
+    """What evaluates the policy of a run, by the protocol of its environment."""
+    return Evaluator(
+        mtrl.envs.evaluation_protocol(config.env, config.seed),
+        mtrl.envs.make,
+        config.seed,
+        config.eval.episodes_per_task,
+        config.eval.max_episode_steps,
+        config.device,
+    )
 
 
 def print_summary(loop: Loop, steps: int) -> None:
