@@ -40,7 +40,7 @@ from mtrl.optim import gradients
 from mtrl.optim.aggregation import Aggregation, PCGrad
 from mtrl.parallel.actors import Serial
 from mtrl.registry import lookup, names
-from mtrl.run.logger import PhaseTimer
+from mtrl.run.timing import PhaseTimer
 from mtrl.train import keep_freed_memory
 from mtrl.types import Batch, EnvSpec, Metrics, Rollout, Step
 

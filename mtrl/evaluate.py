@@ -19,9 +19,9 @@ import mtrl.envs
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, unknown
+from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation import record_videos, show, write_eval
 from mtrl.run.evaluator import Evaluator
-from mtrl.run.logger import NO_RESULTS, Progress
 from mtrl.system.cores import available_cores
 from mtrl.types import Actor, EvalResult, UserError
 

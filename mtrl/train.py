@@ -49,22 +49,17 @@ from mtrl.help import help_text
 from mtrl.parallel.actors import Actors, Asynchronous, Serial
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
 from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
+from mtrl.run.console import Progress, duration
 from mtrl.run.evaluation import show
 from mtrl.run.evaluator import Evaluator
 from mtrl.run.lock import locked
-from mtrl.run.logger import (
-    Logger,
-    PhaseTimer,
-    Progress,
-    TensorBoardSink,
-    WandbSink,
-    check_wandb,
-    duration,
-    peak_memory_bytes,
-)
+from mtrl.run.logger import Logger
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
+from mtrl.run.sinks import TensorBoardSink, WandbSink, check_wandb
+from mtrl.run.timing import PhaseTimer
 from mtrl.system.cores import available_cores
+from mtrl.system.usage import peak_memory_bytes
 from mtrl.types import UserError
 
 WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
