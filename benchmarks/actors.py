@@ -25,8 +25,8 @@ import torch
 
 from mtrl.config import TrainConfig, composed, train_config
 from mtrl.parallel.actors import AsyncOnPolicy
-from mtrl.run.logger import PhaseTimer
 from mtrl.run.loop import seed_everything
+from mtrl.run.timing import PhaseTimer
 from mtrl.system.cores import available_cores
 from mtrl.train import make_learner, make_source, threads_beside
 

@@ -7,133 +7,23 @@ python -m mtrl.evaluate run=runs/... env.split=test             # another settin
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mtrl.envs
-from mtrl.checks import positive
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
-from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, unknown
-from mtrl.run.evaluation import evaluate, record_videos, show, summary, write_eval
-from mtrl.run.logger import NO_RESULTS, Progress
+from mtrl.run.console import NO_RESULTS, Progress
+from mtrl.run.evaluation import record_videos, show, write_eval
+from mtrl.run.evaluator import Evaluator
 from mtrl.system.cores import available_cores
-from mtrl.types import Actor, EnvSpec, EvalResult, UserError, VecEnv
-
-METAWORLD = ("mt1", "mt10", "mt25", "mt50", "metaworld", "ml1", "ml10", "ml25", "ml45")
-
-
-class Evaluator:
-    """Evaluates policies on a run's tasks: Meta-World's always on the official environments, Atari's on ale-py.
-
-    Args:
-        env: Config node of the training environment.
-        seed: Of the run: Meta-World's 50 goals are drawn from it.
-        episodes_per_task: 50 is the official protocol.
-        device: Of the policies.
-        max_episode_steps: Where episodes of an environment without a time limit of its own are truncated.
-    """
-
-    def __init__(
-        self,
-        env: Mapping[str, Any],
-        seed: int,
-        episodes_per_task: int,
-        device: str = "cpu",
-        max_episode_steps: int = MAX_EPISODE_STEPS,
-    ) -> None:
-        positive(episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
-        self.node = {key: value for key, value in env.items() if key != "num_envs"} | {"device": device}
-        if self.node["name"] in METAWORLD:
-            self.node["physics"] = "official"
-        if self.node["name"] == "atari":
-            self.node["backend"] = "ale"
-        self.seed, self.episodes_per_task, self._max_episode_steps = seed, episodes_per_task, max_episode_steps
-        self._env: VecEnv | None = None
-
-    def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
-        """Runs every episode of the protocol with deterministic actions."""
-        env = self.env
-        result = evaluate(
-            actor,
-            env,
-            self.episodes_per_task,
-            env.spec.num_goals,
-            self.protocol(env.spec),
-            progress,
-            self.seed,
-            self.max_episode_steps(env.spec),
-        )
-        if self.node["name"] == "atari":
-            raw = {game: found["mean_return"] for game, found in summary(result)["tasks"].items()}
-            result = replace(result, scores=human_normalised_scores(raw))
-        return result
-
-    @property
-    def env(self) -> VecEnv:
-        """Made when first asked for; a few slots per task, so that the cores are busy and memory stays small."""
-        if self._env is None:
-            self._env = mtrl.envs.make(**self.node, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
-        return self._env
-
-    def max_episode_steps(self, spec: EnvSpec) -> float:
-        """Where episodes are truncated if the environment does not end them."""
-        return self._max_episode_steps if spec.horizon is None else math.inf
-
-    def protocol(self, spec: EnvSpec) -> dict[str, Any]:
-        """What the numbers mean."""
-        protocol: dict[str, Any] = {"env": self.node["name"]}
-        if self.node["name"] in METAWORLD:
-            hidden = self.node["name"].startswith("ml")
-            protocol |= {
-                "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
-                "reward": self.node.get("reward_version", "v2"),
-                "goals": f"the fixed goals of seed {self._goal_seed}, goal i in episode i",
-                "goal in the observation": "no" if hidden else "yes",
-                **({"split": self.node.get("split", "train")} if hidden else {}),
-            }
-        if self.node["name"] == "atari":
-            protocol |= {
-                "emulator": f"ale-py {version('ale-py')}",
-                "sticky actions": self.node.get("repeat_action_probability", 0.25),
-                "no-op starts": f"fewer than {self.node.get('noop_max', 30)}",
-                "action set": self.node.get("action_set", "minimal"),
-                "seeds": "seed i in episode i of a game",
-                "return": "raw score",
-            }
-        if spec.horizon is None:
-            protocol["truncated after"] = f"{self._max_episode_steps} steps"
-        return protocol | {
-            "horizon": spec.horizon,
-            "episodes per task": self.episodes_per_task,
-            "policy": "deterministic",
-            "success": _where_success_counts(spec),
-        }
-
-    @property
-    def _goal_seed(self) -> int:
-        seed = self.node.get("goal_seed")
-        return self.seed if seed is None else int(seed)
-
-    def close(self) -> None:
-        """Ends the environment's processes."""
-        if self._env is not None:
-            self._env.close()
-
-
-def _where_success_counts(spec: EnvSpec) -> str:
-    if not spec.has_success:
-        return "not reported by this environment"
-    return "at any step" + (f", not reported by {', '.join(spec.silent_tasks)}" if spec.silent_tasks else "")
+from mtrl.types import Actor, EvalResult, UserError
 
 
 def evaluate_run(
@@ -174,7 +64,8 @@ def evaluate_run(
             max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
     policy = load_policy(policy_folder, device)
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch does not know of quotas
-    evaluator = Evaluator(node, seed, episodes_per_task, device, max_episode_steps)
+    protocol = mtrl.envs.evaluation_protocol(node, seed)
+    evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device)
     try:
         adapted = policy.for_env(evaluator.env.spec)
         began = time.perf_counter()
@@ -202,9 +93,9 @@ def evaluate_run(
 def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
     """Films goal 0 of every task."""
     try:
-        env: Any = mtrl.envs.make(**evaluator.node, seed=evaluator.seed, num_envs=None, render=True)
+        env: Any = mtrl.envs.make(**evaluator.settings, seed=evaluator.seed, num_envs=None, render=True)
     except UserError as error:
-        raise UserError(f"{evaluator.node['name']} cannot be filmed: {error}") from error
+        raise UserError(f"{evaluator.settings['name']} cannot be filmed: {error}") from error
     began = time.perf_counter()
     try:
         longest = evaluator.max_episode_steps(env.spec)

@@ -44,28 +44,23 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Episodes
-from mtrl.evaluate import Evaluator
 from mtrl.foreign import check_planned, save_settings
 from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
 from mtrl.registry import build
 from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
+from mtrl.run.console import Progress, duration
 from mtrl.run.evaluation import show
+from mtrl.run.evaluator import Evaluator
 from mtrl.run.lock import locked
-from mtrl.run.logger import (
-    Logger,
-    PhaseTimer,
-    Progress,
-    TensorBoardSink,
-    WandbSink,
-    check_wandb,
-    duration,
-    peak_memory_bytes,
-)
+from mtrl.run.logger import Logger
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
+from mtrl.run.sinks import TensorBoardSink, WandbSink, check_wandb
+from mtrl.run.timing import PhaseTimer
 from mtrl.system.cores import available_cores
+from mtrl.system.usage import peak_memory_bytes
 from mtrl.types import DataSource, Learner, UserError
 
 WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
@@ -91,13 +86,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             check_foreign(resume)
             with writing(resume):
                 held.enter_context(locked(resume / "env.txt"))
-            check_planned(config, resume, make_agent)
+            check_planned(config, resume, make_learner)
         seed_everything(config.seed)
         source, episodes, num_envs = make_source(config, timer, progress.print)
         held.callback(source.close)
-        evaluator = Evaluator(
-            config.env, config.seed, config.eval.episodes_per_task, config.device, config.eval.max_episode_steps
-        )
+        evaluator = make_evaluator(config)
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
         spec = episodes.spec
@@ -245,6 +238,18 @@ def make_learner(
         compile=config.compile,
     )
     return build_learner(config.agent, components, yields, config.precision, config.resets)
+
+
+def make_evaluator(config: TrainConfig) -> Evaluator:
+    """What evaluates the policy of a run, by the protocol of its environment."""
+    return Evaluator(
+        mtrl.envs.evaluation_protocol(config.env, config.seed),
+        mtrl.envs.make,
+        config.seed,
+        config.eval.episodes_per_task,
+        config.eval.max_episode_steps,
+        config.device,
+    )
 
 
 def print_summary(loop: Loop, steps: int) -> None:

@@ -245,6 +245,42 @@ class EvalResult:
         """Whether any task reports success."""
         return any(episode.success is not None for episode in self.episodes)
 
+    @property
+    def by_task(self) -> dict[str, list[EpisodeResult]]:
+        """The episodes of each task, by its name."""
+        found: dict[str, list[EpisodeResult]] = {}
+        for episode in self.episodes:
+            found.setdefault(episode.task, []).append(episode)
+        return found
+
+
+class EvaluationProtocol:
+    """How policies are evaluated that were trained in an environment.
+
+    As it stands, for environments that say nothing of it: in the same environment, with no rules but those of every
+    evaluation, and without scores. A suite that says more registers a subclass under the name of its environment:
+    `@register("evaluation", "my_suite")`.
+
+    Args:
+        settings: Of the environment, as it was trained in: its `name` and options.
+        seed: Of the run.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
+        self.settings, self.seed = dict(settings), seed
+
+    def record_settings(self) -> dict[str, Any]:
+        """Settings of the environment of record: the one in which results are reported."""
+        return self.settings
+
+    def words(self) -> dict[str, Any]:
+        """What the numbers mean, beyond the number of episodes, their length and where success counts."""
+        return {}
+
+    def scores(self, result: EvalResult) -> dict[str, float]:
+        """What the benchmark makes of the episodes: scores over all tasks by name, those of one as `<name>/<task>`."""
+        return {}
+
 
 @runtime_checkable
 class PhaseTimer(Protocol):

@@ -9,11 +9,16 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtrl.types import VecEnv
+    from collections.abc import Mapping
+
+    from mtrl.types import EvaluationProtocol, VecEnv
 
 
 def register_all() -> None:
-    """Registers the environments of this package under the kind "env" (and Meta-World's physics under "physics")."""
+    """Registers the environments of this package under the kind "env", and what belongs to them under other kinds.
+
+    These are "evaluation" (how policies are evaluated) and, for Meta-World, "physics" (what simulates).
+    """
     import mtrl.envs.atari.suite
     import mtrl.envs.metaworld.physics
     import mtrl.envs.metaworld.suite  # noqa: F401
@@ -76,3 +81,22 @@ def make(
     runtime = {"seed": seed, "device": device, "slots_per_task": slots_per_task}
     env: VecEnv = registry.build("env", {"name": name, "num_envs": num_envs, **options}, **runtime)
     return History(env, history) if history else env
+
+
+def evaluation_protocol(settings: Mapping[str, Any], seed: int) -> EvaluationProtocol:
+    """How policies are evaluated that were trained in an environment: as its suite says, if it says anything.
+
+    Args:
+        settings: `name` and options that `make` takes.
+        seed: Of the run.
+    """
+    from mtrl import registry
+    from mtrl.types import EvaluationProtocol
+
+    register_all()
+    name = settings["name"]
+    settings = {key: value for key, value in settings.items() if key != "num_envs"}  # says nothing of the problem
+    if name not in registry.names("evaluation"):
+        return EvaluationProtocol(settings, seed)
+    protocol: EvaluationProtocol = registry.build("evaluation", {"name": name}, settings=settings, seed=seed)
+    return protocol

@@ -183,11 +183,8 @@ def summary(result: EvalResult) -> dict[str, Any]:
     evaluation. Success is left out where a task reports none, and its mean is over the tasks that do; returns that are
     not comparable have no mean.
     """
-    by_task: dict[str, list[EpisodeResult]] = {}
-    for episode in result.episodes:
-        by_task.setdefault(episode.task, []).append(episode)
     tasks: dict[str, dict[str, Any]] = {}
-    for name, episodes in by_task.items():
+    for name, episodes in result.by_task.items():
         n, outcomes = len(episodes), [episode.success for episode in episodes if episode.success is not None]
         tasks[name] = {
             **_success(outcomes),

@@ -16,19 +16,14 @@ import torch
 
 from mtrl.checks import not_negative
 from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
+from mtrl.run.console import NO_RESULTS, Progress, TaskResults
 from mtrl.run.evaluation import headline, write_eval
 from mtrl.run.evaluation import metrics as eval_metrics
-from mtrl.run.logger import (
-    NO_RESULTS,
-    Logger,
-    MetricAccumulator,
-    PhaseTimer,
-    Progress,
-    TaskResults,
-    peak_memory_bytes,
-)
+from mtrl.run.logger import Logger, MetricAccumulator
 from mtrl.run.schedule import Every, Until
+from mtrl.run.timing import PhaseTimer
 from mtrl.system.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
+from mtrl.system.usage import peak_memory_bytes
 from mtrl.types import DataSource, EvalResult, Learner, NonFiniteLossError, State, UserError
 
 PATIENCE = 5.0

@@ -235,7 +235,7 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    from mtrl.run.logger import _family
+    from mtrl.system.usage import _family
 
     return _family(root)[1:]
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtrl.evaluate import Evaluator
-from tests.helpers import make_spec
+import mtrl.envs
 from tests.system.commands import ON_POLICY, TINY, evaluate, run, the_error, tiny
 
 GYM = ["env=gym", "env.num_workers=0", "env.num_envs=4", *ON_POLICY, *TINY, "eval.every=0", "total_steps=80"]
@@ -113,9 +112,8 @@ def test_init_from_a_run_with_other_tasks(agent: str, tmp_path: Path, capsys: py
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("name", ["ml1", "ml10", "ml25", "ml45"])
 def test_the_split_is_in_the_protocol(name: str, split: str) -> None:
-    protocol = Evaluator({"name": name, "split": split}, seed=0, episodes_per_task=1).protocol(make_spec())
-    assert protocol["split"] == split
-    assert Evaluator({"name": name}, seed=0, episodes_per_task=1).protocol(make_spec())["split"] == "train"
+    assert mtrl.envs.evaluation_protocol({"name": name, "split": split}, seed=0).words()["split"] == split
+    assert mtrl.envs.evaluation_protocol({"name": name}, seed=0).words()["split"] == "train"
 
 
 @pytest.mark.slow

@@ -10,13 +10,15 @@ Sets, by the name that `games` takes:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from importlib.metadata import version
+from typing import Any, Literal
 
 from mtrl.checks import not_negative, positive
-from mtrl.envs.atari.scores import REFERENCES
+from mtrl.envs.atari.scores import REFERENCES, human_normalised_scores
 from mtrl.registry import missing_extra, register, unknown
-from mtrl.types import UserError, VecEnv
+from mtrl.types import EvalResult, EvaluationProtocol, UserError, VecEnv
 
 _ACTIVE_5 = (
     "space_invaders", "seaquest", "asterix", "alien", "assault", "bank_heist", "crazy_climber", "demon_attack",
@@ -116,3 +118,29 @@ def named_games(games: Sequence[str] | str) -> tuple[str, ...]:
     if len(set(games)) < len(games):
         raise UserError(f"Each game may be named once, found {', '.join(games)}.")
     return tuple(games)
+
+
+@register("evaluation", "atari")
+class AtariEvaluation(EvaluationProtocol):
+    """On ale-py, with human-normalised scores."""
+
+    def record_settings(self) -> dict[str, Any]:
+        return {**self.settings, "backend": "ale"}
+
+    def words(self) -> dict[str, Any]:
+        return {
+            "emulator": f"ale-py {version('ale-py')}",
+            "sticky actions": self.settings.get("repeat_action_probability", 0.25),
+            "no-op starts": f"fewer than {self.settings.get('noop_max', 30)}",
+            "action set": self.settings.get("action_set", "minimal"),
+            "seeds": "seed i in episode i of a game",
+            "return": "raw score",
+        }
+
+    def scores(self, result: EvalResult) -> dict[str, float]:
+        return human_normalised_scores(
+            {
+                game: math.fsum(episode.episode_return for episode in episodes) / len(episodes)
+                for game, episodes in result.by_task.items()
+            }
+        )

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from mtrl import registry
 from mtrl.envs.base import check_num_envs
 from mtrl.envs.metaworld.catalog import DESCRIPTIONS, TASKS_OF
 from mtrl.envs.metaworld.goals import NUM_GOALS, Benchmark, official_goals
-from mtrl.types import EnvSpec, UserError, VecEnv
+from mtrl.types import EnvSpec, EvaluationProtocol, UserError, VecEnv
 
 MAX_HORIZON = 500
 """Where the published environments end an episode."""
@@ -136,5 +136,24 @@ def _benchmark(name: str, task: str | None, tasks: Sequence[str] | None, split: 
     return Benchmark(official, tuple(tasks))
 
 
+class MetaworldEvaluation(EvaluationProtocol):
+    """On the published environments, whatever simulated the training."""
+
+    def record_settings(self) -> dict[str, Any]:
+        return {**self.settings, "physics": "official"}
+
+    def words(self) -> dict[str, Any]:
+        hidden = self.settings["name"].startswith("ml")
+        goal_seed = self.settings.get("goal_seed")
+        return {
+            "physics": f"official (metaworld {version('metaworld')}, mujoco {version('mujoco')})",
+            "reward": self.settings.get("reward_version", "v2"),
+            "goals": f"the fixed goals of seed {self.seed if goal_seed is None else goal_seed}, goal i in episode i",
+            "goal in the observation": "no" if hidden else "yes",
+            **({"split": self.settings.get("split", "train")} if hidden else {}),
+        }
+
+
 for _name in ("metaworld", "mt1", "ml1", *(name.lower() for name in TASKS_OF)):
     registry.register("env", _name)(functools.partial(metaworld, _name))
+    registry.register("evaluation", _name)(MetaworldEvaluation)

@@ -19,7 +19,7 @@ import mtrl.envs
 from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.envs.atari.suite import GAME_SETS, named_games
 from mtrl.envs.atari.vector import AtariVecEnv
-from mtrl.evaluate import Evaluator
+from mtrl.run.evaluator import Evaluator
 from mtrl.types import UserError
 
 
@@ -251,7 +251,9 @@ class Idle:
 
 def test_evaluation_reports_human_normalised_scores() -> None:
     """Nobody scores in three steps. Carnival has no references, Pong's are -20.7 and 14.6."""
-    evaluator = Evaluator({"name": "atari", "games": ["pong", "carnival"], "horizon": 3}, seed=0, episodes_per_task=2)
+    settings = {"name": "atari", "games": ["pong", "carnival"], "horizon": 3}
+    protocol = mtrl.envs.evaluation_protocol(settings, seed=0)
+    evaluator = Evaluator(protocol, mtrl.envs.make, seed=0, episodes_per_task=2, max_episode_steps=27_000)
     result = evaluator(Idle())
     evaluator.close()
     assert [(e.task, e.goal, e.length) for e in result.episodes] == [

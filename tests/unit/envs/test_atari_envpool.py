@@ -12,7 +12,6 @@ import torch
 import mtrl.envs
 from mtrl.envs.atari.rows import AleRows, EnvPoolRows
 from mtrl.envs.atari.vector import AtariVecEnv
-from mtrl.evaluate import Evaluator
 from mtrl.types import UserError
 
 OPTIONS = {
@@ -128,8 +127,3 @@ def test_episodes_cannot_be_seeded(envpool: Any) -> None:
     env = make("pong", 1)
     with pytest.raises(ValueError, match=r"EnvPool cannot seed an episode.*: use backend=ale"):
         env.assign(env.task, torch.tensor([3]))
-
-
-def test_evaluation_is_on_ale() -> None:
-    evaluator = Evaluator({"name": "atari", "games": "pong", "backend": "envpool"}, seed=0, episodes_per_task=1)
-    assert evaluator.node["backend"] == "ale"

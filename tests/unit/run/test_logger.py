@@ -13,19 +13,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from mtrl.run.logger import (
-    NO_RESULTS,
-    Logger,
-    MetricAccumulator,
-    PhaseTimer,
-    Progress,
-    TaskResults,
-    TensorBoardSink,
-    WandbSink,
-    check_wandb,
-    duration,
-    peak_memory_bytes,
-)
+from mtrl.run.console import NO_RESULTS, Progress, TaskResults, duration
+from mtrl.run.logger import Logger, MetricAccumulator
+from mtrl.run.sinks import TensorBoardSink, WandbSink, check_wandb
+from mtrl.run.timing import PhaseTimer
+from mtrl.system.usage import peak_memory_bytes
 from mtrl.types import UserError
 
 TASKS = ("reach-v3", "push-v3", "door/x")

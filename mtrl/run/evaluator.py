@@ -1,0 +1,89 @@
+"""Evaluates policies by the protocol of their environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from mtrl.checks import positive
+from mtrl.run.evaluation import evaluate
+from mtrl.types import Actor, EnvSpec, EvalResult, EvaluationProtocol, VecEnv
+
+
+class Evaluator:
+    """Evaluates policies in the environment of record of a protocol, with its scores.
+
+    Args:
+        protocol: What the environment of the run says of its evaluation.
+        make_env: Takes the settings of an environment, `seed`, `device` and `slots_per_task`, as `mtrl.envs.make` does.
+        seed: Of the run: Meta-World's 50 goals are drawn from it.
+        episodes_per_task: 50 is the official protocol of Meta-World.
+        max_episode_steps: Where episodes of an environment without a time limit of its own are truncated.
+        device: Of the policies.
+    """
+
+    def __init__(
+        self,
+        protocol: EvaluationProtocol,
+        make_env: Callable[..., VecEnv],
+        seed: int,
+        episodes_per_task: int,
+        max_episode_steps: int,
+        device: str = "cpu",
+    ) -> None:
+        positive(episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
+        self._protocol, self._make_env = protocol, make_env
+        self.settings = protocol.record_settings() | {"device": device}
+        self.seed, self.episodes_per_task, self._max_episode_steps = seed, episodes_per_task, max_episode_steps
+        self._env: VecEnv | None = None
+
+    def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
+        """Runs every episode of the protocol with deterministic actions."""
+        env = self.env
+        result = evaluate(
+            actor,
+            env,
+            self.episodes_per_task,
+            env.spec.num_goals,
+            self.protocol(env.spec),
+            progress,
+            self.seed,
+            self.max_episode_steps(env.spec),
+        )
+        return replace(result, scores=self._protocol.scores(result))
+
+    @property
+    def env(self) -> VecEnv:
+        """Made when first asked for; a few slots per task, so that the cores are busy and memory stays small."""
+        if self._env is None:
+            self._env = self._make_env(**self.settings, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
+        return self._env
+
+    def max_episode_steps(self, spec: EnvSpec) -> float:
+        """Where episodes are truncated if the environment does not end them."""
+        return self._max_episode_steps if spec.horizon is None else math.inf
+
+    def protocol(self, spec: EnvSpec) -> dict[str, Any]:
+        """What the numbers mean."""
+        protocol = {"env": self.settings["name"], **self._protocol.words()}
+        if spec.horizon is None:
+            protocol["truncated after"] = f"{self._max_episode_steps} steps"
+        return protocol | {
+            "horizon": spec.horizon,
+            "episodes per task": self.episodes_per_task,
+            "policy": "deterministic",
+            "success": _where_success_counts(spec),
+        }
+
+    def close(self) -> None:
+        """Ends the environment's processes."""
+        if self._env is not None:
+            self._env.close()
+
+
+def _where_success_counts(spec: EnvSpec) -> str:
+    if not spec.has_success:
+        return "not reported by this environment"
+    return "at any step" + (f", not reported by {', '.join(spec.silent_tasks)}" if spec.silent_tasks else "")
