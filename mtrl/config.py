@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 import mtrl
 from mtrl.checks import not_negative, positive
 from mtrl.output import unbreakable_output
-from mtrl.registry import check_type, construct, unknown
+from mtrl.registry import check_type, construct, names, unknown
 from mtrl.run.checkpoint import write_atomic
 from mtrl.run.reading import DEEPEST, read_text
 from mtrl.state import shown
@@ -41,6 +42,9 @@ GROUPS = (
     "task_sampling",
 )
 """Config groups that choose one component each; the registry checks what is in them."""
+
+KINDS = {"network": "trunk"}
+"""The kind of component that a group chooses, where it has another name."""
 
 MAX_EPISODE_STEPS = 27_000
 """As long as the longest time limit among Gymnasium's own environments and Atari's."""
@@ -211,6 +215,44 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
+def presets(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """The files of a group by their names, also those in a user's own folders. Raises `UserError`."""
+    found: dict[str, Path] = {}
+    for folder in (config_dir(), *folders):
+        for path in (folder / group).glob("*.yaml"):
+            if path.stem in found:
+                raise UserError(f"{path} has the name of {found[path.stem]}: give it another.")
+            found[path.stem] = path
+    return found
+
+
+def registered(group: str) -> list[str]:
+    """The names of the components that a group can choose, sorted."""
+    import mtrl.build  # registers what learns
+    import mtrl.envs
+
+    mtrl.envs.register_all()
+    return names(KINDS.get(group, group))
+
+
+def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """What can be chosen from a group, sorted: registered components and presets."""
+    return sorted({*registered(group), *presets(group, folders)})
+
+
+def offer_components(folders: Sequence[Path] = ()) -> None:
+    """Lets Hydra find every registered component for which there is no file: with the defaults of its constructor."""
+    store = ConfigStore.instance()
+    for group in GROUPS:
+        files = presets(group, folders)
+        for name in registered(group):
+            node = {"trunk": {"name": name}, "head": "per_task"} if group == "network" else {"name": name}
+            if name not in files:
+                store.store(name, node, group)
+            elif group in store.repo:  # stored before its file was there, which it would be merged with
+                store.repo[group].pop(f"{name}.yaml", None)
+
+
 def to_plain(node: Any) -> Any:
     """A config as plain dicts, lists and scalars, with interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
@@ -281,7 +323,12 @@ def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) ->
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Writes plain values, as a file that appears whole. Raises `OSError`."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(values))))
+    write_atomic(path, to_yaml(values))
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as `load_yaml` reads them."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(values)))
 
 
 def _escaped(node: Any) -> Any:
@@ -330,32 +377,59 @@ def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
     return overrides
 
 
-def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, folders: Sequence[Path] = ()) -> list[str]:
-    """Checks overrides against the config files, with errors that name the nearest valid key or option.
+def split_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Takes `--config-dir DIR`, a user's own folder of presets, off the other arguments. Raises `UserError`."""
+    others: list[str] = []
+    folders: list[Path] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config-dir", "-cd"):
+            others.append(argument)
+            continue
+        folder = Path(value if equals else next(rest, ""))
+        if not folder.is_dir() or folder == Path():
+            raise UserError(f"{flag} needs a folder of presets (<folder>/<group>/<name>.yaml), not {str(folder)!r}.")
+        folders.append(folder)
+    return others, folders
 
-    Options of components are passed on to be checked by the component that gets them.
+
+def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, folders: Sequence[Path] = ()) -> list[str]:
+    """Overrides as Hydra takes them, checked, with errors that name the nearest valid key or option.
+
+    Options of components are passed on to be checked by the component that gets them. To name a component is to choose
+    it: `weighting.name=dwa` is `weighting=dwa`, and `network.trunk.name=mlp` drops what the trunk had for options, but
+    those that are given with it.
 
     Args:
         sweep: Whether they may give several values.
-        folders: Where there are further options of the groups.
+        folders: Where there are further presets.
     """
-    base, places = load_yaml_of(config_name), (config_dir(), *folders)
-    parsed = zip(arguments, parse(arguments, sweep), strict=True)
-    return [_checked(argument, override, base, places) for argument, override in parsed]
+    base, overrides = load_yaml_of(config_name), parse(arguments, sweep)
+    pairs = zip(arguments, overrides, strict=True)
+    passed = [_checked(argument, override, base, folders) for argument, override in pairs]
+    nodes = (override.key_or_group.rpartition(".") for override in overrides if not override.is_delete())
+    replaced = [node for node, _, key in nodes if key == "name" and node.count(".") and node.split(".")[0] in GROUPS]
+    dropped = [f"++{node}=null" for node in dict.fromkeys(replaced)]
+    if "network.trunk" in replaced:
+        dropped += ["++network.value=null", "++network.value={}"]  # options of the trunk as well
+    return [*dropped, *passed]
 
 
 def _checked(argument: str, override: Override, base: Mapping[str, Any], folders: Sequence[Path]) -> str:
     key = override.key_or_group
     first, _, rest = key.partition(".")
     plain = argument.lstrip("+")
-    if override.is_delete() or first == "hydra":
+    if override.is_delete() or key.startswith(("hydra.", "hydra/")):
         return argument
-    if key and (config_dir() / key).is_dir():
-        options = sorted({path.stem for folder in folders for path in (folder / key).glob("*.yaml")})
-        for choice in map(str, _choices(override, options)):
-            if choice not in options:
-                raise UserError(unknown(key, choice, options))
-        return f"+{plain}" if key == "experiment" else argument  # no experiment is chosen by default
+    if first in GROUPS and rest == "name":
+        key, plain = first, f"{first}={plain.partition('=')[2]}"
+    if key in (*GROUPS, "experiment"):
+        valid = options(key, folders)
+        for choice in map(str, _choices(override, valid)):
+            if choice not in valid:
+                raise UserError(unknown(key, choice, valid))
+        return f"+{plain}" if key == "experiment" else plain  # no experiment is chosen by default
     if first in GROUPS and rest:
         return f"++{plain}"  # the component that gets it knows whether it is valid
     section = base.get(first)
@@ -381,13 +455,37 @@ def load_yaml_of(config_name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
-def composed(arguments: Sequence[str], config_name: str) -> dict[str, Any]:
-    """The configuration that a command line means, as plain values. Raises `UserError`."""
+def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """The configuration that a command line means, as plain values. Raises `UserError`.
+
+    What an experiment says of a group's options is about the choice that it makes: another choice is without it.
+    """
+    overrides = checked(arguments, config_name, folders=folders)
+    keys = [override.key_or_group for override in parse(overrides)]
+    offer_components(folders)
+
+    def without(left_out: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Settings and choices."""
+        kept = [override for override, key in zip(overrides, keys, strict=True) if key not in left_out]
+        config = compose(config_name, [*search_path(folders), *kept], return_hydra_config=True)
+        choices = to_plain(config.hydra.runtime.choices)
+        return {str(key): to_plain(config[key]) for key in config if key != "hydra"}, choices
+
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-            return to_plain(compose(config_name, overrides=list(checked(arguments, config_name))))
+            values, choices = without(())
+            if "experiment" in choices:
+                (_, theirs), (others, _) = without(GROUPS), without(["experiment"])
+                values |= {group: others[group] for group in GROUPS if choices[group] != theirs[group]}
+            return values
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from error
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """The override that lets Hydra find presets in a user's own folders."""
+    quoted = [str(folder.resolve()).replace("\\", r"\\").replace('"', r"\"") for folder in folders]
+    return ["hydra.searchpath=[" + ",".join(f'"file://{folder}"' for folder in quoted) + "]"] if quoted else []
 
 
 def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Iterable[str] = ()) -> dict[str, Any]:

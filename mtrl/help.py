@@ -1,13 +1,14 @@
-"""What `python -m mtrl.train --help` prints: every setting, option and component, from the files that define them."""
+"""What `python -m mtrl.train --help` prints: every setting, option and component, from what defines them."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import mtrl.build
-import mtrl.envs.metaworld.physics  # noqa: F401  # the two register what is listed
-from mtrl.config import GROUPS, config_dir, load_yaml
+from mtrl.config import GROUPS, KINDS, config_dir, load_yaml, options, presets
 from mtrl.registry import lookup, names
 
 WITHIN = {
@@ -19,29 +20,33 @@ WITHIN = {
 """Settings that name a component and are no group of their own."""
 SKIPPED = ("# @package", "defaults:", "  - ", "name: ")
 """How lines begin that are no setting of an option."""
+FROM_THE_RUN = ("seed", "device", "slots_per_task", "render", "log_alpha")
+"""What components can be given beside their settings."""
 
 
-def help_text(usage: str) -> str:
-    """The whole text, which begins with how the command is used."""
+def help_text(usage: str, folders: Sequence[Path] = ()) -> str:
+    """The whole text.
+
+    Args:
+        usage: How the command is used, which comes first.
+        folders: Where there are further presets.
+    """
     settings, _, _ = (config_dir() / "train.yaml").read_text(encoding="utf-8").partition("\nhydra:")
     lines = [usage.strip(), "", "Choices, `group=option`, with the default of each group:"]
     chosen = _default_choices()
-    lines += [f"  {f'{group}={chosen[group]}':<22} or {', '.join(options(group))}" for group in GROUPS]
-    lines += [f"  {'+experiment=...':<25} {', '.join(options('experiment'))}"]
+    lines += [f"  {f'{group}={chosen[group]}':<22} or {', '.join(options(group, folders))}" for group in GROUPS]
+    lines += [f"  {'+experiment=...':<25} {', '.join(options('experiment', folders))}"]
     lines += ["", "Components that a setting names:"]
     lines += [f"  {key}={'|'.join(names(kind))}" for key, kind in WITHIN.items()]
     lines += ["", "Settings of a run, `key=value`, and their defaults:"]
     lines += [f"  {line}" for line in settings[settings.index("\nseed:") :].splitlines() if line]
     lines += ["", "Settings of each option, `group.key=value`:"]
     for group in (*GROUPS, "experiment"):
-        for option in options(group):
-            lines += ["", f"{group}={option}", *_settings(config_dir() / group / f"{option}.yaml")]
+        files = presets(group, folders)
+        for option in options(group, folders):
+            found = _of_file(group, files[option]) if option in files else _of_component(group, option)
+            lines += ["", f"{group}={option}", *(f"  {line}" for line in found)]
     return "\n".join(lines) + "\n"
-
-
-def options(group: str) -> list[str]:
-    """What can be chosen from a group, sorted."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
 def _default_choices() -> dict[str, str]:
@@ -50,12 +55,23 @@ def _default_choices() -> dict[str, str]:
     return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
 
 
-def _settings(path: Path) -> list[str]:
+def _of_file(group: str, path: Path) -> list[str]:
     """The lines of an option's file, and those settings of a trunk that the file leaves at their defaults."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith(SKIPPED)]
-    if path.parent.name == "network":
-        trunk = load_yaml(path)["trunk"]
-        parameters = inspect.signature(lookup("trunk", trunk["name"])).parameters.values()
-        others = [p for p in parameters if p.default is not p.empty and p.name not in trunk]
-        lines += [f"# network.trunk.{p.name}={p.default} ({p.annotation})" for p in others]
-    return [f"  {line}" for line in lines]
+    trunk = load_yaml(path).get("trunk", {}) if group == "network" else {}
+    return lines + _defaults(group, lookup("trunk", trunk["name"]), trunk) if "name" in trunk else lines
+
+
+def _of_component(group: str, name: str) -> list[str]:
+    """What a component without a file is, in its own words, and its settings."""
+    component = lookup(KINDS.get(group, group), name)
+    component = component.func if isinstance(component, partial) else component
+    return [f"# {line}" for line in (component.__doc__ or "").splitlines()[:1]] + _defaults(group, component)
+
+
+def _defaults(group: str, component: Callable[..., Any], given: Collection[str] = FROM_THE_RUN) -> list[str]:
+    """Settings of a component that have a default, but those that are `given`."""
+    key = {"network": "network.trunk"}.get(group, group)
+    parameters = inspect.signature(component).parameters.values()
+    others = [p for p in parameters if p.default is not p.empty and p.name not in given]
+    return [f"# {key}.{p.name}={p.default} ({getattr(p.annotation, '__name__', p.annotation)})" for p in others]

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -35,12 +35,15 @@ from mtrl.config import (
     config_dir,
     differing,
     load_train_yaml,
+    offer_components,
     parse,
     resumed,
     run_or_exit,
     save_yaml,
+    search_path,
+    split_folders,
     split_paths,
-    to_plain,
+    to_yaml,
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import Episodes
@@ -455,7 +458,7 @@ PATHS = ("run_dir", "resume", "init_from")
 """Settings that are paths."""
 FLAGS_WITH_VALUE = (
     *("--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"),
-    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-path", "-cp", "--config-name", "-cn"),
 )
 """Of Hydra, followed by a value."""
 
@@ -466,19 +469,20 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    arguments, folders = split_folders(arguments)
     if {"-h", "--help"} & set(arguments):
-        print(help_text(__doc__), end="")
+        print(help_text(__doc__, folders), end="")
         return 0
     if any(argument.startswith("-") for argument in arguments):
-        return _hydra_main(arguments)
+        return _hydra_main(arguments, folders)
     others, paths = split_paths(arguments, PATHS)
     resume = paths.pop("resume", None)
     if resume == "auto":
-        return _resume_or_start(check_config({**composed(others, "train"), **paths}))
+        return _resume_or_start(check_config({**composed(others, "train", folders), **paths}))
     if resume is not None:
         stored = load_train_yaml(Path(resume) / "config.yaml")
         return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
-    return train(check_config({**composed(others, "train"), **paths}))
+    return train(check_config({**composed(others, "train", folders), **paths}))
 
 
 def _resume_or_start(config: TrainConfig) -> int:
@@ -494,32 +498,34 @@ def _resume_or_start(config: TrainConfig) -> int:
     return train(config, run_dir)
 
 
-def _hydra_main(arguments: list[str]) -> int:
+def _hydra_main(arguments: list[str], folders: list[Path]) -> int:
     """Sweeps (`-m`), `--cfg job` and Hydra's other flags."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     flags: list[str] = []
     overrides: list[str] = []
-    folders: list[Path] = []
     for argument in arguments:
-        flag = flags[-1] if flags else ""
-        if flag in ("--config-dir", "-cd"):
-            folders.append(Path(argument))
-        (flags if argument.startswith("-") or flag in FLAGS_WITH_VALUE else overrides).append(argument)
+        follows = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
+        (flags if argument.startswith("-") or follows else overrides).append(argument)
     sweep = not {"-m", "--multirun"}.isdisjoint(flags)
     if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides, sweep)):
         raise UserError("resume and run_dir name one run: they cannot be combined with a sweep (-m) or another flag.")
+    if flags in (["--cfg", "job"], ["-c", "job"]):
+        print(to_yaml(composed(overrides, "train", folders)), end="")
+        return 0
 
-    def job(config: Mapping[str, Any]) -> None:
+    def job(_: Any) -> None:
         try:
-            code = train(check_config(to_plain(config)))
+            code = train(check_config(composed(HydraConfig.get().overrides.task, "train", folders)))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2
         if code:
             sys.exit(code)
 
-    sys.argv[1:] = [*flags, *checked(overrides, "train", sweep, folders)]
+    offer_components(folders)
+    sys.argv[1:] = [*flags, *search_path(folders), *checked(overrides, "train", sweep, folders)]
     hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(job)()
     return 0
 

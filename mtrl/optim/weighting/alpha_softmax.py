@@ -14,7 +14,7 @@ from mtrl.registry import register
 
 @register("weighting", "alpha_softmax")
 class AlphaSoftmax(Weighting):
-    """K softmax(-log alpha): less for a task with a high temperature, one that is far from its target entropy.
+    """K softmax(-log alpha), alpha of `agent=sac`: less for a task whose policy is far from its target entropy.
 
     Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020).
 
