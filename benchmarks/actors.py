@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from mtrl.config import TrainConfig, composed, train_config
-from mtrl.parallel.actors import AsyncOnPolicy
+from mtrl.parallel.transport import LocalProcesses
 from mtrl.run.loop import seed_everything
 from mtrl.run.timing import PhaseTimer
 from mtrl.system.cores import available_cores
@@ -59,8 +59,9 @@ class Candidate:
             steps = sum(self.iterate() for _ in range(updates))
             elapsed = time.perf_counter() - start
             self.waited = self.timer.seconds.get("wait", 0.0) / elapsed
-        if isinstance(self.source, AsyncOnPolicy):
-            while not all(process.connection.poll() for process in self.source.processes):
+        transport = getattr(self.source, "transport", None)
+        if isinstance(transport, LocalProcesses):
+            while not all(process.connection.poll() for process in transport.processes.values()):
                 time.sleep(0.05)
         return steps / elapsed
 

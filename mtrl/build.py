@@ -13,6 +13,7 @@ from mtrl.agents.resets import Resets
 from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy
 from mtrl.data.replay import Replay
 from mtrl.parallel.actors import AsyncOnPolicy
+from mtrl.parallel.transport import LocalProcesses
 from mtrl.registry import build, register
 from mtrl.types import DataSource, EnvSpec, Learner, PhaseTimer, UserError, VecEnv
 
@@ -75,7 +76,8 @@ def rollouts(
         return OnPolicy(Collector(env, episodes, device, timer, **options), rollout_length)
     num_envs = actors * env.num_envs
     env.close()  # it was made to learn its spec, and to find here what is wrong with it
-    return AsyncOnPolicy(actors, num_envs, make_env, episodes, device, timer, options, seed, report, rollout_length)
+    transport = LocalProcesses(device)
+    return AsyncOnPolicy(actors, num_envs, make_env, episodes, transport, timer, options, seed, report, rollout_length)
 
 
 @register("data", "replay")

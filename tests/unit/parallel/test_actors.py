@@ -8,7 +8,6 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from mtrl.data.experience import Episodes
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.envs.counting import CountingEnv
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.parallel.actor import Ended
-from mtrl.parallel.actors import ActorError, ActorProcess, AsyncOnPolicy
+from mtrl.parallel.actor import Recipe
+from mtrl.parallel.actors import AsyncOnPolicy
+from mtrl.parallel.transport import ActorError, Death, Delivery, LocalProcesses, Transport
 from mtrl.types import Rollout, UserError, VecEnv
 from tests.helpers import describe, no_timer, random_rollout
 from tests.system.commands import alive, shared_memory, wait_for
@@ -51,15 +51,16 @@ def slots(rollout: Rollout, begin: int, end: int) -> Rollout:
 class Run:
     """An experience of two actors, and its policy as it was at each update, counted from 1."""
 
-    def __init__(self, make_env: Callable[[], VecEnv], count: int = 2) -> None:
+    def __init__(self, make_env: Callable[[], VecEnv], count: int = 2, transport: Transport | None = None) -> None:
         torch.manual_seed(0)
         self.said: list[str] = []
         self.policy: PolicyNetwork = build_policy(DESCRIPTION, SPEC)
         self.sampler = Fixed()
         episodes = Episodes(SPEC, self.sampler)
         options: dict[str, float] = {}
+        self.transport: Any = transport or LocalProcesses("cpu")
         self.source = AsyncOnPolicy(
-            count, count * B, make_env, episodes, "cpu", no_timer, options, 1, self.said.append, T
+            count, count * B, make_env, episodes, self.transport, no_timer, options, 1, self.said.append, T
         )
         self.source.connect(self.policy)
         self.policies: list[PolicyNetwork] = []
@@ -79,7 +80,7 @@ class Run:
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self.source.processes]
+        return [process.pid for _, process in sorted(self.transport.processes.items())]
 
 
 @contextmanager
@@ -192,32 +193,42 @@ def test_actor_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Scripted(ActorProcess):
-    """Delivers rollouts of the given versions, without a process."""
+class Scripted:
+    """A transport that delivers rollouts of the given versions of each actor, without processes."""
 
-    def __init__(self, versions: list[int]) -> None:
-        self.connection, self._there = Pipe()
-        for version in versions:
-            self._there.send(version)
+    def __init__(self, *versions: list[int]) -> None:
+        self.version, self.left = 0, versions
+        self.started: list[tuple[int, int]] = []
 
-    def receive(self, device: str) -> tuple[Rollout, int, Ended]:
-        version = self.connection.recv()
-        rollout = random_rollout(T, B, K, 5, torch.full((T, B, 2), float(version)), seed=0)
-        return rollout, version, [([version % K], {"return": [1.0], "success": [1.0], "length": [4.0]})]
+    def publish(self, weights: Any) -> None:
+        self.version += 1
 
-    def end(self, seconds: float) -> None:
+    def start(self, actor: int, recipe: Recipe) -> None:
+        self.started.append((actor, recipe.seed))
+
+    def receive(self, most: int) -> list[Delivery | Death]:
+        ready = [(actor, left.pop(0)) for actor, left in list(enumerate(self.left))[:most] if left]
+        return [
+            Delivery(
+                actor,
+                random_rollout(T, B, K, 5, torch.full((T, B, 2), float(version)), seed=0),
+                version,
+                [([version % K], {"return": [1.0], "success": [1.0], "length": [4.0]})],
+            )
+            for actor, version in ready
+        ]
+
+    def close(self) -> None:
         pass
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, *versions: list[int]) -> AsyncOnPolicy:
-    left = [Scripted(own) for own in versions]
-    monkeypatch.setattr(AsyncOnPolicy, "_start", lambda self: left.pop(0))
-    return Run(make_counting, len(versions)).source
+def scripted(*versions: list[int]) -> AsyncOnPolicy:
+    return Run(make_counting, len(versions), Scripted(*versions)).source
 
 
-def test_lags_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lags_by_hand() -> None:
     """Two actors, updates 1 to 4. Lags: 0, 0; then 1, 0; 1, 2; and at last 0 and 3 updates."""
-    experience = scripted(monkeypatch, [1, 1, 2, 4], [1, 2, 1, 1])
+    experience = scripted([1, 1, 2, 4], [1, 2, 1, 1])
     batches = []
     for _ in range(4):
         experience.collect(experience.policy)
@@ -229,26 +240,47 @@ def test_lags_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert experience.statistics()["policy_lag"].isnan()  # told once
 
 
-def test_a_quick_actor_need_not_wait_for_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    experience = scripted(monkeypatch, [1, 1, 2, 2], [])
+def test_a_quick_actor_need_not_wait_for_a_slow_one() -> None:
+    experience = scripted([1, 1, 2, 2], [])
     for expected in ([1, 1], [2, 2]):
         experience.collect(experience.policy)
         (batch,) = experience.batches()
         assert batch.action[0, ::B, 0].tolist() == expected
 
 
-def test_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_saved() -> None:
     """Results not logged yet, the number of restarts, and how many actors there have been, so that seeds are new."""
-    run = Run(make_counting)
-    run.source._started, run.source.restarts = 7, 5
-    run.source.episodes.add(torch.tensor([1]), {key: torch.ones(1).double() for key in ("return", "success", "length")})
-    other = Run(make_counting)
-    other.source.load_state_dict(run.source.state_dict())
-    assert (other.source._started, other.source.restarts) == (7, 5)
-    assert other.source.episodes.statistics()["return"].nan_to_num().tolist() == [0, 1, 0]
-    seeds = []
-    monkeypatch.setattr(mtrl.parallel.actors, "ActorProcess", lambda recipe, broadcast: seeds.append(recipe.seed))
-    for started in (run, other):
-        started.source._start()
-    run.source._start()
-    assert seeds[0] == seeds[1] != seeds[2]
+    transports = [Scripted([1, 2], [1]) for _ in range(3)]
+    sources = [Run(make_counting, 2, transport).source for transport in transports]
+    for source in sources[:2]:
+        source.collect(source.policy)
+    sources[1].load_state_dict(sources[0].state_dict())
+    sources[2].load_state_dict(sources[0].state_dict())
+    results = [source.episodes.statistics()["return"].nan_to_num().tolist() for source in sources]
+    assert results == [[0, 1, 0]] * 3
+    transports[2].left = ([1], [1])
+    sources[2].collect(sources[2].policy)
+    first, _, resumed = ([seed for _, seed in transport.started] for transport in transports)
+    assert [actor for actor, _ in transports[2].started] == [0, 1]
+    assert first == [seed for _, seed in transports[1].started]
+    assert len({*first, *resumed}) == 4
+
+
+def test_deaths_are_counted_in_a_row() -> None:
+    """Two deaths, a rollout, two deaths: three in a row would be too many. What is said names the actor."""
+
+    class Deadly(Scripted):
+        def receive(self, most: int) -> list[Delivery | Death]:
+            (left,) = self.left
+            if left[0] == 0:
+                left.pop(0)
+                return [Death(0, "Actor 0 (process 7) ended with exit code 3")]
+            return super().receive(most)
+
+    run = Run(make_counting, 1, Deadly([0, 0, 1, 0, 0, 2, 0, 0, 0]))
+    for _ in range(2):
+        run.source.collect(run.policy)
+    assert run.source.restarts == 4
+    assert "process 7) ended with exit code 3. It was started again (restarts so far: 4)." in run.said[-1]
+    with pytest.raises(ActorError, match=r"Actor 0 .* ended with exit code 3, 3 times in a row without a rollout"):
+        run.source.collect(run.policy)

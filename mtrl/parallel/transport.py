@@ -1,0 +1,159 @@
+"""How weights reach actors, and rollouts come back: processes of this machine, or what others make of it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any, Protocol, runtime_checkable
+
+from mtrl.parallel.actor import Ended, Recipe
+from mtrl.system.memory import Broadcast, SharedTensors, Tree, build_tree, leaves
+from mtrl.system.process import EnvironmentFailedError, ServingProcess, close_all, patiently
+from mtrl.types import Rollout, UserError
+
+
+class ActorError(UserError, EnvironmentFailedError):
+    """An actor failed in a way that starting another would not mend."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What an actor has collected."""
+
+    actor: int
+    rollout: Rollout
+    version: int
+    """Of the weights that acted, counted from 1: the first that were published."""
+    ended: Ended
+    """Episodes that ended in it."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """An actor has ended without being told to."""
+
+    actor: int
+    description: str
+    """Which it was, and how it ended: "Actor 1 (process 77) ended with exit code 3"."""
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """Actors, numbered from 0, wherever they run."""
+
+    @property
+    def version(self) -> int:
+        """Number of the newest weights."""
+        ...
+
+    def publish(self, weights: Tree) -> None:
+        """Makes these the newest weights: every rollout begins with the newest there are."""
+        ...
+
+    def start(self, actor: int, recipe: Recipe) -> None:
+        """Starts an actor, or another in the place of one that has died. After the first `publish`."""
+        ...
+
+    def receive(self, most: int) -> Iterable[Delivery | Death]:
+        """Waits until there is something, and gives that, `most` at most; the rest stays for the next call.
+
+        Raises:
+            ActorError: An actor failed and says why, or nothing came although the run has been asked to stop.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends all actors."""
+        ...
+
+
+class LocalProcesses:
+    """Actors in processes of this machine, with memory that they share with the learner's.
+
+    Each has room for one rollout, fills it while the learner learns, and waits until it has been taken.
+
+    Args:
+        device: Where rollouts go.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.processes: dict[int, ActorProcess] = {}
+        self._broadcast: Broadcast | None = None
+        self._finalizer = weakref.finalize(self, _close_all, self.processes)
+
+    @property
+    def version(self) -> int:
+        return 0 if self._broadcast is None else self._broadcast.version
+
+    def publish(self, weights: Tree) -> None:
+        if self._broadcast is None:
+            self._broadcast = Broadcast.like(weights)
+        self._broadcast.publish(weights)
+
+    def start(self, actor: int, recipe: Recipe) -> None:
+        assert self._broadcast is not None, "publish comes first"
+        self.processes[actor] = ActorProcess(recipe, self._broadcast)
+
+    def receive(self, most: int) -> list[Delivery | Death]:
+        ready = self._ready()
+        return [self._take(i) for i in sorted(self.processes) if self.processes[i].connection in ready][:most]
+
+    def _ready(self) -> list[Any]:
+        connections: list[Any] = [process.connection for process in self.processes.values()]
+        try:
+            return patiently(lambda seconds: wait(connections, seconds))
+        except TimeoutError as error:
+            late = ", ".join(f"{i} (process {process.pid})" for i, process in sorted(self.processes.items()))
+            raise ActorError(
+                f"No rollout came within {ServingProcess.patience:.0f} seconds of the stop from actors {late}."
+            ) from error
+
+    def _take(self, i: int) -> Delivery | Death:
+        process = self.processes[i]
+        try:
+            return Delivery(i, *process.receive(self.device))
+        except (EOFError, OSError):
+            death = Death(i, f"Actor {i} (process {process.pid}) {process.how_it_ended()}")
+            process.close()
+            return death
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+class ActorProcess(ServingProcess):
+    """An actor, and its slot."""
+
+    def __init__(self, recipe: Recipe, broadcast: Broadcast) -> None:
+        super().__init__("mtrl.parallel.actor")
+        self._slot: SharedTensors | None = None
+        with suppress(OSError):  # it has died already, as the first `receive` will find
+            self.connection.send(recipe)
+            broadcast.memory.send(self.connection)
+
+    def receive(self, device: str) -> tuple[Rollout, int, Ended]:
+        """A copy of the rollout in the slot, the version of its weights, and the episodes that ended in it.
+
+        Raises:
+            ActorError: The actor failed, and says why.
+            EOFError, OSError: It has died.
+        """
+        message = self.connection.recv()
+        if isinstance(message, str):
+            raise ActorError(f"An actor failed: {message}. actors=0 shows a traceback.")
+        version, ended = message
+        if self._slot is None:
+            self._slot = SharedTensors.receive(self.connection)
+        tensors = {path: tensor.to(device, copy=True) for path, tensor in leaves(self._slot.tensors)}
+        with suppress(OSError):  # as above
+            self.connection.send(None)  # the slot is free
+        return Rollout(**build_tree(tensors)), version, ended
+
+
+def _close_all(processes: dict[int, ActorProcess]) -> None:
+    close_all(processes.values())
+    processes.clear()
