@@ -293,7 +293,8 @@ def writing(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{Path(error.filename).name}: " if error.filename else ""
+        found = Path(error.filename or run_dir)
+        where = "" if found == run_dir else f"{found.name}: "
         raise UserError(f"Cannot write the run folder {run_dir}: {where}{error.strerror or error}.") from error
 
 
