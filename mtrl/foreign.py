@@ -87,7 +87,8 @@ def _check_fits(config: TrainConfig, path: Path, make_agent: Callable[[TrainConf
 
 def save_settings(config: TrainConfig, folder: Path) -> None:
     """Stores in a checkpoint what it was made with: `config.yaml` has no checksum, and may be edited."""
-    save_state(folder / "settings", {key: value for key, value in config.plain().items() if key not in CHANGEABLE})
+    free = (*CHANGEABLE, "run_dir")  # a folder may be moved
+    save_state(folder / "settings", {key: value for key, value in config.plain().items() if key not in free})
 
 
 def _check_same(found: Any, stored: Any, entry: str = "") -> None:

@@ -135,7 +135,7 @@ def _describe(hint: Any) -> str:
         return f"a list (each {_describe(options[0])})"
     hint = typing.get_origin(hint) or hint
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    plain |= {dict: "settings", list: "a list", tuple: "a list"}
+    plain |= {dict: "settings", list: "a list", tuple: "a list", Sequence: "a list"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))
 
 

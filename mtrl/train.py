@@ -88,9 +88,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             check_run_dir(config)
         else:
             check_foreign(resume)
-            check_planned(config, resume, make_agent)
             with writing(resume):
                 held.enter_context(locked(resume / "env.txt"))
+            check_planned(config, resume, make_agent)
         seed_everything(config.seed)
         actors = held.enter_context(closing(make_actors(config, timer, progress.print)))
         evaluator = Evaluator(

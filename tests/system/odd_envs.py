@@ -48,6 +48,7 @@ class Talkative(Plain):
         return super().step(action)
 
 
-for env in (Late, Hanging, Talkative):
-    gymnasium.register(f"{env.__name__}-v0", f"{env.__module__}:{env.__name__}", max_episode_steps=20)
-gymnasium.register("Endless-v0", f"{__name__}:Plain")
+if "Late-v0" not in gymnasium.registry:  # specs may have come without this module, as they do to workers
+    for env in (Late, Hanging, Talkative):
+        gymnasium.register(f"{env.__name__}-v0", f"{env.__module__}:{env.__name__}", max_episode_steps=20)
+    gymnasium.register("Endless-v0", f"{__name__}:Plain")
