@@ -1,4 +1,4 @@
-"""Gymnasium environments that misbehave, some as files in the working folder say: `tests.system.odd_envs:Unmended-v0`."""
+"""Gymnasium environments that misbehave, some as files in the working folder say."""
 
 from __future__ import annotations
 
