@@ -1,4 +1,4 @@
-"""Gymnasium environments that misbehave, some as files in the working folder say: `tests.system.odd_envs:Late-v0`."""
+"""Gymnasium environments that misbehave, some as files in the working folder say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Plain(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
-class Late(Plain):
+class Unmended(Plain):
     """Fails in evaluations (whose episodes have the seeds 0, 1, ...) unless there is a file `mended`."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -48,7 +48,6 @@ class Talkative(Plain):
         return super().step(action)
 
 
-if "Late-v0" not in gymnasium.registry:  # specs may have come without this module, as they do to workers
-    for env in (Late, Hanging, Talkative):
-        gymnasium.register(f"{env.__name__}-v0", f"{env.__module__}:{env.__name__}", max_episode_steps=20)
-    gymnasium.register("Endless-v0", f"{__name__}:Plain")
+for env in (Unmended, Hanging, Talkative):
+    gymnasium.register(f"{env.__name__}-v0", f"{env.__module__}:{env.__name__}", max_episode_steps=20)
+gymnasium.register("Endless-v0", f"{__name__}:Plain")

@@ -83,7 +83,7 @@ def evaluation_rows(run_dir: Path) -> list[int]:
 def test_evaluation_fails(run_dir: Path, capsys: pytest.CaptureFixture[str], every: int) -> None:
     """What was learned is saved before, and `resume=` begins with the evaluation."""
     step = every or 80
-    assert run(*odd("Late", "checkpoint.every=0"), f"eval.every={every}", f"run_dir={run_dir}") == 2
+    assert run(*odd("Unmended", "checkpoint.every=0"), f"eval.every={every}", f"run_dir={run_dir}") == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: Environment worker 0 (slots 0 to 1 by 1): reset failed in slot 1 (task 0, goal 1):")
     assert f"Saved at step {step}, before the evaluation that failed: resume={run_dir} goes on." in out
