@@ -73,7 +73,7 @@ class Components:
 
     def value_description(self, policy_description: Mapping[str, Any]) -> dict[str, Any]:
         """The same for critics and value networks: with the options of the trunk that are theirs alone."""
-        trunk = policy_description["trunk"] | self.network.get("value", {})
+        trunk = policy_description["trunk"] | (self.network.get("value") or {})
         return {**policy_description, "trunk": trunk}
 
     def scaling_for(self, head: str, episodes: Episodes, **runtime: Any) -> ValueNorm:

@@ -23,7 +23,7 @@ from mtrl.agents.impala import Impala
 from mtrl.agents.losses import per_task_mean
 from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac
-from mtrl.config import config_dir
+from mtrl.config import presets
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
@@ -306,8 +306,8 @@ def test_the_documentation_names_every_component() -> None:
 
 def test_the_documentation_names_every_network() -> None:
     text = (Path(__file__).parents[2] / "docs" / "components_networks.md").read_text(encoding="utf-8")
-    for path in (config_dir() / "network").glob("*.yaml"):
-        assert f"`{path.stem}`" in text, path.stem
+    for name in presets("network"):
+        assert f"`{name}`" in text, name
 
 
 @pytest.mark.parametrize("num_tasks", [1, 50])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtrl.build import build_episodes
-from mtrl.config import TrainConfig, composed, config_dir, train_config
+from mtrl.config import TrainConfig, composed, options, train_config
 from mtrl.envs import make
 from mtrl.foreign import Nobody
 from mtrl.state import check_like, planned
@@ -19,12 +19,7 @@ from mtrl.types import EnvSpec
 PICTURES = EnvSpec(("a", "b"), (4, 84, 84), torch.uint8, "discrete", 3, ((True,) * 3,) * 2, None, (False,) * 2, False)
 GROUPS = ("network", "torso", "core", "task_encoder", "aggregation", "weighting", "value_norm", "value_head")
 LOOKS_AT_VALUES = "torchjd"  # of its weights when it is made: there is no plan of it
-CHOICES = [
-    (group, path.stem)
-    for group in GROUPS
-    for path in sorted((config_dir() / group).glob("*.yaml"))
-    if path.stem != LOOKS_AT_VALUES
-]
+CHOICES = [(group, choice) for group in GROUPS for choice in options(group) if choice != LOOKS_AT_VALUES]
 NEEDS = {
     "gradnorm": ["aggregation=pcgrad"],
     "context": ["env.history=2"],
