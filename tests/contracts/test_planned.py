@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtrl.build import build_episodes
-from mtrl.config import TrainConfig, composed, options, train_config
+from mtrl.config import TrainConfig, composed, options, registered, train_config
 from mtrl.envs import make
 from mtrl.foreign import Nobody
 from mtrl.state import check_like, planned
@@ -28,20 +28,22 @@ NEEDS = {
     "hl_gauss": ["value_norm=none"],
     "alpha_softmax": ["agent=sac"],
 }
-AGENTS = {"ppo": ["agent.minibatches=2"], "sac": ["agent.replay_capacity=100", "agent.warmup=1"]}
+SIZES = {"ppo": ["agent.minibatches=2"], "sac": ["agent.replay_capacity=100", "agent.warmup=1"]}
 
 
 def of_agent(agent: str) -> list[Any]:
     return [
         pytest.param(agent, group, choice)
         for group, choice in CHOICES
-        if not (agent == "sac" and group in ("torso", "core")) and not (agent == "ppo" and choice == "alpha_softmax")
+        if not (agent == "sac" and group in ("torso", "core")) and not (agent != "sac" and choice == "alpha_softmax")
     ]
 
 
-@pytest.mark.parametrize(("agent", "group", "choice"), [*of_agent("ppo"), *of_agent("sac")])
+@pytest.mark.parametrize(
+    ("agent", "group", "choice"), [case for agent in registered("agent") for case in of_agent(agent)]
+)
 def test_what_is_planned_is_what_is_made(agent: str, group: str, choice: str) -> None:
-    arguments = ["env=toy_reach", f"agent={agent}", *AGENTS[agent], "agent.resets=1", f"{group}={choice}"]
+    arguments = ["env=toy_reach", f"agent={agent}", *SIZES.get(agent, []), "agent.resets=1", f"{group}={choice}"]
     config = train_config(composed([*arguments, *NEEDS.get(choice, [])], "train"))
     spec = PICTURES if group == "torso" and choice != "none" else make(**config.env).spec
     plan = planned(lambda: learner(config, spec, "meta").state_dict(), 1000)
