@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
@@ -112,7 +114,7 @@ class NetworkConfig:
 
     trunk: dict[str, Any]
     head: str
-    value: dict[str, Any] = field(default_factory=dict)
+    value: dict[str, Any] | None = None
     """Options of the trunk that are others in critics and value networks than in the policy."""
 
 
@@ -412,7 +414,7 @@ def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, fol
     replaced = [node for node, _, key in nodes if key == "name" and node.count(".") and node.split(".")[0] in GROUPS]
     dropped = [f"++{node}=null" for node in dict.fromkeys(replaced)]
     if "network.trunk" in replaced:
-        dropped += ["++network.value=null", "++network.value={}"]  # options of the trunk as well
+        dropped.append("++network.value=null")  # options of the trunk as well
     return [*dropped, *passed]
 
 
@@ -426,9 +428,14 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
         key, plain = first, f"{first}={plain.partition('=')[2]}"
     if key in (*GROUPS, "experiment"):
         valid = options(key, folders)
-        for choice in map(str, _choices(override, valid)):
+        choices = [str(choice) for choice in _choices(override, valid)]
+        for choice in choices:
             if choice not in valid:
                 raise UserError(unknown(key, choice, valid))
+        if isinstance(override.value(), Glob):  # Hydra would not look for it in a user's own folders
+            if not choices:
+                raise UserError(f"{argument} matches no {key}. Valid: {', '.join(valid)}.")
+            plain = f"{key}={','.join(choices)}"
         return f"+{plain}" if key == "experiment" else plain  # no experiment is chosen by default
     if first in GROUPS and rest:
         return f"++{plain}"  # the component that gets it knows whether it is valid
@@ -469,14 +476,16 @@ def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path]
         kept = [override for override, key in zip(overrides, keys, strict=True) if key not in left_out]
         config = compose(config_name, [*search_path(folders), *kept], return_hydra_config=True)
         choices = to_plain(config.hydra.runtime.choices)
-        return {str(key): to_plain(config[key]) for key in config if key != "hydra"}, choices
+        settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return to_plain(settings), choices
 
+    in_sweep = GlobalHydra.instance().is_initialized()
     try:
-        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        with nullcontext() if in_sweep else initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
             values, choices = without(())
             if "experiment" in choices:
                 (_, theirs), (others, _) = without(GROUPS), without(["experiment"])
-                values |= {group: others[group] for group in GROUPS if choices[group] != theirs[group]}
+                values |= {group: others[group] for group in GROUPS if choices.get(group) != theirs.get(group)}
             return values
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from error
@@ -484,8 +493,9 @@ def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path]
 
 def search_path(folders: Sequence[Path]) -> list[str]:
     """The override that lets Hydra find presets in a user's own folders."""
-    quoted = [str(folder.resolve()).replace("\\", r"\\").replace('"', r"\"") for folder in folders]
-    return ["hydra.searchpath=[" + ",".join(f'"file://{folder}"' for folder in quoted) + "]"] if quoted else []
+    # Hydra's quotes: of backslashes, only those before a quote are escaped.
+    paths = [re.sub(r'\\+(?="|$)', r"\g<0>\g<0>", str(folder.resolve())).replace('"', r"\"") for folder in folders]
+    return ["hydra.searchpath=[" + ",".join(f'"file://{path}"' for path in paths) + "]"] if paths else []
 
 
 def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Iterable[str] = ()) -> dict[str, Any]:

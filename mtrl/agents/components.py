@@ -81,7 +81,7 @@ class Components:
             action: Whether it is given an action beside the features (a Q-function).
             gain: Of the head's initial weights.
         """
-        trunk = policy.description["trunk"] | self.network.get("value", {})
+        trunk = policy.description["trunk"] | (self.network.get("value") or {})
         features = policy.core.out_features + (self.spec.action_dim if action else 0)
         description = {**policy.description, "trunk": trunk}
         return build_value(description, self.spec, head, self.value_head, features, gain).to(self.device)

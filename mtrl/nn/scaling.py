@@ -208,7 +208,7 @@ class ValueNorm(nn.Module):
         self.rewards.add(reward, task)
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Receives E episodes that ended together (`Collector.episode_listeners`)."""
+        """Receives E episodes that ended together (`Episodes.episode_listeners`)."""
 
     def restart(self) -> None:
         """Called when the networks begin anew (`Resets`)."""

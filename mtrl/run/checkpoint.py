@@ -421,8 +421,8 @@ class Checkpointer:
         path = self.folder / f"{step:012d}"
         return path.is_dir() and path not in self._abandoned
 
-    def restore(self, step: int | None = None, check: Callable[[Path], None] = lambda path: None) -> int:
-        """Loads the newest whole checkpoint, or that of `step`, into the savables. Returns its step.
+    def restore(self, check: Callable[[Path], None] = lambda path: None) -> int:
+        """Loads the newest whole checkpoint into the savables. Returns its step.
 
         Args:
             check: Given the checkpoint's folder before anything is loaded; raises if it cannot be used.
@@ -437,14 +437,7 @@ class Checkpointer:
             check(path)
             self._load(path, fresh)
 
-        if step is None:
-            path = newest_valid(self.folder, self.report, use)
-        else:
-            path = self.folder / f"{step:012d}"
-            if not path.is_dir():
-                raise CheckpointError(f"{self.folder} has no checkpoint of step {step}. {self._list()}")
-            verify(path)
-            use(path)
+        path = newest_valid(self.folder, self.report, use)
         restored = _read_manifest(path).step
         # What lies after the step restored is not the past of what comes next.
         self._abandoned = [other for other in checkpoints(self.folder) if _step(other) > restored]
@@ -463,9 +456,6 @@ class Checkpointer:
         for name, savable in self.savables.items():
             with _usable(states / name):
                 savable.load_state_dict(load_state(states / name))
-
-    def _list(self) -> str:
-        return f"It has: {', '.join(str(_step(path)) for path in checkpoints(self.folder)) or 'none'}."
 
     def _publish(self, temporary: Path, step: int) -> Path:
         path = self.folder / f"{step:012d}"

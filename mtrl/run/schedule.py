@@ -48,11 +48,5 @@ class Until:
         """Whether to go on, at `step`."""
         return step < self.total
 
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        pass
-
     def __repr__(self) -> str:
         return f"Until({self.total})"

@@ -11,6 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import mtrl.build  # noqa: F401  # registers the learners
 from mtrl.agents.impala import Impala
 from mtrl.agents.losses import per_task_mean
 from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac
-from mtrl.config import config_dir
+from mtrl.config import presets
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
@@ -53,6 +55,23 @@ def spec_of(action_head: str) -> EnvSpec:
     discrete = action_head == "categorical"
     mask = ((True, True, False), (True, True, True), (False, True, True))
     return make_spec(K, F, 3, "discrete" if discrete else "continuous", mask)
+
+
+LEARNERS = names("agent")
+ORACLES: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
+    "sac": (test_sac.make_learner, test_sac.make_batch),
+    "impala": (test_impala.make_learner, test_impala.make_rollout),
+    "ppo": (partial(test_impala.make_learner, clip_range=0.2, epochs=2, minibatches=2), test_impala.make_rollout),
+}
+"""What makes each learner, small and in float64, and what it learns from."""
+
+
+def make_learner(agent: str, **options: Any) -> Any:
+    return ORACLES[agent][0](**options)
+
+
+def make_data(agent: str) -> Any:
+    return ORACLES[agent][1]()
 
 
 def tensors(shape: tuple[int, ...], features: int = F, seed: int = 0) -> tuple[Tensor, TaskContext]:
@@ -306,8 +325,8 @@ def test_the_documentation_names_every_component() -> None:
 
 def test_the_documentation_names_every_network() -> None:
     text = (Path(__file__).parents[2] / "docs" / "components_networks.md").read_text(encoding="utf-8")
-    for path in (config_dir() / "network").glob("*.yaml"):
-        assert f"`{path.stem}`" in text, path.stem
+    for name in presets("network"):
+        assert f"`{name}`" in text, name
 
 
 @pytest.mark.parametrize("num_tasks", [1, 50])
@@ -386,12 +405,11 @@ def test_routing(name: str) -> None:
         torch.testing.assert_close(usage[0], weights[context.task == 0].mean((0, 1)).detach())
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 @pytest.mark.parametrize("name", names("trunk"))
 def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
-    module: Any = test_sac if agent == "sac" else test_impala
-    learner = module.make_learner(trunk=small(name))
-    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    learner = make_learner(agent, trunk=small(name))
+    data = make_data(agent)
     use(learner, "uniform", MeanOfRows())  # per-task gradients pass through it too
     before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
     torch.manual_seed(0)
@@ -412,10 +430,9 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
 )
 def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
     """Once, not for every task: the gradient grows by that of sum_k ||W_k - mean W||^2."""
-    module: Any = test_sac if agent == "sac" else test_impala
     gradients = []
     for coef in (0.0, 1.0):
-        learner = module.make_learner(trunk=small("soft_sharing") | {"coef": 0.0})
+        learner = make_learner(agent, trunk=small("soft_sharing") | {"coef": 0.0})
         trunk, *others = (part for part in learner.networks[network].modules() if isinstance(part, Trunk))
         for part in (trunk, *others):
             part.coef = coef
@@ -423,7 +440,7 @@ def test_learners_add_the_loss_of_a_trunk(agent: str, network: str) -> None:
         weight = trunk.layers[0].weight
         before = weight.detach().clone()
         torch.manual_seed(0)
-        learner.update(module.make_batch() if agent == "sac" else module.make_rollout(), 0.0)
+        learner.update(make_data(agent), 0.0)
         gradients.append(weight.grad.clone())
     torch.testing.assert_close(gradients[1] - gradients[0], 2 * (before - before.mean(0)))
 
@@ -519,12 +536,12 @@ def test_value_heads(name: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(head(raw.detach()), target, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 @pytest.mark.parametrize("name", names("value_head"))
 def test_every_value_head_learns_with_every_learner(agent: str, name: str) -> None:
-    module: Any = test_sac if agent == "sac" else test_impala
-    learner = module.make_learner(value_head={"name": name})
-    data = module.make_batch(reward_scale=1e6) if agent == "sac" else module.make_rollout()
+    learner = make_learner(agent, value_head={"name": name})
+    data = make_data(agent)
+    data.reward.mul_(1e6)  # outside of the range of any head
     before = {key: p.detach().clone() for key, p in learner.networks.named_parameters()}
     metrics = learner.update(data, 0.0)
     assert all(torch.isfinite(value).all() for value in metrics.values())
@@ -743,12 +760,11 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
     torch.testing.assert_close(own_rows, list(expected))
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 def test_learners_need_no_backward_pass_per_task(agent: str, no_fallback: None) -> None:
-    module: Any = test_sac if agent == "sac" else test_impala
-    learner = module.make_learner()
+    learner = make_learner(agent)
     use(learner, "uniform", MeanOfRows())
-    learner.update(module.make_batch() if agent == "sac" else module.make_rollout(), 0.0)
+    learner.update(make_data(agent), 0.0)
 
 
 def weights_of(weighting: Any, losses: Tensor) -> Tensor:
@@ -867,9 +883,8 @@ def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
 
 
 def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: Any) -> None:
-    module: Any = test_sac if agent == "sac" else test_impala
-    learner = module.make_learner(value_norm=value_norm)
-    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    learner = make_learner(agent, value_norm=value_norm)
+    data = make_data(agent)
     use(learner, weighting, aggregation)
     before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
     torch.manual_seed(0)
@@ -881,14 +896,14 @@ def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: A
         assert not torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 @pytest.mark.parametrize("aggregation", names("aggregation"))
 @pytest.mark.parametrize("value_norm", names("value_norm"))
 def test_every_aggregation_learns_something_finite(agent: str, aggregation: str, value_norm: str) -> None:
     update_and_check(agent, value_norm, "uniform", build_aggregation(aggregation))
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 @pytest.mark.parametrize("weighting", names("weighting"))
 @pytest.mark.parametrize("value_norm", names("value_norm"))
 def test_every_weighting_learns_something_finite(agent: str, weighting: str, value_norm: str) -> None:
@@ -901,15 +916,14 @@ def test_weightings_and_aggregations_combine(weighting: str, aggregation: str) -
     update_and_check("impala", "none", weighting, build_aggregation(aggregation))
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 @pytest.mark.parametrize("aggregation", names("aggregation"))
 def test_a_learner_goes_on_from_its_state(agent: str, aggregation: str) -> None:
     """With a weighting that has an optimiser."""
-    module: Any = test_sac if agent == "sac" else test_impala
-    learners = [module.make_learner() for _ in range(2)]
+    learners = [make_learner(agent) for _ in range(2)]
     for learner in learners:
         use(learner, "gradnorm", build_aggregation(aggregation))
-    data = module.make_batch() if agent == "sac" else module.make_rollout()
+    data = make_data(agent)
     torch.manual_seed(0)
     for _ in range(2):
         learners[0].update(data, 0.0)
@@ -968,20 +982,17 @@ def test_a_task_sampler_begins_anew_with_the_networks(name: str) -> None:
 
 def test_what_a_weighting_requires() -> None:
     """Positive losses: an error that says what to choose."""
-    module: Any = test_sac
-    step = module.make_learner().optimizers["critics"]
+    step = test_sac.make_learner().optimizers["critics"]
     with pytest.raises(ValueError, match="GeometricMean weighting needs positive losses"):
         TaskStep(step.parameters, step.optimizer, build_weighting("geometric_mean"), step.aggregation, 1.0, False)
 
 
-@pytest.mark.parametrize("agent", ["sac", "impala"])
+@pytest.mark.parametrize("agent", LEARNERS)
 @pytest.mark.parametrize("value_norm", names("value_norm"))
 def test_a_loss_that_is_not_finite_names_its_task(agent: str, value_norm: str) -> None:
-    module: Any = test_sac if agent == "sac" else test_impala
-    learner = module.make_learner(value_norm=value_norm)
-    data = module.make_batch() if agent == "sac" else module.make_rollout()
-    data.reward[(1, 2) if agent == "sac" else (0, 1)] = torch.nan  # of task 1, either way
-    assert int(data.task[(1, 2) if agent == "sac" else (0, 1)]) == 1
+    learner = make_learner(agent, value_norm=value_norm)
+    data = make_data(agent)
+    data.reward[tuple((data.task == 1).nonzero()[0])] = torch.nan
     before = {name: p.detach().clone() for name, p in learner.networks.named_parameters() if "head" not in name}
     with pytest.raises(NonFiniteLossError) as error:
         learner.update(data, 0.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtrl.build import build_episodes
-from mtrl.config import TrainConfig, composed, config_dir, train_config
+from mtrl.config import TrainConfig, composed, options, registered, train_config
 from mtrl.envs import make
 from mtrl.state import check_like, planned
 from mtrl.train import make_learner
@@ -18,12 +18,7 @@ from mtrl.types import EnvSpec
 PICTURES = EnvSpec(("a", "b"), (4, 84, 84), torch.uint8, "discrete", 3, ((True,) * 3,) * 2, None, (False,) * 2, False)
 GROUPS = ("network", "torso", "core", "task_encoder", "aggregation", "weighting", "value_norm", "value_head")
 LOOKS_AT_VALUES = "torchjd"  # of its weights when it is made: there is no plan of it
-CHOICES = [
-    (group, path.stem)
-    for group in GROUPS
-    for path in sorted((config_dir() / group).glob("*.yaml"))
-    if path.stem != LOOKS_AT_VALUES
-]
+CHOICES = [(group, choice) for group in GROUPS for choice in options(group) if choice != LOOKS_AT_VALUES]
 NEEDS = {
     "gradnorm": ["aggregation=pcgrad"],
     "context": ["env.history=2"],
@@ -32,20 +27,22 @@ NEEDS = {
     "hl_gauss": ["value_norm=none"],
     "alpha_softmax": ["agent=sac"],
 }
-AGENTS = {"ppo": ["agent.minibatches=2"], "sac": []}
+SIZES = {"ppo": ["agent.minibatches=2"]}
 
 
 def of_agent(agent: str) -> list[Any]:
     return [
         pytest.param(agent, group, choice)
         for group, choice in CHOICES
-        if not (agent == "sac" and group in ("torso", "core")) and not (agent == "ppo" and choice == "alpha_softmax")
+        if not (agent == "sac" and group in ("torso", "core")) and not (agent != "sac" and choice == "alpha_softmax")
     ]
 
 
-@pytest.mark.parametrize(("agent", "group", "choice"), [*of_agent("ppo"), *of_agent("sac")])
+@pytest.mark.parametrize(
+    ("agent", "group", "choice"), [case for agent in registered("agent") for case in of_agent(agent)]
+)
 def test_what_is_planned_is_what_is_made(agent: str, group: str, choice: str) -> None:
-    arguments = ["env=toy_reach", f"agent={agent}", *AGENTS[agent], "resets=1", f"{group}={choice}"]
+    arguments = ["env=toy_reach", f"agent={agent}", *SIZES.get(agent, []), "resets=1", f"{group}={choice}"]
     config = train_config(composed([*arguments, *NEEDS.get(choice, [])], "train"))
     spec = PICTURES if group == "torso" and choice != "none" else make(**config.env).spec
     plan = planned(lambda: learner(config, spec, "meta").state_dict(), 1000)

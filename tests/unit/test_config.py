@@ -14,8 +14,10 @@ from mtrl.types import UserError
 
 def test_checked_passes_on_what_is_valid() -> None:
     given = ["env=toy_reach", "seed=3", "eval.every=5", "~agent", "hydra.verbose=true", "seed=1,2", "agent=ppo,sac"]
-    given += ["aggregation=glob([m*,sum])", "network=choice(mlp,film)", "seed=range(1,4)", "agent.gamma=interval(0,1)"]
-    assert checked(given, "train", sweep=True) == [*given[:-1], f"++{given[-1]}"]
+    given += ["network=choice(mlp,film)", "seed=range(1,4)"]
+    assert checked(given, "train", sweep=True) == given
+    assert checked(["aggregation=glob([m*,sum])"], "train", sweep=True) == ["aggregation=mean,measured_mean,mgda,sum"]
+    assert checked(["agent.gamma=interval(0,1)"], "train", sweep=True) == ["++agent.gamma=interval(0,1)"]
 
 
 @pytest.mark.parametrize(

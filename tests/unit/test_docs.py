@@ -29,11 +29,11 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def weighting() -> Iterator[Any]:
-    """The example, registered for one test, and built from the YAML file beside it."""
+    """The example, registered for one test, and built."""
     before = copy.deepcopy(registry._components)
     exec(compile(block("python"), "add_a_component.md", "exec"), {"__name__": "example"})
     try:
-        yield build("weighting", yaml.safe_load(block("yaml")), num_tasks=3)
+        yield build("weighting", {"name": "inverse_scale"}, num_tasks=3)
     finally:
         registry._components.clear()
         registry._components.update(before)
@@ -54,6 +54,7 @@ def test_a_component_in_30_lines(weighting: Any) -> None:
 
 def test_its_options_are_those_of_its_constructor(weighting: Any) -> None:
     assert weighting.decay == 0.99
+    assert build("weighting", yaml.safe_load(block("yaml")), num_tasks=3).decay == 0.999
     with pytest.raises(
         UserError, match=r"Unknown option of weighting 'inverse_scale': 'decai'. Did you mean 'decay'\?"
     ):

@@ -187,10 +187,10 @@ def save(folder, *steps, keep=2):
         made.save(step, write_policy)
 
 
-def restored(folder, step=None):
+def restored(folder):
     lines = []
     made, counter = checkpointer(folder, report=lines.append)
-    step = made.restore(step)
+    step = made.restore()
     assert counter.value == step
     return step, lines
 
@@ -212,7 +212,6 @@ def test_layout(tmp_path):
     assert set(listed) == files - {"manifest.json"}
     verify(tmp_path / "last")
     assert restored(tmp_path) == (300, [])
-    assert restored(tmp_path, 200) == (200, [])
 
 
 FILES = ["manifest.json", "training_state/counter/state.json", "training_state/counter/state.safetensors",
@@ -248,8 +247,6 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, fil
     assert len(lines) == 1
     assert "000000000200" in lines[0]
     assert file in lines[0]
-    with pytest.raises(CheckpointError, match="damaged"):
-        restored(tmp_path, 200)
 
 
 def test_every_single_bit_of_the_manifest_counts(tmp_path):
@@ -276,12 +273,6 @@ def test_nothing_usable(tmp_path):
         (tmp_path / f"{step:012d}" / "policy" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"000000000200 is damaged.*000000000100 is damaged"):
         restored(tmp_path)
-
-
-def test_unknown_step_lists_the_steps(tmp_path):
-    save(tmp_path, 100, 200)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 150\. It has: 200, 100"):
-        restored(tmp_path, 150)
 
 
 def test_missing_savable_is_named(tmp_path):
@@ -316,9 +307,12 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_after_a_return_to_an_earlier_step_the_later_ones_go(tmp_path):
+    """To the newest that is whole."""
     save(tmp_path, 100, 200, 300, keep=3)
+    for step in (200, 300):
+        flip(tmp_path / f"{step:012d}" / "training_state" / "counter" / "state.json", 0.5)
     made, counter = checkpointer(tmp_path, keep=3)
-    made.restore(100)
+    assert made.restore() == 100
     assert names(tmp_path) == ["000000000100", "000000000200", "000000000300", "last"]
     counter.value = 150
     made.save(150)
