@@ -78,6 +78,19 @@ def describe(
     }
 
 
+class OneBackward(torch.autograd.Function):
+    """What it is given; gradients of several losses at once do not pass it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient.sum().item()  # an error within a batched call
+        return gradient
+
+
 def copy_parameters(module: torch.nn.Module) -> dict[str, Tensor]:
     """Leaves of their own with a module's values, in float64."""
     return {key: p.detach().double().clone().requires_grad_() for key, p in module.named_parameters()}
@@ -168,20 +181,6 @@ def random_rollout(
         task=task,
         state=torch.zeros(B, 0),
     )
-
-
-class Seen:
-    """An auxiliary loss of nothing, which keeps the minibatches that it is given."""
-
-    def __init__(self) -> None:
-        self.minibatches: list[Any] = []
-
-    def coefficient(self, progress: float) -> float:
-        return 0.0
-
-    def __call__(self, minibatch: Any, output: Any) -> Tensor:
-        self.minibatches.append(minibatch)
-        return torch.zeros(minibatch.task.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,7 @@ class Impala(Learner):
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
         require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
-        chosen = weight > 0  # not by chance (`agent.random_start`): statistics of the policy are over these
+        chosen = weight > 0  # not by chance (`Collector.random_start`): statistics of the policy are over these
         self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
             advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)

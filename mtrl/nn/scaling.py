@@ -375,7 +375,7 @@ class MeanReward(Division):
     """Makes the mean reward of every task that of the task with the largest, as it was when the networks began.
 
     Cho et al., "ARS: Adaptive Reward Scaling for Multi-Task RL" (2025): rewards times c_k = max_j mean(r_j) /
-    mean(r_k), so sigma_k = 1 / c_k. It changes only at resets (`agent.resets`), as targets change with it; before all
+    mean(r_k), so sigma_k = 1 / c_k. It changes only at resets (`resets`), as targets change with it; before all
     tasks have finished an episode, with each that ends. It is 1 for a task without a reward so far.
 
     Differences from the paper:

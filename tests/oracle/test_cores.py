@@ -22,7 +22,7 @@ from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import EnvSpec, Rollout
-from tests.helpers import SCALAR, TRUNK, Seen, describe, given, make_spec, naive_vtrace, no_timer, random_rollout, small
+from tests.helpers import SCALAR, TRUNK, describe, given, make_spec, naive_vtrace, no_timer, random_rollout, small
 
 K, T, B, OBS, WIDTH = 3, 6, 4, 4, 5
 GAMMA = 0.875  # exact in float32, as masks are
@@ -114,6 +114,13 @@ def test_targets_are_the_naive_loop_with_memory() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
+@torch.no_grad()
+def log_probs(learner: Impala, r: Rollout) -> Tensor:
+    """Of the rollout's actions, under the policy as a learner unrolls it."""
+    features, _ = learner.policy.unroll(r.obs, r.task, r.first, r.state)
+    return learner.policy.distribution(features, r.task).log_prob(r.action)
+
+
 def test_the_learner_sees_what_the_actor_remembered() -> None:
     """Over rollouts that begin in mid-episode, and episodes that end in both ways: the same log-probabilities."""
     env = mtrl.envs.make("counting", num_envs=6, num_tasks=K, episode_length=4, stagger=2, terminate_every=2)
@@ -124,27 +131,39 @@ def test_the_learner_sees_what_the_actor_remembered() -> None:
     for _ in range(4):
         experience.collect(learner)
         (rollout,) = experience.batches()
-        log_prob, *_ = learner._targets(rollout)
-        torch.testing.assert_close(log_prob, rollout.log_prob, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_probs(learner, rollout), rollout.log_prob, rtol=1e-4, atol=1e-4)
         done += int(rollout.done.sum())
     assert done > 12
     assert rollout.state.abs().sum(1).any(), "rollouts begin in mid-episode"
     forgetful = dataclasses.replace(rollout, state=torch.zeros_like(rollout.state))
-    assert (learner._targets(forgetful)[0] - rollout.log_prob).abs().max() > 1e-3
+    assert (log_probs(learner, forgetful) - rollout.log_prob).abs().max() > 1e-3
+
+
+def moved(r: Rollout, **options: Any) -> dict[str, Tensor]:
+    """What an update adds to each parameter, with a rate so small that steps add up."""
+    learner = make_learner(make_spec(K, OBS, 2), final_factor=1e-6, **options)
+    learner.networks.double()
+    before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
+    learner.update(r, 1.0)
+    return {name: p.detach() - before[name] for name, p in learner.networks.named_parameters()}
 
 
 def test_minibatches_are_whole_sequences() -> None:
-    learner, r = make_learner(make_spec(K, OBS, 2), minibatches=2, epochs=2), make_rollout()
-    learner.networks.double()
-    seen = Seen()
-    learner.aux_losses = (seen,)
-    learner.update(r, 0.0)
-    assert [batch.obs.shape for batch in seen.minibatches] == [(T, 2, OBS)] * 4
-    for batch in seen.minibatches:
-        for column in range(2):
-            (slot,) = [b for b in range(B) if torch.equal(r.obs[:, b], batch.obs[:, column])]
-            assert torch.equal(batch.state[0, column], r.state[slot])
-            assert torch.equal(batch.first[:, column], r.first[:, slot])
+    """Two epochs of a slot at a time are twice the sum of updates with one slot each, with its state and its ends."""
+    r = make_rollout()
+    alone = [
+        moved(
+            dataclasses.replace(
+                r,
+                state=r.state[b : b + 1],
+                **{key: value[:, b : b + 1] for key, value in vars(r).items() if key != "state"},
+            )
+        )
+        for b in range(B)
+    ]
+    for name, change in moved(r, epochs=2, minibatches=B).items():
+        expected = 2 * sum(slot[name] for slot in alone)
+        torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-12)
 
 
 def test_memory_learns_from_both_losses() -> None:

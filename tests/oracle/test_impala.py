@@ -15,13 +15,12 @@ from mtrl.agents.impala import Impala
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.optim.aggregation import Sum
 from mtrl.optim.step import TaskStep
-from mtrl.optim.weighting import Uniform
+from mtrl.optim.weighting import Uniform, Weighting
 from mtrl.registry import build
 from mtrl.types import Rollout
 from tests.helpers import (
     SCALAR,
     TRUNK,
-    Seen,
     copy_parameters,
     describe,
     given,
@@ -197,8 +196,8 @@ def test_on_policy_ratios_are_one(obs_norm: str) -> None:
     learner = make_learner(obs_norm=obs_norm, clip_range=0.2)
     for seed in range(3):
         rollout = on_policy(make_rollout(seed), learner)
-        before = copy.deepcopy(learner)
-        log_prob, *_ = before._targets(rollout)
+        features, _ = learner.policy.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
+        log_prob = learner.policy.distribution(features, rollout.task).log_prob(rollout.action)
         torch.testing.assert_close(log_prob, rollout.log_prob, rtol=0, atol=1e-12)
         metrics = learner.update(rollout, 0.0)
         assert metrics["approximate_kl"].abs() < 1e-12
@@ -212,20 +211,17 @@ def test_several_epochs_leave_the_policy_that_acted() -> None:
 
 
 def test_observation_statistics_move_only_after_learning() -> None:
-    learner = make_learner(obs_norm="running", epochs=2, minibatches=2)
+    """All epochs see observations on the scale before: as a learner without a scale that is given them on it."""
+    learner, plain = (make_learner(obs_norm=name, epochs=2, minibatches=2) for name in ("running", "none"))
     norm, first, second = learner.policy.obs_norm, make_rollout(0), make_rollout(1)
-    learner.update(first, 0.0)
-    seen: list[Tensor] = []
-    forward = norm.forward
-
-    def spy(obs: Tensor, task: Tensor) -> Tensor:
-        seen.append(norm.mean.clone())
-        return forward(obs, task)
-
-    norm.forward = spy
-    learner.update(second, 0.0)
-    assert len(seen) == 2 + 4  # targets, of observations and last ones, and four minibatches
-    assert all(torch.equal(mean, first.obs.flatten(0, 1).mean(0)) for mean in seen)
+    norm.update(first.obs, first.task)
+    obs, next_obs = (norm(obs, second.task) for obs in (second.obs, second.next_obs))
+    for one, rollout in ((learner, second), (plain, dataclasses.replace(second, obs=obs, next_obs=next_obs))):
+        torch.manual_seed(1)
+        one.update(rollout, 0.0)
+    expected = dict(plain.networks.named_parameters())
+    for name, parameter in learner.networks.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-9, atol=1e-12)
     both = torch.cat([first.obs, second.obs]).flatten(0, 1)
     torch.testing.assert_close(norm.mean, both.mean(0))
     torch.testing.assert_close(norm.var, both.var(0, unbiased=False))
@@ -249,22 +245,26 @@ def test_bootstraps_from_what_the_step_led_to() -> None:
 
 
 def test_the_next_episode_is_not_bootstrapped_from() -> None:
-    """After a truncation the reset observation changes its own sample, and nothing of the episode before."""
-    learner, rollout = make_learner(), make_rollout(0)
+    """After a truncation the reset observation changes its own sample, and nothing of the episode before.
+
+    Which is of task 0, and the one after it of task 1: so their losses tell them apart.
+    """
+    rollout = make_rollout(0)
     quiet = dataclasses.replace(
         rollout,
         terminated=torch.zeros(T, B, dtype=torch.bool),
         truncated=torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True),
         discount=torch.ones(T, B),
+        task=torch.zeros(T, B, dtype=torch.int64).index_fill(0, torch.arange(3, T), 1),
     )
-    _, target, advantage, _ = learner._targets(quiet)
     obs, reward = quiet.obs.clone(), quiet.reward.clone()
     obs[3:] += 1
     reward[3:] += 100
-    _, other_target, other_advantage, _ = learner._targets(dataclasses.replace(quiet, obs=obs, reward=reward))
-    assert torch.equal(target[:3], other_target[:3])
-    assert torch.equal(advantage[:3], other_advantage[:3])
-    assert not torch.isclose(target[3:], other_target[3:]).any()
+    changed = dataclasses.replace(quiet, obs=obs, reward=reward)
+    one, other = (make_learner().update(data, 0.0) for data in (quiet, changed))
+    for loss in ("policy_loss", "value_loss"):
+        assert torch.equal(one[loss][0], other[loss][0])
+        assert not torch.isclose(one[loss][1], other[loss][1])
 
 
 def test_clipping_holds_the_policy_back() -> None:
@@ -277,18 +277,38 @@ def test_clipping_holds_the_policy_back() -> None:
     assert kl[0.05] < 0.5 * kl[math.inf]
 
 
+class Samples(Weighting):
+    """A task's loss counts as often as it has samples in a rollout."""
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return losses * make_rollout().task.flatten().bincount(minlength=K)
+
+
+def moved(learner: Impala, rollout: Rollout) -> dict[str, Tensor]:
+    """What an update adds to each parameter, with a rate so small that steps add up."""
+    before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
+    learner.update(rollout, 1.0)
+    return {name: p.detach() - before[name] for name, p in learner.networks.named_parameters()}
+
+
 def test_minibatches_cover_the_rollout() -> None:
-    """Every sample is learned from once in each epoch."""
-    learner, rollout, aux = make_learner(epochs=3, minibatches=5), make_rollout(), Seen()
-    learner.aux_losses = (aux,)
-    learner.update(rollout, 0.0)
-    seen = [minibatch.obs[0] for minibatch in aux.minibatches]
-    assert [len(obs) for obs in seen] == [5, 5, 5, 5, 4] * 3
-    everything = rollout.obs.flatten(0, 1)
-    for epoch in range(3):
-        rows = torch.cat(seen[5 * epoch : 5 * epoch + 5])
-        assert torch.equal(rows[rows[:, 0].argsort()], everything[everything[:, 0].argsort()])
-    assert not torch.equal(torch.cat(seen[:5]), torch.cat(seen[5:10]))
+    """Every sample is learned from once in each epoch: three epochs of single samples are three times their sum."""
+    whole, single = make_learner(final_factor=1e-6), make_learner(final_factor=1e-6, epochs=3, minibatches=T * B)
+    for step in whole.optimizers.values():
+        step.weighting = Samples()
+    expected = moved(whole, make_rollout())
+    for name, change in moved(single, make_rollout()).items():
+        torch.testing.assert_close(change, 3 * expected[name], rtol=1e-4, atol=1e-12)
+
+
+def test_minibatches_are_drawn_at_random() -> None:
+    found = []
+    for seed in (0, 1):
+        learner = make_learner(minibatches=5)
+        torch.manual_seed(seed)
+        learner.update(make_rollout(), 0.0)
+        found.append(learner.value.head.weight.detach())
+    assert not torch.allclose(*found)
 
 
 def test_discrete_actions_learn_by_the_policy_gradient() -> None:

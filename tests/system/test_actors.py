@@ -47,7 +47,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     assert "Go on with: python -m mtrl.train resume=run" in out
     assert not any(map(alive, family))
     checkpoint = newest_valid(tmp_path / "run" / "checkpoints")
-    saved = load_state(checkpoint / "training_state" / "experience")
+    saved = load_state(checkpoint / "training_state" / "data")
     assert (saved["started"], saved["restarts"]) == (3, 1)
 
     step = int(checkpoint.name)
@@ -55,7 +55,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     row = next(row for row in rows(tmp_path / "run") if row["step"] > step)
     assert row["train/actor_restarts"] == 1
     assert rows(tmp_path / "run")[-1]["step"] == step + 2000
-    state = load_state(newest_valid(tmp_path / "run" / "checkpoints") / "training_state" / "experience")
+    state = load_state(newest_valid(tmp_path / "run" / "checkpoints") / "training_state" / "data")
     assert state["started"] == 5
 
 

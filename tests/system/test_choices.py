@@ -58,7 +58,7 @@ defaults:
 weighting: {power: 2.0}
 network: {trunk: {breadth: 4}}
 """
-SHORT = (*ON_POLICY, "agent.slots_per_task=2", "total_steps=60", "eval.every=0", "eval.episodes_per_task=1")
+SHORT = (*ON_POLICY, "data.slots_per_task=2", "total_steps=60", "eval.every=0", "eval.episodes_per_task=1")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_training_without_an_environment_goes_on(tmp_path: Path) -> None:
     assert run(*OFFLINE, "total_updates=20", f"run_dir={tmp_path / 'whole'}") == 0
     assert run(*OFFLINE, "total_updates=10", "schedule_steps=20", f"run_dir={tmp_path / 'parts'}") == 0
     assert run(f"resume={tmp_path / 'parts'}", "total_updates=20") == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", PYTHON_RNG)
 
 
 def test_data_without_steps_must_be_told_when_to_end(capsys: pytest.CaptureFixture[str]) -> None:

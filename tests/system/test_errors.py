@@ -306,7 +306,7 @@ def flip(path: Path) -> None:
     ("damage", "file"),
     [
         (truncate, "training_state/learner/state.safetensors"),
-        (flip, "training_state/experience/state.safetensors"),
+        (flip, "training_state/data/state.safetensors"),
         (Path.unlink, "training_state/run/state.json"),
         (flip, "policy/model.safetensors"),
     ],

@@ -29,7 +29,7 @@ from tests.system.commands import evaluate, run, stopped_after, tiny
 
 NEWEST, BEFORE = "000000000480", "000000000320"
 CHECKPOINT = f"checkpoints/{NEWEST}"
-STATES = ("learner", "experience", "run", "metrics", "log_now", "evaluate_now", "save_now", "rng")
+STATES = ("learner", "data", "run", "metrics", "log_now", "evaluate_now", "save_now", "rng")
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_tampered_policy(original: Path, tmp_path: Path) -> None:
 def test_tampered_state(originals: Path, tmp_path: Path, agent: str, state: str) -> None:
     folder = originals / agent / CHECKPOINT / "training_state" / state
     document, tensors = json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
-    most = MOST if state in ("learner", "experience", "rng") else 3
+    most = MOST if state in ("learner", "data", "rng") else 3
     every = [(what, new, tensors) for what, new in changes(document, agent + state, most)]
     every += [(what, document, new) for what, new in tampered_tensors(tensors, agent + state, most)]
     for number, (what, json_, tensors_) in enumerate(every):

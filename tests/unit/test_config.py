@@ -87,7 +87,7 @@ def test_resumed_changes_what_may_change(stored: dict[str, Any]) -> None:
 def test_resumed_refuses_another_run(stored: dict[str, Any], argument: str) -> None:
     key = argument.split("=")[0]
     refused = pytest.raises(
-        UserError, match=rf"{key} cannot be changed when a run is resumed \(only total_steps, device"
+        UserError, match=rf"{key} cannot be changed when a run is resumed \(only total_steps, total_updates, device"
     )
     with refused:
         resumed(stored, parse([argument]))

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from mtrl.agents.losses import per_task_mean
 from mtrl.nn.layers import StackedLinear, spread
-from mtrl.optim import gradients
 from mtrl.optim.gradients import per_task_gradients
+from tests.helpers import OneBackward
 
 K, F, H = 4, 3, 5
 TASKS = {
@@ -168,14 +168,6 @@ KNOWN = [Linears, UsedTwice, Normalised, Experts, Masked, Regularised, Stacked]
 UNKNOWN = [Elementwise, BatchOfLayers, RowsOfTasks, WeightsOfSamples, MixedSamples, MovedSamples]
 
 
-@pytest.fixture
-def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("K backward passes")
-
-    monkeypatch.setattr(gradients, "_from_many_backwards", refuse)
-
-
 def make(network: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     made = network().double()
@@ -184,16 +176,19 @@ def make(network: Callable[[], nn.Module]) -> nn.Module:
     return made
 
 
-def losses_of(network: nn.Module, task: Tensor) -> Tensor:
+Through = Callable[[Tensor], Tensor]
+
+
+def losses_of(network: nn.Module, task: Tensor, through: Through = torch.clone) -> Tensor:
     x = torch.randn(*task.shape, F, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     network.task = task
-    error = network(x).squeeze(-1) * network.own[task] - 1
+    error = through(network(x)).squeeze(-1) * network.own[task] - 1
     return per_task_mean(error.square() * (1 + task), task, K)
 
 
-def check(network: nn.Module, task: Tensor) -> None:
+def check(network: nn.Module, task: Tensor, through: Through = torch.clone) -> None:
     shared = [p for name, p in network.named_parameters() if name != "own"]
-    jacobian, (own,) = per_task_gradients(losses_of(network, task), shared, [network.own], task)
+    jacobian, (own,) = per_task_gradients(losses_of(network, task, through), shared, [network.own], task)
     assert not any(rows.requires_grad for rows in (*jacobian, own))
     losses = losses_of(network, task)
     for k in range(K):
@@ -205,8 +200,8 @@ def check(network: nn.Module, task: Tensor) -> None:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 @pytest.mark.parametrize("network", KNOWN)
-def test_one_backward_pass(network: type[nn.Module], task: Tensor, no_fallback: None) -> None:
-    check(make(network), task)
+def test_one_backward_pass(network: type[nn.Module], task: Tensor) -> None:
+    check(make(network), task, OneBackward.apply)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -217,30 +212,31 @@ def test_other_networks(network: type[nn.Module], task: Tensor) -> None:
 
 
 @pytest.mark.parametrize("network", UNKNOWN)
-def test_other_networks_fall_back(network: type[nn.Module], no_fallback: None) -> None:
-    with pytest.raises(AssertionError, match="K backward passes"):
-        check(make(network), TASKS["random order"])
+def test_other_networks_take_a_pass_per_task(network: type[nn.Module]) -> None:
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        check(make(network), TASKS["random order"], OneBackward.apply)
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
-def test_losses_of_any_size(scale: float, no_fallback: None) -> None:
+def test_losses_of_any_size(scale: float) -> None:
     """In float32, of 100 tasks: the powers of two that find the samples' rows neither overflow nor lose digits."""
     num_tasks = 100
     torch.manual_seed(0)
     network, task = Linears(), torch.randint(num_tasks, (500,))
-    losses = scale * per_task_mean(network(torch.randn(500, F)).squeeze(-1).square(), task, num_tasks)
+    values = OneBackward.apply(network(torch.randn(500, F))).squeeze(-1)
+    losses = scale * per_task_mean(values.square(), task, num_tasks)
     jacobian, _ = per_task_gradients(losses, list(network.parameters()), [], task)
     total = torch.autograd.grad(losses.sum(), list(network.parameters()))
     for rows, expected in zip(jacobian, total, strict=True):
         torch.testing.assert_close(rows.sum(0), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_frozen_parameters_are_passed_by(no_fallback: None) -> None:
+def test_frozen_parameters_are_passed_by() -> None:
     """As a policy's loss passes through the critics."""
     network, task = make(Linears), TASKS["random order"]
     network.second.requires_grad_(False)
     shared = list(network.first.parameters())
-    jacobian, _ = per_task_gradients(losses_of(network, task), shared, [], task)
+    jacobian, _ = per_task_gradients(losses_of(network, task, OneBackward.apply), shared, [], task)
     for k in range(K):
         expected = torch.autograd.grad(losses_of(network, task)[k], shared)
         torch.testing.assert_close([rows[k] for rows in jacobian], list(expected))
