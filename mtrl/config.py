@@ -221,6 +221,8 @@ def presets(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
     """The files of a group by their names, also those in a user's own folders. Raises `UserError`."""
     found: dict[str, Path] = {}
     for folder in (config_dir(), *folders):
+        if not folder.is_dir():
+            raise UserError(f"No folder {folder}: expected one of presets, {folder}/<group>/<name>.yaml.")
         for path in (folder / group).glob("*.yaml"):
             if path.stem in found:
                 raise UserError(f"{path} has the name of {found[path.stem]}: give it another.")
@@ -389,10 +391,9 @@ def split_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
         if flag not in ("--config-dir", "-cd"):
             others.append(argument)
             continue
-        folder = Path(value if equals else next(rest, ""))
-        if not folder.is_dir() or folder == Path():
-            raise UserError(f"{flag} needs a folder of presets (<folder>/<group>/<name>.yaml), not {str(folder)!r}.")
-        folders.append(folder)
+        if not (path := value if equals else next(rest, "")):
+            raise UserError(f"{flag} needs a folder of presets: {flag} DIR.")
+        folders.append(Path(path))
     return others, folders
 
 

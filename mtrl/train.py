@@ -456,10 +456,7 @@ def environment_description() -> str:
 
 PATHS = ("run_dir", "resume", "init_from")
 """Settings that are paths."""
-FLAGS_WITH_VALUE = (
-    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"),
-    *("--config-path", "-cp", "--config-name", "-cn"),
-)
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun")
 """Of Hydra, followed by a value."""
 
 
@@ -503,6 +500,8 @@ def _hydra_main(arguments: list[str], folders: list[Path]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    if not {"--config-path", "-cp", "--config-name", "-cn"}.isdisjoint(flag.split("=")[0] for flag in arguments):
+        raise UserError("A run's settings are those of train.yaml: change them in an experiment, in a --config-dir.")
     flags: list[str] = []
     overrides: list[str] = []
     for argument in arguments:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mtrl.config import load_yaml
-from tests.system.commands import ON_POLICY, environment, run
+from tests.system.commands import ON_POLICY, environment, run, the_error
 
 PARTS = '''
 from mtrl.envs.toy import ToyReach
@@ -104,12 +104,11 @@ def test_a_run(place: Path) -> None:
     expected = ({"name": "my_env"}, {"name": "my_weighting"}, {"name": "my_trunk", "breadth": 5})
     assert settings(place / "run") == expected
     folder = ["--config-dir", "my presets"]
-    command(place, *folder, "resume=run", "total_steps=120")
     command(place, *folder, "+experiment=mine", "weighting=strong", *SHORT, "run_dir=other")
     expected = ({"name": "my_env"}, {"name": "my_weighting", "power": 3.0}, {"name": "my_trunk", "breadth": 4})
     assert settings(place / "other") == expected
     (place / "my presets").rename(place / "gone")
-    command(place, "resume=other", "total_steps=120")
+    command(place, *folder, "resume=other", "total_steps=120")
 
 
 def test_a_sweep_means_what_the_runs_mean(place: Path) -> None:
@@ -136,6 +135,12 @@ def test_help_lists_them(place: Path) -> None:
     assert "\nenv=my_env\n  # Three targets.\n  # env.num_envs=None (int | None)\n  # env.length=10 (int)\n" in text
     assert "\nexperiment=mine\n  # Mine.\n" in text
     assert ", moore, mtan, multi_head, multi_head_400, my_trunk, nddr, " in text
+
+
+@pytest.mark.parametrize("flag", ["--config-name", "-cn", "--config-path=x", "-cp"])
+def test_another_primary_file_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert run(flag, "mine", "env=toy_reach") == 2
+    assert "settings are those of train.yaml" in the_error(capsys)
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"]])

@@ -139,10 +139,15 @@ def test_a_pattern_that_matches_nothing() -> None:
         checked(["weighting=glob(x*)"], "train", sweep=True)
 
 
-@pytest.mark.parametrize("arguments", [["--config-dir", "nowhere"], ["--config-dir="], ["-cd"]])
+@pytest.mark.parametrize("arguments", [["--config-dir"], ["--config-dir="], ["-cd"]])
 def test_no_folder_of_presets(arguments: list[str]) -> None:
     with pytest.raises(UserError, match="needs a folder of presets"):
         split_folders(arguments)
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"No folder nowhere: expected one of presets, nowhere/<group>/<name>\.yaml"):
+        composed([], "train", [Path("nowhere")])
 
 
 @pytest.mark.parametrize("key", ["hydra/launcher", "hydra/sweeper"])
