@@ -19,10 +19,9 @@ from rich.table import Table
 from torch import Tensor
 
 from mtrl.checks import positive
-from mtrl.files import json_text, stored_number
+from mtrl.files import json_text, stored_number, write_atomic
 from mtrl.finite import check_first, check_step
 from mtrl.registry import missing_extra
-from mtrl.run.checkpoint import write_atomic
 from mtrl.types import Actor, EpisodeResult, EvalResult, UserError, VecEnv
 
 # ---------------------------------------------------------------------------------------------------------------------
