@@ -52,8 +52,8 @@ from mtrl.run.checkpoint.rng import RngStates
 from mtrl.run.checkpoint.rotation import Checkpointer, any_checkpoint
 from mtrl.run.checkpoint.transfer import load_networks, load_parts, task_axes
 from mtrl.run.console import Progress, duration
-from mtrl.run.evaluation import show
-from mtrl.run.evaluator import Evaluator
+from mtrl.run.evaluation.evaluator import Evaluator
+from mtrl.run.evaluation.report import show
 from mtrl.run.lock import locked
 from mtrl.run.logger import Logger
 from mtrl.run.loop import Loop, seed_everything
