@@ -20,7 +20,7 @@ from speed_sections import speed_sections
 
 from mtrl.config import load_yaml
 from mtrl.files import json_text
-from mtrl.run.evaluation import bootstrap_interval, wilson_interval
+from mtrl.run.evaluation.statistics import bootstrap_interval, wilson_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"

@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import mtrl
 from mtrl.checks import not_negative, positive
+from mtrl.files import write_atomic
 from mtrl.output import unbreakable_output
 from mtrl.registry import check_type, construct, names, unknown
-from mtrl.run.checkpoint import write_atomic
 from mtrl.run.reading import DEEPEST, read_text
 from mtrl.state import shown
 from mtrl.types import UserError

@@ -20,8 +20,9 @@ from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_
 from mtrl.policy import find_policy, load_policy
 from mtrl.registry import construct, unknown
 from mtrl.run.console import NO_RESULTS, Progress
-from mtrl.run.evaluation import record_videos, show, write_eval
-from mtrl.run.evaluator import Evaluator
+from mtrl.run.evaluation.evaluator import Evaluator
+from mtrl.run.evaluation.report import show, write_eval
+from mtrl.run.evaluation.video import record_videos
 from mtrl.system.cores import available_cores
 from mtrl.types import Actor, EvalResult, UserError
 

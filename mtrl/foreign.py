@@ -13,7 +13,8 @@ from mtrl.build import build_episodes
 from mtrl.config import CHANGEABLE, TrainConfig
 from mtrl.data.experience import Episodes
 from mtrl.policy import read_policy
-from mtrl.run.checkpoint import CheckpointError, checkpoints, load_state, newest_valid, save_state
+from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
+from mtrl.run.checkpoint.rotation import checkpoints, newest_valid
 from mtrl.run.reading import check_inside, check_sizes, count, ordinary, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Learner, State, UserError

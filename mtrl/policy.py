@@ -20,7 +20,9 @@ import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.checks import positive
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import construct, unknown
-from mtrl.run.checkpoint import CheckpointError, check_file, file_sha256, newest_valid, open_sealed, sealed, verify
+from mtrl.run.checkpoint.codec import CheckpointError
+from mtrl.run.checkpoint.manifest import check_file, file_sha256, open_sealed, sealed, verify
+from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, EnvSpec, UserError, match_tasks

@@ -52,10 +52,12 @@ from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
 from mtrl.registry import build
-from mtrl.run.checkpoint import Checkpointer, RngStates, any_checkpoint, load_networks, load_parts, task_axes
+from mtrl.run.checkpoint.rng import RngStates
+from mtrl.run.checkpoint.rotation import Checkpointer, any_checkpoint
+from mtrl.run.checkpoint.transfer import load_networks, load_parts, task_axes
 from mtrl.run.console import Progress, duration
-from mtrl.run.evaluation import show
-from mtrl.run.evaluator import Evaluator
+from mtrl.run.evaluation.evaluator import Evaluator
+from mtrl.run.evaluation.report import show
 from mtrl.run.lock import locked
 from mtrl.run.logger import Logger
 from mtrl.run.loop import Loop, seed_everything

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.files import json_text
-from mtrl.run.checkpoint import write_atomic
+from mtrl.files import json_text, write_atomic
 from mtrl.run.sinks import Sink
 from mtrl.types import Metrics, State, UserError
 

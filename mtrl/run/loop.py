@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 
 from mtrl.checks import not_negative
-from mtrl.run.checkpoint import Checkpointer, CheckpointError, save_state
+from mtrl.run.checkpoint.codec import CheckpointError, save_state
+from mtrl.run.checkpoint.rotation import Checkpointer
 from mtrl.run.console import NO_RESULTS, Progress, TaskResults
-from mtrl.run.evaluation import headline, write_eval
-from mtrl.run.evaluation import metrics as eval_metrics
+from mtrl.run.evaluation.report import headline, write_eval
+from mtrl.run.evaluation.statistics import metrics as eval_metrics
 from mtrl.run.logger import Logger, MetricAccumulator
 from mtrl.run.schedule import Every, Until
 from mtrl.run.timing import PhaseTimer

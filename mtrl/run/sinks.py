@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from mtrl.files import write_atomic
 from mtrl.registry import missing_extra
-from mtrl.run.checkpoint import write_atomic
 from mtrl.types import UserError
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtrl.agents.sac import Temperature
 from mtrl.nn.networks import PolicyNetwork, build_policy, build_value
 from mtrl.registry import build, names
-from mtrl.run.checkpoint import load_parts, task_axes
+from mtrl.run.checkpoint.transfer import load_parts, task_axes
 from mtrl.types import EnvSpec, TaskContext
 from tests.contracts.test_components import COLUMNS, HISTORY
 from tests.helpers import SCALAR, describe, make_spec, small

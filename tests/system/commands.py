@@ -18,7 +18,7 @@ import torch
 
 import mtrl.evaluate
 import mtrl.train
-from mtrl.run.checkpoint import load_state
+from mtrl.run.checkpoint.codec import load_state
 from mtrl.run.loop import Loop
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mtrl.run.checkpoint import load_state, newest_valid
+from mtrl.run.checkpoint.codec import load_state
+from mtrl.run.checkpoint.rotation import newest_valid
 from tests.system.commands import TINY, alive, descendants, rows, run, shared_memory, start, the_error, tiny, wait_for
 
 ACTORS = [*tiny("impala"), "actors=2"]

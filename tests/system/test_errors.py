@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import mtrl.envs.toy
-import mtrl.run.checkpoint
-from mtrl.run.checkpoint import load_state, newest_valid
+import mtrl.run.checkpoint.rotation
+from mtrl.run.checkpoint.codec import load_state
+from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
     AGENTS,
@@ -419,7 +420,7 @@ def test_weights_become_nan(run_dir: Path, capsys: pytest.CaptureFixture[str], m
 def test_disk_full_for_a_while(
     run_dir: Path, originals: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, count = mtrl.run.checkpoint.save_state, 0
+    save, count = mtrl.run.checkpoint.rotation.save_state, 0
 
     def full(folder: Path, state: Any) -> None:
         nonlocal count
@@ -428,7 +429,7 @@ def test_disk_full_for_a_while(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         save(folder, state)
 
-    monkeypatch.setattr(mtrl.run.checkpoint, "save_state", full)
+    monkeypatch.setattr(mtrl.run.checkpoint.rotation, "save_state", full)
     monkeypatch.setattr("mtrl.run.loop.write_eval", lambda *a, **k: full(run_dir, None))
     assert run(*tiny(), f"run_dir={run_dir}") == 0
     out = capsys.readouterr().out

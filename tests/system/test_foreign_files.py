@@ -20,9 +20,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import mtrl
-import mtrl.run.checkpoint
 from mtrl.config import load_train_yaml, load_yaml, save_yaml
-from mtrl.run.checkpoint import newest_valid, sealed
+from mtrl.run.checkpoint.manifest import sealed
+from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.loop import Loop
 from mtrl.types import UserError
 from tests.system.commands import evaluate, run, stopped_after, tiny

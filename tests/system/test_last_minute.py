@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mtrl.config import load_yaml
-from mtrl.run.checkpoint import newest_valid
+from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
     PYTHON_RNG,

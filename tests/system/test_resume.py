@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtrl.config import load_yaml
-from mtrl.run.checkpoint import newest_valid
+from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.loop import Loop
 from tests.system.commands import (
     PYTHON_RNG,

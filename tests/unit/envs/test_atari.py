@@ -19,7 +19,7 @@ import mtrl.envs
 from mtrl.envs.atari.scores import human_normalised_scores
 from mtrl.envs.atari.suite import GAME_SETS, named_games
 from mtrl.envs.atari.vector import AtariVecEnv
-from mtrl.run.evaluator import Evaluator
+from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.types import UserError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import mtrl.envs
-from mtrl.run.evaluator import Evaluator
+from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.types import EpisodeResult, EvalResult
 from tests.helpers import make_spec
 

@@ -18,17 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtrl.run.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    RngStates,
-    load_parts,
-    load_state,
-    newest_valid,
-    save_state,
-    verify,
-    write_atomic,
-)
+from mtrl.files import write_atomic
+from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
+from mtrl.run.checkpoint.manifest import verify
+from mtrl.run.checkpoint.rng import RngStates
+from mtrl.run.checkpoint.rotation import Checkpointer, newest_valid
+from mtrl.run.checkpoint.transfer import load_parts
 from mtrl.types import UserError
 
 # --- save_state / load_state ----------------------------------------------------------------------------------------
@@ -435,7 +430,7 @@ PRELUDE = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from mtrl.run.checkpoint import Checkpointer
+from mtrl.run.checkpoint.rotation import Checkpointer
 torch.set_num_threads(1)
 
 class Counter:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mtrl.checks import positive
-from mtrl.run.evaluation import evaluate
+from mtrl.run.evaluation.episodes import evaluate
 from mtrl.types import Actor, EnvSpec, EvalResult, EvaluationProtocol, VecEnv
 
 

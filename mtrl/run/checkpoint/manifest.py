@@ -1,0 +1,121 @@
+"""Checksums, which tell whether files are what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtrl.checks import not_negative
+from mtrl.files import sync
+from mtrl.registry import construct
+from mtrl.run.checkpoint.codec import CheckpointError
+from mtrl.run.reading import check_inside, ordinary, read_json, reason
+from mtrl.state import shown
+from mtrl.types import UserError
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's content. Raises `OSError`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Writes what the files of a checkpoint are, and returns when all of it is on the disk. Raises `OSError`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
+    }
+    text = json.dumps(sealed({"step": step, "files": files}), indent=1, allow_nan=False)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    for path in (*paths, folder / "manifest.json", *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        sync(path)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    files: dict[str, dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        not_negative(step=self.step)
+
+    def entries(self) -> dict[str, _File]:
+        """Its files by name. Raises `UserError` for one that is not described as it must be."""
+        return {name: construct(f"files: {shown(name)}", _File, entry) for name, entry in self.files.items()}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a checkpoint says of itself. Raises `OSError`, `ValueError` or `UserError`."""
+    manifest = open_sealed(read_json(folder / "manifest.json", folder))
+    return construct("manifest", Manifest, manifest)
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with its own sha256 in it."""
+    return {**document, "sha256": _digest(document)}
+
+
+def open_sealed(document: Any) -> dict[str, Any]:
+    """The document that was given to `sealed`. Raises `ValueError` if it is no longer the same."""
+    if not isinstance(document, dict):
+        raise ValueError(f"expected an object, found {shown(document)}")
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    if document.get("sha256") != _digest(content):
+        raise ValueError("its content was altered (wrong sha256)")
+    return content
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def verify(path: Path) -> None:
+    """Compares every file of a checkpoint with its manifest.
+
+    Raises:
+        CheckpointError: Names the first damaged file and what is wrong with it.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    name = "manifest.json"
+    try:
+        if path.parent.name == "checkpoints":  # where a link may lead to another checkpoint, as `last` does
+            check_inside(path, path.parent)
+        for name, expected in read_manifest(path).entries().items():
+            check_file(path / name, path, expected.size, expected.sha256)
+    except FileNotFoundError:
+        raise _damaged(path, name, "missing") from None
+    except (OSError, ValueError, UserError) as error:
+        raise _damaged(path, name, reason(error)) from error
+
+
+def _damaged(path: Path, name: str, what: str) -> CheckpointError:
+    return CheckpointError(f"Checkpoint {path} is damaged: {shown(name).strip(chr(39))}: {what}.")
+
+
+def check_file(path: Path, root: Path, size: int, sha256: str) -> None:
+    """Raises `OSError` or `ValueError` unless a file in `root` has this content."""
+    found = ordinary(path, root).stat().st_size
+    if found != size:
+        raise ValueError(f"{found} bytes instead of {size}")
+    if file_sha256(path) != sha256:
+        raise ValueError("its content was altered (wrong sha256)")

@@ -1,0 +1,219 @@
+"""Many checkpoints in one folder, of which the newest are kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from mtrl.files import sync, write_atomic
+from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
+from mtrl.run.checkpoint.manifest import read_manifest, verify, write_manifest
+from mtrl.run.reading import reason
+from mtrl.state import check_like
+from mtrl.types import State
+
+Report = Callable[[str], None]
+"""Where to say that something was wrong though it could be worked around: takes one line."""
+
+_warn: Report = logging.getLogger(__name__).warning
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """Anything with state that a resumed run needs."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: State) -> Any: ...
+
+
+_REPLACED = ".replaced"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, whole or not, newest first; a replaced one comes after its replacement."""
+    found = [path for path in folder.glob("*") if re.fullmatch(rf"\d{{12,}}({_REPLACED})?", path.name)]
+    return sorted(found, key=lambda path: (_step(path), not path.name.endswith(_REPLACED)), reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removesuffix(_REPLACED))
+
+
+def newest_valid(folder: Path, report: Report = _warn, use: Callable[[Path], Any] = lambda path: None) -> Path:
+    """The checkpoint with the highest step that is whole. Damaged ones on the way are reported by name and reason.
+
+    Args:
+        folder: A run's `checkpoints` folder.
+        report: Told about each damaged one, in one line.
+        use: Called with each whole one; a `CheckpointError` from it counts as damage.
+
+    Raises:
+        CheckpointError: There is none; lists what was found.
+    """
+    problems = []
+    for path in checkpoints(folder):
+        try:
+            verify(path)
+            use(path)
+            return path
+        except CheckpointError as error:
+            report(f"{error} Using the one before it.")
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"No usable checkpoint in {folder}. {' '.join(problems)}")
+    found = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else "no such folder"
+    raise CheckpointError(f"No checkpoint in {folder}. Found: {found or 'an empty folder'}.")
+
+
+def any_checkpoint(folder: Path) -> bool:
+    """Whether a run's `checkpoints` folder has a checkpoint, be it damaged."""
+    return bool(checkpoints(folder))
+
+
+class Checkpointer:
+    """Saves and restores a run's savables in one folder, of which it is the only writer.
+
+    Args:
+        folder: Where the checkpoints are; made if missing.
+        savables: What to save, by name. Compiled modules are given uncompiled, so that names stay.
+        keep: How many of the newest checkpoints to keep.
+        report: Told about damaged checkpoints that were passed over.
+
+    Raises:
+        CheckpointError: The folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, savables: Mapping[str, Savable], keep: int = 2, report: Report = _warn) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}.")
+        self.folder, self.savables, self.keep, self.report = folder, dict(savables), keep, report
+        self._abandoned: list[Path] = []
+        try:
+            # Better now than after hours of training.
+            write_atomic(folder / ".tmp-probe", "0" * 4096)
+            (folder / ".tmp-probe").unlink()
+        except OSError as error:
+            raise CheckpointError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+
+    def save(self, step: int, extra: Callable[[Path], None] | None = None) -> Path:
+        """Writes the checkpoint of a step (replacing one of the same step) and removes old ones.
+
+        Args:
+            step: Environment steps so far.
+            extra: Given the unfinished checkpoint's folder, writes more files into it.
+
+        Raises:
+            CheckpointError: The disk is full or cannot be written. Earlier checkpoints are untouched.
+        """
+        temporary = self.folder / f".tmp-{step:012d}-{os.getpid()}"
+        try:
+            for leftover in self.folder.glob(".tmp-*"):
+                _remove(leftover)
+            for name, savable in self.savables.items():
+                save_state(temporary / "training_state" / name, savable.state_dict())
+            if extra is not None:
+                extra(temporary)
+            write_manifest(temporary, step)
+            path = self._publish(temporary, step)
+            self._prune(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"Could not save the checkpoint of step {step} in {self.folder}: {error.strerror or error}. "
+                "Earlier checkpoints are intact."
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return path
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step that is of this run's past."""
+        path = self.folder / f"{step:012d}"
+        return path.is_dir() and path not in self._abandoned
+
+    def restore(self, check: Callable[[Path], None] = lambda path: None) -> int:
+        """Loads the newest whole checkpoint into the savables. Returns its step.
+
+        Args:
+            check: Given the checkpoint's folder before anything is loaded; raises if it cannot be used.
+
+        Raises:
+            CheckpointError: There is none, or it does not hold the state of all savables.
+        """
+        # As they are new: what is left of a checkpoint that could only be loaded in part must not count.
+        fresh = {name: savable.state_dict() for name, savable in self.savables.items()}
+
+        def use(path: Path) -> None:
+            check(path)
+            self._load(path, fresh)
+
+        path = newest_valid(self.folder, self.report, use)
+        restored = read_manifest(path).step
+        # What lies after the step restored is not the past of what comes next.
+        self._abandoned = [other for other in checkpoints(self.folder) if _step(other) > restored]
+        return restored
+
+    def _load(self, path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
+        states = path / "training_state"
+        listed = {name.split("/")[1] for name in read_manifest(path).files if name.startswith("training_state/")}
+        if lacking := sorted(self.savables.keys() - listed):
+            has = ", ".join(sorted(listed)) or "none"
+            raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {has}.")
+        # All are looked at before any is loaded, and then loaded one after another: a replay is large.
+        for name in self.savables:
+            with _usable(states / name):
+                check_like(load_state(states / name, headers_only=True), fresh[name])
+        for name, savable in self.savables.items():
+            with _usable(states / name):
+                savable.load_state_dict(load_state(states / name))
+
+    def _publish(self, temporary: Path, step: int) -> Path:
+        path = self.folder / f"{step:012d}"
+        if path.exists():
+            # Not removed before its replacement is in place: it may be the only one.
+            replaced = path.with_name(path.name + _REPLACED)
+            _remove(replaced)
+            path.rename(replaced)
+        temporary.rename(path)
+        sync(self.folder)
+        pointer = self.folder / ".tmp-last"
+        pointer.symlink_to(path.name)
+        pointer.replace(self.folder / "last")
+        sync(self.folder)
+        return path
+
+    def _prune(self, newest: Path) -> None:
+        step = _step(newest)
+        replaced = [path for path in checkpoints(self.folder) if path.name.endswith(_REPLACED)]
+        past = [path for path in checkpoints(self.folder) if _step(path) <= step and path not in replaced]
+        for path in {*replaced, *past[self.keep :], *self._abandoned} - {newest}:
+            _remove(path)
+        self._abandoned = []
+
+
+@contextmanager
+def _usable(state: Path) -> Iterator[None]:
+    """What a state's own object does not take is an error that names it, like damage of the checkpoint."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{state / 'state.json'} cannot be used: {reason(error)}. If another version of mtrl made it: its policy "
+            "can be evaluated, and init_from takes what both have (init_from_parts)."
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or folder, if it exists; a kill on the way leaves nothing that looks like a checkpoint."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f".tmp-{path.name.removeprefix('.tmp-')}-removed")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Evaluation: kept per episode, and reported with intervals."""

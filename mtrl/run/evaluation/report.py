@@ -1,0 +1,129 @@
+"""An evaluation as a line, a table or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mtrl.files import json_text, write_atomic
+from mtrl.run.evaluation.statistics import summary
+from mtrl.types import EvalResult
+
+
+def headline(result: EvalResult) -> str:
+    """An evaluation in a line: means over tasks; without any, scores; without these, the return of each task."""
+    found = summary(result)
+    kinds = (("success", "success_rate", 3), ("return", "mean_return", 1))
+    means = [f"{name} {found[key]:.{digits}f}" for name, key, digits in kinds if key in found]
+    returns = ", ".join(f"{name} {task['mean_return']:.1f}" for name, task in found["tasks"].items())
+    return ", ".join(means or _scores(result)) or f"returns {returns}"
+
+
+def _scores(result: EvalResult) -> list[str]:
+    """The scores over all tasks, if the benchmark has any."""
+    return [f"{name}: {value:.3f}" for name, value in result.scores.items() if "/" not in name]
+
+
+_COLUMNS = ("goal", "success", "return", "length", "truncated")
+
+
+def to_json(result: EvalResult) -> dict[str, Any]:
+    """Protocol, scores, summary and every episode (by task, one list per field) as plain values."""
+    episodes: dict[str, dict[str, list[Any]]] = {}
+    for episode in result.episodes:
+        columns = episodes.setdefault(episode.task, {name: [] for name in _COLUMNS})
+        columns["goal"].append(episode.goal)
+        columns["success"].append(episode.success)
+        columns["return"].append(episode.episode_return)
+        columns["length"].append(episode.length)
+        columns["truncated"].append(episode.truncated)
+    return {
+        "protocol": dict(result.protocol),
+        "scores": dict(result.scores),
+        "has_success": result.has_success,
+        "comparable_returns": result.comparable_returns,
+        "summary": summary(result),
+        "episodes": episodes,
+    }
+
+
+def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
+    """Writes `to_json(result)`, with `more` (step, wall time, ...) in front, as one file that appears whole.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_atomic(path, json_text({**more, **to_json(result)}) + "\n")
+
+
+Row = tuple[str, ...]
+
+
+def _rows(result: EvalResult) -> tuple[Row, list[Row], list[Row]]:
+    """Heading; tasks; the mean, if there is any. Columns of success are there if any task reports it."""
+    found = summary(result)
+    success = result.has_success
+    heading = ("task", *(("success", "95% interval") if success else ()), "return", "length", "episodes")
+    tasks = []
+    for name, task in found["tasks"].items():
+        cells = [f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])]
+        if "interval" in task:
+            low, high = task["interval"]
+            cells = [f"{task['success_rate']:.2f}", f"{low:.2f} to {high:.2f}", *cells]
+        elif success:
+            cells = ["--", "", *cells]
+        tasks.append((name, *cells))
+    rate = (f"{found['success_rate']:.3f}", "") if success else ()
+    mean_return = f"{found['mean_return']:.1f}" if result.comparable_returns else ""
+    means = [("mean", *rate, mean_return, "", "")] if rate or mean_return else []
+    return heading, tasks, means
+
+
+def _caption(result: EvalResult) -> str:
+    """Episodes that were truncated and scores over all tasks, if there are any, and the protocol."""
+    scores = "; ".join(_scores(result))
+    protocol = "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
+    counts = "; ".join(
+        f"{name} {task['truncated']} of {task['episodes']}"
+        for name, task in summary(result)["tasks"].items()
+        if task["truncated"]
+    )
+    return "\n".join(filter(None, (f"truncated episodes: {counts}" if counts else "", scores, protocol)))
+
+
+def table(result: EvalResult) -> Table:
+    """Per-task results and their means for a terminal, with scores and the protocol beneath."""
+    heading, tasks, means = _rows(result)
+    drawn = Table(caption=_caption(result), caption_justify="left")
+    for column in heading:
+        drawn.add_column(column, justify="left" if column == "task" else "right")
+    for row in tasks:
+        drawn.add_row(*row)
+    drawn.add_section()
+    for row in means:
+        drawn.add_row(*row, style="bold")
+    return drawn
+
+
+def plain_table(result: EvalResult) -> str:
+    """The same as plain text, for logs and files."""
+    heading, tasks, means = _rows(result)
+    rows = [heading, *tasks, *means]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
+    return "\n".join([*lines, _caption(result)])
+
+
+def show(result: EvalResult, console: Console | None = None) -> None:
+    """Prints the table, as suits the console."""
+    console = console or Console()
+    if console.is_terminal:
+        console.print(table(result))
+    else:
+        console.out(plain_table(result), highlight=False)
