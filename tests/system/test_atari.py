@@ -69,9 +69,9 @@ def test_trains_evaluates_and_loads(run_dir: Path, more: list[str]) -> None:
 def test_presets(experiment: str, games: int, samples: float) -> None:
     """An experiment's torso and value scaling prevail over the environment's; sizes of minibatches."""
     config = train_config(composed([f"+experiment={experiment}"], "train"))
-    agent = config.agent
-    slots = agent["slots_per_task"] * games
-    assert agent["rollout_length"] * slots / agent["minibatches"] == samples
+    agent, data = config.agent, config.data
+    slots = data["slots_per_task"] * games
+    assert data["rollout_length"] * slots / agent["minibatches"] == samples
     assert config.torso["name"] == ("impala_resnet" if games == 57 else "shallow_cnn")
     assert config.value_norm["name"] == ("popart" if games == 3 else "none")
     assert config.network == {"trunk": {"name": "none"}, "head": "shared"}
