@@ -99,8 +99,9 @@ class LocalProcesses:
         self.processes[actor] = ActorProcess(recipe, self._broadcast)
 
     def receive(self, most: int) -> list[Delivery | Death]:
-        ready = self._ready()
-        return [self._take(i) for i in sorted(self.processes) if self.processes[i].connection in ready][:most]
+        connections = self._ready()
+        ready = [i for i in sorted(self.processes) if self.processes[i].connection in connections]
+        return [self._take(i) for i in ready[:most]]
 
     def _ready(self) -> list[Any]:
         connections: list[Any] = [process.connection for process in self.processes.values()]

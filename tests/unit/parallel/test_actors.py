@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from mtrl.data.experience import Episodes
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.envs.counting import CountingEnv
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.parallel.actor import Recipe
+from mtrl.parallel.actor import Ended, Recipe
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.parallel.transport import ActorError, Death, Delivery, LocalProcesses, Transport
 from mtrl.types import Rollout, UserError, VecEnv
@@ -246,6 +247,30 @@ def test_a_quick_actor_need_not_wait_for_a_slow_one() -> None:
         experience.collect(experience.policy)
         (batch,) = experience.batches()
         assert batch.action[0, ::B, 0].tolist() == expected
+
+
+class Waiting:
+    """A process with rollouts of some versions in its pipe."""
+
+    def __init__(self, versions: list[int]) -> None:
+        self.connection, self._there = Pipe()
+        for version in versions:
+            self._there.send(version)
+
+    def receive(self, device: str) -> tuple[Rollout, int, Ended]:
+        version = self.connection.recv()
+        return random_rollout(T, B, K, 5, torch.full((T, B, 2), float(version)), seed=0), version, []
+
+    def end(self, seconds: float) -> None:
+        pass
+
+
+def test_what_is_not_asked_for_stays() -> None:
+    transport: Any = LocalProcesses("cpu")
+    transport.processes |= {0: Waiting([1, 2]), 1: Waiting([3, 4])}
+    received = [[(delivery.actor, delivery.version) for delivery in transport.receive(most)] for most in (1, 2, 2)]
+    assert received == [[(0, 1)], [(0, 2), (1, 3)], [(1, 4)]]
+    transport.close()
 
 
 def test_what_is_saved() -> None:
