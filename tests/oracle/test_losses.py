@@ -160,12 +160,12 @@ def test_vtrace_learns_nothing_from_actions_that_nobody_chose() -> None:
 
 def test_td_target_bootstraps_unless_terminated() -> None:
     # 1 + 0.9 * 10 = 10 where it goes on or was truncated (which the target does not even see), 1 where it terminated.
-    target = td_target(torch.ones(2), torch.tensor([0.0, 1.0]), torch.full((2,), 10.0), 0.9)
+    target = td_target(torch.ones(2), torch.tensor([1.0, 0.0]), torch.full((2,), 10.0), 0.9)
     torch.testing.assert_close(target, torch.tensor([10.0, 1.0]))
 
 
 def test_td_target_is_not_clipped() -> None:
-    target = td_target(torch.tensor([-1e7, 1e7]), torch.zeros(2), torch.tensor([-1e8, 1e8]), 1.0)
+    target = td_target(torch.tensor([-1e7, 1e7]), torch.ones(2), torch.tensor([-1e8, 1e8]), 1.0)
     torch.testing.assert_close(target, torch.tensor([-1.1e8, 1.1e8]))
 
 

@@ -21,7 +21,7 @@ from mtrl.envs.counting import CountingEnv
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.parallel.actor import Ended, Recipe
 from mtrl.parallel.actors import AsyncOnPolicy
-from mtrl.parallel.transport import ActorError, Death, Delivery, LocalProcesses, Transport
+from mtrl.parallel.transport import ActorError, ActorProcess, Death, Delivery, LocalProcesses, Transport
 from mtrl.types import Rollout, UserError, VecEnv
 from tests.helpers import describe, no_timer, random_rollout
 from tests.system.commands import alive, shared_memory, wait_for
@@ -249,7 +249,7 @@ def test_a_quick_actor_need_not_wait_for_a_slow_one() -> None:
         assert batch.action[0, ::B, 0].tolist() == expected
 
 
-class Waiting:
+class Waiting(ActorProcess):
     """A process with rollouts of some versions in its pipe."""
 
     def __init__(self, versions: list[int]) -> None:
