@@ -255,7 +255,7 @@ def stopped(run_dir: Path, originals: Path) -> Path:
     [
         (
             ["agent=sac"],
-            "agent cannot be changed when a run is resumed (only total_steps, total_updates, device, precision, compile, eval,",
+            "agent cannot be changed when a run is resumed (only total_steps, total_updates, device,",
         ),
         (["agent.gamma=0.5"], "agent.gamma cannot be changed"),
         (["seed=2"], "seed cannot be changed"),
