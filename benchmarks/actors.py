@@ -19,6 +19,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ class Candidate:
     def __init__(self, config: TrainConfig) -> None:
         seed_everything(config.seed)
         self.timer, self.config = PhaseTimer(), config
-        self.source, episodes, _ = make_source(config, self.timer, print)
+        self.held = ExitStack()
+        self.source, episodes, _ = make_source(config, self.timer, print, self.held)
         self.learner = make_learner(config, episodes, self.source.yields, self.source.batch_shape)
         self.source.connect(self.learner.policy)
         self.waited = 0.0
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             waited[count].append(candidate.waited)
     rows = []
     for count, candidate in candidates.items():
-        candidate.source.close()
+        candidate.held.close()
         own, serial = rates[count][1:], rates[0][1:]
         row = {
             "actors": count,

@@ -197,6 +197,10 @@ class TrainConfig:
             plain[key] = dict(vars(plain[key]))
         return plain
 
+    def lasting(self) -> dict[str, Any]:
+        """Those that a resumed run must have again; its folder may have been moved."""
+        return {key: value for key, value in self.plain().items() if key not in (*CHANGEABLE, "run_dir")}
+
 
 def train_config(values: Mapping[str, Any]) -> TrainConfig:
     """Checks plain values. Raises `UserError` for a key or a value that is not valid."""
@@ -281,14 +285,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], values)
 
 
-def load_train_yaml(path: Path) -> dict[str, Any]:
+def load_train_yaml(path: Path) -> TrainConfig:
     """The stored configuration of a training run. Raises `UserError` if it is not whole."""
     values = load_yaml(path)
     try:
-        train_config(values)
+        return train_config(values)
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
-    return values
 
 
 def _check_plain(text: str) -> None:
@@ -536,8 +539,8 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
 
 def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
     """Keys of settings in which a configuration is not that of a run that it could go on with."""
-    one, other = config.plain(), stored.plain()
-    return [key for key in one if key not in (*CHANGEABLE, "run_dir") and one[key] != other[key]]
+    other = stored.lasting()
+    return [key for key, value in config.lasting().items() if value != other[key]]
 
 
 def _first_line(error: Exception) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from mtrl.build import build_episodes
-from mtrl.config import CHANGEABLE, TrainConfig
+from mtrl.config import TrainConfig
 from mtrl.data.experience import Episodes
 from mtrl.policy import read_policy
 from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
 from mtrl.run.checkpoint.rotation import checkpoints, newest_valid
+from mtrl.run.checkpoint.transfer import networks_of
 from mtrl.run.reading import check_inside, check_sizes, count, ordinary, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Learner, State, UserError
@@ -66,9 +67,7 @@ def _check_fits(config: TrainConfig, path: Path, make_learner: Callable[[TrainCo
     held = collector.get("task") if isinstance(collector, Mapping) else None  # none with actors beside the learner
     if isinstance(held, Tensor) and len(held) != num_envs:
         raise ValueError(f"expected {num_envs:,} slots, found {len(held):,}")
-    networks = learner.get("networks")
-    if not isinstance(networks, dict) or not all(isinstance(tensor, Tensor) for tensor in networks.values()):
-        raise ValueError("learner: networks: expected tensors")
+    networks = networks_of(learner)
     described = ("network", "torso", "core", "task_encoder", "value_head")
     check_sizes({key: getattr(config, key) for key in described}, count(networks), "")
 
@@ -83,8 +82,7 @@ def _check_fits(config: TrainConfig, path: Path, make_learner: Callable[[TrainCo
 
 def save_settings(config: TrainConfig, folder: Path) -> None:
     """Stores in a checkpoint what it was made with: `config.yaml` has no checksum, and may be edited."""
-    free = (*CHANGEABLE, "run_dir")  # a folder may be moved
-    save_state(folder / "settings", {key: value for key, value in config.plain().items() if key not in free})
+    save_state(folder / "settings", config.lasting())
 
 
 def _check_same(found: Any, stored: Any, entry: str = "") -> None:

@@ -21,7 +21,7 @@ from mtrl.checks import positive
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import construct, unknown
 from mtrl.run.checkpoint.codec import CheckpointError
-from mtrl.run.checkpoint.manifest import check_file, file_sha256, open_sealed, sealed, verify
+from mtrl.run.checkpoint.manifest import Content, open_sealed, sealed, verify
 from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
 from mtrl.state import check_like, planned, shown
@@ -174,7 +174,7 @@ def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, 
         "format": FORMAT,
         "spec": json.loads(json.dumps(fields)),
         "network": json.loads(json.dumps(dict(description))),
-        "weights": {"size": file.stat().st_size, "sha256": file_sha256(file)},
+        "weights": vars(Content.of(file)),
     }
     (folder / "config.json").write_text(json.dumps(sealed(config), indent=1), encoding="utf-8")
 
@@ -278,8 +278,8 @@ def read_policy(folder: Path) -> StoredPolicy:
         network = vars(construct("network", _Network, {"torso": none, "core": none, **config.network}))
         file = "model.safetensors"
         if config.weights is not None:
-            weights: _Weights = construct("weights", _Weights, config.weights)
-            check_file(folder / file, folder, weights.size, weights.sha256)
+            content: Content = construct("weights", Content, config.weights)
+            content.check(folder / file, folder)
         headers = read_tensors(folder / file, folder, headers_only=True)
         file = "config.json"
         check_sizes(network, count(headers), "network")
@@ -302,15 +302,7 @@ class _Config:
     spec: dict[str, Any]
     network: dict[str, Any]
     weights: dict[str, Any] | None = None
-    """`_Weights`. Policies that were stored before there was this have no checksums at all."""
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """What `config.json` says of the other file."""
-
-    size: int
-    sha256: str
+    """`Content` of the other file. Policies that were stored before there was this have no checksums at all."""
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
                 held.enter_context(locked(resume / "env.txt"))
             check_planned(config, resume, make_learner)
         seed_everything(config.seed)
-        source, episodes, num_envs = make_source(config, timer, progress.print)
-        held.callback(source.close)
+        source, episodes, num_envs = make_source(config, timer, progress.print, held)
         evaluator = make_evaluator(config)
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
@@ -188,9 +187,9 @@ def threads_beside(actors: int) -> Iterator[None]:
 
 
 def make_source(
-    config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None]
+    config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None], held: ExitStack
 ) -> tuple[DataSource, Episodes, int]:
-    """What `data=...` names, with its environment; what it tells of episodes; and the number of slots."""
+    """What `data=...` names, which `held` closes; what it tells of episodes; and the number of slots."""
     node, shares = dict(config.env), max(config.actors, 1)  # each actor has its share of the slots
     if node.get("num_envs") is not None:
         node["num_envs"] //= shares
@@ -199,6 +198,7 @@ def make_source(
     slots_per_task = config.data.get("slots_per_task", 1) // shares
     make_env = partial(mtrl.envs.make, **node, seed=config.seed, slots_per_task=slots_per_task)
     env = make_env()
+    held.callback(env.close)
     num_envs = shares * env.num_envs
     episodes = build_episodes(config.task_sampling, env.spec, num_envs)
     source: DataSource = build(
@@ -214,6 +214,7 @@ def make_source(
         report=report,
         actors=config.actors,
     )
+    held.callback(source.close)
     if not source.makes_steps and config.total_updates is None:
         raise UserError(f"data={config.data['name']} steps no environment: say when to end with total_updates=...")
     return source, episodes, num_envs
@@ -237,9 +238,7 @@ def make_learner(
         episodes=episodes,
         device=config.device,
         batch_shape=batch_shape,
-        aux_losses=tuple(
-            build("aux_loss", node, spec=episodes.spec, device=config.device) for node in config.aux_losses
-        ),
+        aux_losses=tuple(build("aux_loss", node, spec=spec, device=config.device) for node in config.aux_losses),
         compile=config.compile,
     )
     return build_learner(config.agent, components, yields, config.precision, config.resets)
@@ -386,7 +385,7 @@ def clear_dead_start(run_dir: Path) -> None:
     try:
         # A run makes an empty env.txt, and writes config.yaml before anything else.
         if found - {lock.name} or (lock.exists() and lock.stat().st_size):
-            check_config(load_train_yaml(run_dir / "config.yaml"))
+            load_train_yaml(run_dir / "config.yaml")
     except UserError as error:
         raise UserError(f"run_dir={run_dir} is not empty, and not the folder of a run: {error}") from error
     with writing(run_dir), locked(lock):
@@ -399,7 +398,7 @@ def clear_dead_start(run_dir: Path) -> None:
 
 def tell_of_schedules(config: TrainConfig, run_dir: Path, report: Callable[[str], None]) -> None:
     """Says it in a line if the schedules of a resumed run are not what they were."""
-    stored = check_config(load_train_yaml(run_dir / "config.yaml"))
+    stored = load_train_yaml(run_dir / "config.yaml")
     before, now = (c.schedule_steps or c.total for c in (stored, config))
     if before != now:
         report(
@@ -479,7 +478,7 @@ def _main(arguments: list[str]) -> int:
     if resume == "auto":
         return _resume_or_start(check_config({**composed(others, "train", folders), **paths}))
     if resume is not None:
-        stored = load_train_yaml(Path(resume) / "config.yaml")
+        stored = load_train_yaml(Path(resume) / "config.yaml").plain()
         return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
     return train(check_config({**composed(others, "train", folders), **paths}))
 
@@ -492,7 +491,7 @@ def _resume_or_start(config: TrainConfig) -> int:
     if not any_checkpoint(run_dir / "checkpoints"):
         clear_dead_start(run_dir)
         return train(config)
-    if differ := differing(config, check_config(load_train_yaml(run_dir / "config.yaml"))):
+    if differ := differing(config, load_train_yaml(run_dir / "config.yaml")):
         raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
     return train(config, run_dir)
 

@@ -386,5 +386,5 @@ class DataSource(Protocol):
         return None
 
     def close(self) -> None:
-        """Ends its environments and processes."""
+        """Ends its processes. The environment that it was given is closed by the run."""
         return

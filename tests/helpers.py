@@ -198,7 +198,7 @@ class Given(Components):
     def value(self, policy: PolicyNetwork, head: str, action: bool = False, gain: float = 1.0) -> ValueNetwork:
         return next(self.given_values)
 
-    def value_scaling(self, head: str, **runtime: Any) -> ValueNorm:
+    def value_scaling(self, head: str, gamma: float, **runtime: Any) -> ValueNorm:
         return self.given_norm
 
     def task_step(

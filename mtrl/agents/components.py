@@ -86,17 +86,20 @@ class Components:
         description = {**policy.description, "trunk": trunk}
         return build_value(description, self.spec, head, self.value_head, features, gain).to(self.device)
 
-    def value_scaling(self, head: str, **runtime: Any) -> ValueNorm:
+    def value_scaling(self, head: str, gamma: float, **runtime: Any) -> ValueNorm:
         """The value scaling, which is told of every episode.
 
         Args:
             head: Of the value networks.
+            gamma: Discount of the values, and from here on of the returns of episodes.
             runtime: What it can read of the learner.
 
         Raises:
             UserError: It would rescale a value network that has no such rows.
         """
-        norm = build("value_norm", self.value_norm, num_tasks=self.spec.num_tasks, **runtime).to(self.device)
+        self.episodes.discount = gamma
+        runtime |= {"num_tasks": self.spec.num_tasks, "gamma": gamma}
+        norm = build("value_norm", self.value_norm, **runtime).to(self.device)
         self.episodes.episode_listeners.append(norm.observe)
         name, value_head = self.value_norm["name"], self.value_head["name"]
         if norm.requires_per_task_head and head != "per_task":

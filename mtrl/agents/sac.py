@@ -80,7 +80,7 @@ class Sac(Learner):
             raise UserError("agent=sac learns from flat observations and without memory: use torso=none and core=none.")
         head = c.network["head"]
         self.policy = c.policy(obs_norm, {"name": "tanh_gaussian"})
-        self.critics = Ensemble(c.value(self.policy, head, action=True) for _ in range(2)).to(c.device)
+        self.critics = Ensemble(c.value(self.policy, head, action=True) for _ in range(2))
         self.temperature = Temperature(c.spec.num_tasks, initial_alpha).to(c.device)
         self.target_entropy = target_entropy * torch.tensor(c.spec.action_mask, device=c.device).float().sum(1)
         self.value_norm = c.value_scaling(head, gamma=gamma, entropy=self._entropy_reward)

@@ -23,10 +23,11 @@ class Episodes:
     Attributes:
         listeners: Called with each `statistics`.
         episode_listeners: Called with the arguments of each `add`.
+        discount: Of the returns that listeners are told of: the learner's.
     """
 
     def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
-        self.spec, self.sampler = spec, sampler
+        self.spec, self.sampler, self.discount = spec, sampler, 0.99
         self.listeners: list[Callable[[Metrics], None]] = []
         self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
         self._silent = ~torch.tensor(spec.reports_success)
@@ -87,7 +88,6 @@ class Collector:
         random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
             the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
             and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
-        gamma: Discount of the returns that `Episodes` is told of.
 
     Raises:
         ValueError: `random_start` is no share.
@@ -100,7 +100,6 @@ class Collector:
         device: torch.device | str,
         timer: PhaseTimer,
         random_start: float = 0.0,
-        gamma: float = 0.99,
     ) -> None:
         if not 0 <= random_start <= 1:
             raise ValueError(f"random_start must be a share of an episode, from 0 to 1, not {random_start}.")
@@ -114,7 +113,7 @@ class Collector:
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
-        self._returns = ReturnTracker(env.num_envs, gamma)
+        self._returns = ReturnTracker(env.num_envs)
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
         self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
         self._start_action, *_ = self._random.act(self.obs, self.task, self.state, explore=True)
@@ -149,7 +148,7 @@ class Collector:
         if done.any():
             running = {"return": self._episode_return, "success": self._succeeded, "length": self._length}
             results = {name: values[done].double() for name, values in running.items()}
-            results["largest_return"] = self._returns.end(done, step.terminated.cpu())
+            results["largest_return"] = self._returns.end(done, step.terminated.cpu(), self.episodes.discount)
             self.episodes.add(step.task.cpu()[done], results)
             for values in running.values():
                 values[done] = 0

@@ -18,8 +18,7 @@ class ReturnTracker:
     were on average, for ever (as in BRC, Nauman et al. 2025); with gamma = 1, where that has no value, to stop.
     """
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        self.gamma = gamma
+    def __init__(self, num_envs: int) -> None:
         self._rewards = torch.zeros(256, num_envs, dtype=torch.float64)
         self._length = torch.zeros(num_envs, dtype=torch.int64)
 
@@ -30,16 +29,16 @@ class ReturnTracker:
         self._rewards[self._length, torch.arange(len(reward))] = reward.double()
         self._length += 1
 
-    def end(self, done: Bool[Tensor, " B"], terminated: Bool[Tensor, " B"]) -> Float[Tensor, " E"]:
+    def end(self, done: Bool[Tensor, " B"], terminated: Bool[Tensor, " B"], gamma: float) -> Float[Tensor, " E"]:
         """Ends the episodes of the E slots in `done`: max_t |G_t| of each."""
         length, goes_on = self._length[done], ~terminated[done]
         self._length[done] = 0
         step = torch.arange(int(length.max()))[:, None]
         rewards = self._rewards[: len(step), done].where(step < length, 0)
-        if self.gamma < 1:
-            following = rewards.sum(0) / length / (1 - self.gamma) * goes_on
-            rewards += (self.gamma * following).where(step == length - 1, 0)
-        returns = lfilter([1.0], [1.0, -self.gamma], rewards.flip(0).numpy(), axis=0)
+        if gamma < 1:
+            following = rewards.sum(0) / length / (1 - gamma) * goes_on
+            rewards += (gamma * following).where(step == length - 1, 0)
+        returns = lfilter([1.0], [1.0, -gamma], rewards.flip(0).numpy(), axis=0)
         return torch.from_numpy(np.abs(returns).max(0))
 
     def state_dict(self) -> State:

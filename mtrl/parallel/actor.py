@@ -36,6 +36,7 @@ class Recipe:
         make_env: A function of a module, or a partial of one.
         policy: What `build_policy` takes.
         options: Of the `Collector`.
+        discount: See `Episodes`.
         seed: Of the episodes and of the actions.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     policy: dict[str, Any]
     rollout_length: int
     options: dict[str, float]
+    discount: float
     seed: int
 
 
@@ -103,7 +105,9 @@ def _act(connection: Connection) -> None:
     policy, sampler = build_policy(recipe.policy, env.spec), Relay(env.spec.num_tasks)
     state = broadcast_tree(policy, sampler.shares)
     broadcast.read(state)
-    collector = Collector(env, Episodes(env.spec, sampler), "cpu", lambda phase: nullcontext(), **recipe.options)
+    episodes = Episodes(env.spec, sampler)
+    episodes.discount = recipe.discount
+    collector = Collector(env, episodes, "cpu", lambda phase: nullcontext(), **recipe.options)
     collector.state = policy.initial_state(env.num_envs)
     experience = OnPolicy(collector, recipe.rollout_length)
     slot: SharedTensors | None = None

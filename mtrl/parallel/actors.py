@@ -72,7 +72,8 @@ class AsyncOnPolicy(DataSource):
     def connect(self, policy: PolicyNetwork) -> None:
         """Its weights are published."""
         self.policy = policy
-        self.recipe = Recipe(self.make_env, policy.description, self.rollout_length, self.options, self.seed)
+        discount = self.episodes.discount  # the learner has been made
+        self.recipe = Recipe(self.make_env, policy.description, self.rollout_length, self.options, discount, self.seed)
 
     def collect(self, actor: Actor) -> int:
         """Publishes the weights and gathers the next batch. The actors act, not `actor`."""

@@ -97,10 +97,10 @@ class Progress:
         if now < self._next and step < total:
             return
         self._next = now + self._interval
+        line = _headline(step, total, rate, results, shares, label, unit)
         if self._live:
-            self._live.update(_display(step, total, rate, results, shares, label, unit), refresh=True)
+            self._live.update(_display(line, step, total, results), refresh=True)
         else:
-            line = _headline(step, total, rate, results, shares, label, unit)
             tasks = " ".join(f"{name} {results.text(value)}" for name, value in results.by_task.items())
             self.console.out(f"{line} | {tasks}" if tasks else line, highlight=False)
 
@@ -124,15 +124,7 @@ def _headline(
     return "  ".join(parts)
 
 
-def _display(
-    step: int,
-    total: int,
-    rate: float,
-    results: TaskResults,
-    shares: Mapping[str, float],
-    label: str,
-    unit: str,
-) -> Group:
+def _display(headline: str, step: int, total: int, results: TaskResults) -> Group:
     tasks = Table.grid(padding=(0, 3), pad_edge=True)
     cells = []
     for name, value in results.by_task.items():
@@ -142,7 +134,7 @@ def _display(
     for start in range(0, len(cells), columns):
         tasks.add_row(*cells[start : start + columns])
     bar = ProgressBar(total=max(total, 1), completed=step, width=60)
-    return Group(bar, Text(_headline(step, total, rate, results, shares, label, unit)), tasks)
+    return Group(bar, Text(headline), tasks)
 
 
 def duration(seconds: float) -> str:

@@ -23,34 +23,34 @@ ALL = torch.tensor([True, True])
 def test_largest_return_by_hand() -> None:
     """Gamma = 1/2. G = 3, 2 + 1.5 = 3.5, 1 + 1.75 = 2.75, from the end; and with a mean of -1 for ever, which is worth
     -2 after the last step, G = 1 - 1 = 0, 0, -4."""
-    tracker = ReturnTracker(2, gamma=0.5)
+    tracker = ReturnTracker(2)
     for rewards in ((1.0, -4.0), (2.0, 0.0), (3.0, 1.0)):
         tracker.add(torch.tensor(rewards))
-    assert tracker.end(ALL, torch.tensor([True, False])).tolist() == [3.5, 4.0]
+    assert tracker.end(ALL, torch.tensor([True, False]), 0.5).tolist() == [3.5, 4.0]
 
 
 def test_largest_return_of_slots_that_end_at_different_times() -> None:
     """One slot ends after two steps (G = 8, 1 + 4) and again after two (6, 3); the other after four (1, 1/2, ...)."""
-    tracker = ReturnTracker(2, gamma=0.5)
+    tracker = ReturnTracker(2)
     first, second = torch.tensor([True, False]), torch.tensor([True, True])
     tracker.add(torch.tensor([1.0, 0.0]))
     tracker.add(torch.tensor([8.0, 0.0]))
-    assert tracker.end(first, first).tolist() == [8.0]
+    assert tracker.end(first, first, 0.5).tolist() == [8.0]
     saved = copy.deepcopy(tracker.state_dict())
-    for one in (tracker, ReturnTracker(2, gamma=0.5)):
+    for one in (tracker, ReturnTracker(2)):
         one.load_state_dict(saved)
         one.add(torch.tensor([0.0, 0.0]))
         one.add(torch.tensor([6.0, 1.0]))
-        assert one.end(second, second).tolist() == [6.0, 1.0]
+        assert one.end(second, second, 0.5).tolist() == [6.0, 1.0]
 
 
 @pytest.mark.parametrize(("gamma", "expected"), [(0.9, 10.0), (1.0, 300.0)])
 def test_largest_return_of_a_long_episode(gamma: float, expected: float) -> None:
     """A reward of 1 for ever is worth 1 / (1 - gamma) at every step; without discount, 300 steps are worth 300."""
-    tracker = ReturnTracker(1, gamma)
+    tracker = ReturnTracker(1)
     for _ in range(300):
         tracker.add(torch.ones(1))
-    assert float(tracker.end(ALL[:1], ~ALL[:1])) == pytest.approx(expected)
+    assert float(tracker.end(ALL[:1], ~ALL[:1], gamma)) == pytest.approx(expected)
 
 
 def episodes(task: list[int], **results: list[float]) -> tuple[Tensor, dict[str, Tensor]]:

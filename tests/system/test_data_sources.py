@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mtrl import registry
+from mtrl.envs.toy import ToyReach
 from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.types import Batch, DataSource, EnvSpec, State
 from tests.system.commands import rows, run, the_error, tiny
@@ -102,3 +104,59 @@ def test_data_that_the_learner_cannot_use(capsys: pytest.CaptureFixture[str]) ->
     assert "agent=sac learns from Batch, but this data source yields Rollout" in the_error(capsys)
     assert run("env=toy_reach", "agent=sac", "actors=1") == 2
     assert "use actors=0" in the_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["data=rollouts", "data.rollout_length=10", "total_steps=80", "agent=impala"], 0),
+        (["data=recorded", "total_updates=2", "agent=sac"], 0),
+        (["data=recorded", "agent=sac"], 2),
+        (["data=rollouts", "data.random_start=2", "agent=impala"], 2),
+    ],
+)
+def test_environments_are_closed(
+    monkeypatch: pytest.MonkeyPatch, run_dir: Path, arguments: list[str], code: int
+) -> None:
+    """That of the data and that of the evaluation, also where nothing acts and where the run cannot begin."""
+    opened, closed = [], []
+
+    class Door(ToyReach):
+        def __init__(self, num_envs: int | None = None, seed: int = 0, device: str = "cpu", slots_per_task: int = 1):
+            super().__init__(num_envs, seed, device, slots_per_task=slots_per_task)
+            opened.append(id(self))
+
+        def close(self) -> None:
+            super().close()
+            closed.append(id(self))
+
+    monkeypatch.setitem(registry._components["env"], "door", Door)
+    assert run("env=door", *arguments, "eval.episodes_per_task=1", f"run_dir={run_dir}") == code
+    assert opened
+    assert set(opened) == set(closed)
+
+
+def test_auxiliary_losses_are_components(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+    """Built with their options and what they name of the run, also in a run that goes on; they change the policy."""
+    seen = set()
+
+    class Pull:
+        def __init__(self, spec: EnvSpec, weight: float) -> None:
+            self.num_tasks, self.weight = spec.num_tasks, weight
+
+        def coefficient(self, progress: float) -> float:
+            seen.add((self.num_tasks, self.weight))
+            return self.weight
+
+        def __call__(self, minibatch: Any, output: Any) -> torch.Tensor:
+            return (output.mode() - 1).square().sum(-1)
+
+    monkeypatch.setitem(registry._components, "aux_loss", {"pull": Pull})
+    command = (*tiny(total_steps=160), "eval.every=0")
+    assert run(*command, f"run_dir={run_dir}") == 0
+    before = (newest_valid(run_dir / "checkpoints") / "policy" / "model.safetensors").read_bytes()
+    pulled = run_dir.with_name("pulled")
+    assert run(*command, "aux_losses=[{name: pull, weight: 0.5}]", f"run_dir={pulled}") == 0
+    assert (newest_valid(pulled / "checkpoints") / "policy" / "model.safetensors").read_bytes() != before
+    assert run(f"resume={pulled}", "total_steps=240") == 0
+    assert seen == {(4, 0.5)}

@@ -333,7 +333,7 @@ def test_tampered_manifest(original: Path, tmp_path: Path) -> None:
 def test_tampered_configuration(original: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(original, copy, symlinks=True)
-    values = load_train_yaml(copy / "config.yaml")
+    values = load_train_yaml(copy / "config.yaml").plain()
     for what, new in changes(values, "config", MOST):
         (copy / "config.yaml").write_text(yaml.safe_dump(new))
         print(what)
@@ -361,7 +361,7 @@ def test_sizes_are_compared_before_memory_is_taken(
     """The configuration is the one that the checkpoints say they were made with."""
     copy = tmp_path / "run"
     shutil.copytree(original, copy, symlinks=True)
-    values = load_train_yaml(copy / "config.yaml")
+    values = load_train_yaml(copy / "config.yaml").plain()
     *groups, last = setting.split(".")
     node = values
     for group in groups:
@@ -425,7 +425,7 @@ def test_a_stored_configuration_is_values_only(tmp_path: Path, text: str, expect
 def test_tampered_run_in_evaluation(original: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(original, copy, symlinks=True)
-    values = load_train_yaml(copy / "config.yaml")
+    values = load_train_yaml(copy / "config.yaml").plain()
     values["env"].pop("history", None)  # whose type beartype checks in tests before `make` does
     for key in ("env", "seed", "eval", "env.name", "env.num_envs", "eval.episodes_per_task"):
         for what, new in changes({key: values[key.split(".")[0]]}, f"evaluate {key}", MOST):

@@ -15,7 +15,9 @@ from mtrl.build import build_episodes, build_learner
 from mtrl.config import GROUPS, composed, config_dir
 from mtrl.data.experience import Episodes
 from mtrl.envs.metaworld.catalog import MT10, MT50
+from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.types import UserError
+from tests.helpers import no_timer
 
 
 def make_learner(*overrides: str) -> tuple[Any, Episodes]:
@@ -63,6 +65,38 @@ def test_value_norms_hear_of_episodes() -> None:
     others = {name: torch.ones(1, dtype=torch.float64) for name in ("return", "success", "length")}
     episodes.add(task, {**results, **others})
     torch.testing.assert_close(learner.value_norm.sigma.float(), torch.tensor([10.0, 15.0, 10.0, 10.0]))
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_returns_of_episodes_are_discounted_as_values_are(name: str) -> None:
+    """Also those of actors, which are told it when they are started."""
+    learner, episodes = make_learner(f"agent={name}", "agent.gamma=0.5")
+    assert episodes.discount == 0.5
+    transport: Any = StartedError()
+    source = AsyncOnPolicy(1, 4, lambda: None, episodes, transport, no_timer, {}, 1, print, 10)
+    source.connect(learner.policy)
+    with pytest.raises(StartedError):
+        source.collect(learner)
+    assert transport.recipe.discount == 0.5
+
+
+class StartedError(Exception):
+    """A transport that keeps the first recipe, and ends there."""
+
+    version = 0
+
+    def publish(self, weights: Any) -> None:
+        pass
+
+    def start(self, actor: int, recipe: Any) -> None:
+        self.recipe = recipe
+        raise self
+
+    def receive(self, most: int) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
 
 
 def steps(learner: Any) -> tuple[Any, Any]:

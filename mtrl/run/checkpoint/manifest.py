@@ -18,8 +18,7 @@ from mtrl.state import shown
 from mtrl.types import UserError
 
 
-def file_sha256(path: Path) -> str:
-    """Of a file's content. Raises `OSError`."""
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -27,25 +26,36 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Content:
+    """What is stored of a file, to compare it with."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Content:
+        """What a file holds now. Raises `OSError`."""
+        return cls(path.stat().st_size, _sha256(path))
+
+    def check(self, path: Path, root: Path) -> None:
+        """Raises `OSError` or `ValueError` unless a file in `root` has this content."""
+        found = ordinary(path, root).stat().st_size
+        if found != self.size:
+            raise ValueError(f"{found} bytes instead of {self.size}")
+        if _sha256(path) != self.sha256:
+            raise ValueError("its content was altered (wrong sha256)")
+
+
 def write_manifest(folder: Path, step: int) -> None:
     """Writes what the files of a checkpoint are, and returns when all of it is on the disk. Raises `OSError`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in paths
-    }
+    files = {path.relative_to(folder).as_posix(): vars(Content.of(path)) for path in paths}
     text = json.dumps(sealed({"step": step, "files": files}), indent=1, allow_nan=False)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     for path in (*paths, folder / "manifest.json", *(p for p in folder.rglob("*") if p.is_dir()), folder):
         sync(path)
-
-
-@dataclass(frozen=True)
-class _File:
-    """What a manifest says of a file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,9 @@ class Manifest:
     def __post_init__(self) -> None:
         not_negative(step=self.step)
 
-    def entries(self) -> dict[str, _File]:
+    def entries(self) -> dict[str, Content]:
         """Its files by name. Raises `UserError` for one that is not described as it must be."""
-        return {name: construct(f"files: {shown(name)}", _File, entry) for name, entry in self.files.items()}
+        return {name: construct(f"files: {shown(name)}", Content, entry) for name, entry in self.files.items()}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -101,7 +111,7 @@ def verify(path: Path) -> None:
         if path.parent.name == "checkpoints":  # where a link may lead to another checkpoint, as `last` does
             check_inside(path, path.parent)
         for name, expected in read_manifest(path).entries().items():
-            check_file(path / name, path, expected.size, expected.sha256)
+            expected.check(path / name, path)
     except FileNotFoundError:
         raise _damaged(path, name, "missing") from None
     except (OSError, ValueError, UserError) as error:
@@ -110,12 +120,3 @@ def verify(path: Path) -> None:
 
 def _damaged(path: Path, name: str, what: str) -> CheckpointError:
     return CheckpointError(f"Checkpoint {path} is damaged: {shown(name).strip(chr(39))}: {what}.")
-
-
-def check_file(path: Path, root: Path, size: int, sha256: str) -> None:
-    """Raises `OSError` or `ValueError` unless a file in `root` has this content."""
-    found = ordinary(path, root).stat().st_size
-    if found != size:
-        raise ValueError(f"{found} bytes instead of {size}")
-    if file_sha256(path) != sha256:
-        raise ValueError("its content was altered (wrong sha256)")

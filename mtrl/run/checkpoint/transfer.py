@@ -11,18 +11,24 @@ from torch import Tensor, nn
 from mtrl.registry import unknown
 from mtrl.run.checkpoint.codec import CheckpointError, load_state
 from mtrl.run.reading import check_finite
-from mtrl.types import UserError, match_tasks
+from mtrl.types import State, UserError, match_tasks
 
 
 def load_networks(folder: Path) -> dict[str, Tensor]:
     """The tensors of all networks in a learner's state. Raises `CheckpointError`."""
-    networks = load_state(folder).get("networks")
     try:
-        if not isinstance(networks, dict) or not all(isinstance(tensor, Tensor) for tensor in networks.values()):
-            raise ValueError("networks: expected tensors")
+        networks = networks_of(load_state(folder))
         check_finite(networks)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'state.json'} cannot be used: {error}.") from error
+    return networks
+
+
+def networks_of(learner: State) -> dict[str, Tensor]:
+    """The tensors of all networks in a learner's state. Raises `ValueError`."""
+    networks = learner.get("networks")
+    if not isinstance(networks, dict) or not all(isinstance(tensor, Tensor) for tensor in networks.values()):
+        raise ValueError("networks: expected tensors")
     return networks
 
 
