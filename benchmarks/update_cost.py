@@ -67,7 +67,7 @@ class RandomEnv:
     def reset(self, seed: int | None = None) -> Tensor:
         return torch.randn(self.num_envs, OBS)
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         raise NotImplementedError
 
     def assign(self, task: Tensor, goal: Tensor | None = None) -> None:
@@ -185,7 +185,7 @@ def random_data(learner: Learner, node: dict[str, Any], env: RandomEnv, device: 
             obs=torch.randn(k, n, OBS),
             action=torch.rand(k, n, ACTIONS) * 2 - 1,
             reward=torch.rand(k, n),
-            discount=torch.ones(k, n),
+            continuation=torch.ones(k, n),
             next_obs=torch.randn(k, n, OBS),
             task=torch.arange(k)[:, None].expand(k, n),
         )
@@ -201,10 +201,10 @@ def random_data(learner: Learner, node: dict[str, Any], env: RandomEnv, device: 
         reward=torch.rand(shape),
         terminated=torch.zeros(shape, dtype=torch.bool),
         truncated=torch.zeros(shape, dtype=torch.bool),
-        discount=torch.ones(shape),
+        continuation=torch.ones(shape),
         next_obs=torch.randn(*shape, OBS),
         task=task,
-        state=torch.zeros(env.num_envs, 0),
+        core_state=torch.zeros(env.num_envs, 0),
     )
     return Rollout(**{key: tensor.to(device) for key, tensor in vars(rollout).items()})
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import mtrl.agents.impala
-import mtrl.agents.sac  # noqa: F401  # these two register learners
 from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
-from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy
+from mtrl.data.experience import Collector, EpisodeStatistics, OffPolicy, OnPolicy
 from mtrl.data.replay import Replay
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.parallel.transport import LocalProcesses
@@ -20,10 +18,10 @@ from mtrl.types import DataSource, EnvSpec, Learner, PhaseTimer, UserError, VecE
 Node = Mapping[str, Any]
 
 
-def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episodes:
+def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> EpisodeStatistics:
     """Builds the task sampler, and what tells it of episodes."""
     runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "silent_tasks": spec.silent_tasks}
-    return Episodes(spec, build("task_sampling", task_sampling, **runtime))
+    return EpisodeStatistics(spec, build("task_sampling", task_sampling, **runtime))
 
 
 def build_learner(
@@ -53,7 +51,7 @@ def build_learner(
 def rollouts(
     env: VecEnv,
     make_env: Callable[[], VecEnv],
-    episodes: Episodes,
+    episodes: EpisodeStatistics,
     device: str,
     timer: PhaseTimer,
     seed: int,
@@ -61,7 +59,7 @@ def rollouts(
     actors: int,
     rollout_length: int = 20,
     slots_per_task: int = 16,
-    random_start: float = 0.0,
+    exploring_start_fraction: float = 0.0,
 ) -> DataSource:
     """Rollouts of the policy, each learned from once: by the learner's process, or by others beside it (`actors`).
 
@@ -69,9 +67,9 @@ def rollouts(
         env: Its own, or one such as each actor makes itself.
         rollout_length: Steps of every slot between updates.
         slots_per_task: Of the environment, where it has no `num_envs`.
-        random_start: See `Collector`.
+        exploring_start_fraction: See `Collector`.
     """
-    options = {"random_start": float(random_start)}
+    options = {"exploring_start_fraction": float(exploring_start_fraction)}
     if not actors:
         return OnPolicy(Collector(env, episodes, device, timer, **options), rollout_length)
     num_envs = actors * env.num_envs
@@ -83,28 +81,28 @@ def rollouts(
 @register("data", "replay")
 def replay(
     env: VecEnv,
-    episodes: Episodes,
+    episodes: EpisodeStatistics,
     device: str,
     timer: PhaseTimer,
     actors: int,
     batch_size: int = 128,
-    replay_ratio: float = 128,
+    samples_per_insert: float = 128,
     capacity: int = 100_000,
-    warmup: int = 4000,
+    learning_starts: int = 4000,
     slots_per_task: int = 1,
-    random_start: float = 0.0,
+    exploring_start_fraction: float = 0.0,
 ) -> DataSource:
     """Batches from a replay of everything that the policy did, stratified by task.
 
     Args:
         batch_size: Samples of each task in a batch.
-        replay_ratio: Samples learned from for each transition.
+        samples_per_insert: Samples learned from for each transition.
         capacity: Transitions of each task.
-        warmup: Transitions of each task with random actions, before the first update.
+        learning_starts: Transitions of each task with random actions, before the first update.
         slots_per_task: Of the environment, where it has no `num_envs`.
-        random_start: See `Collector`.
+        exploring_start_fraction: See `Collector`.
     """
     if actors:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
-    collector = Collector(env, episodes, device, timer, random_start=float(random_start))
-    return OffPolicy(collector, Replay(env.spec, capacity, device), batch_size, replay_ratio, warmup)
+    collector = Collector(env, episodes, device, timer, exploring_start_fraction=float(exploring_start_fraction))
+    return OffPolicy(collector, Replay(env.spec, capacity, device), batch_size, samples_per_insert, learning_starts)

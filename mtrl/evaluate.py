@@ -104,7 +104,7 @@ def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
 
             def report(done: int, total: int) -> None:
                 rate = done / (time.perf_counter() - began)
-                progress.update(done, total, rate, NO_RESULTS, {}, "filming", unit="pictures")
+                progress.update(done, total, rate, NO_RESULTS, {}, "filming", unit="images")
 
             seed = evaluator.seed
             paths = record_videos(actor, env, env.render, folder, seed=seed, progress=report, max_episode_steps=longest)

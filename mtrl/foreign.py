@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtrl.build import build_episodes
 from mtrl.config import TrainConfig
-from mtrl.data.experience import Episodes
+from mtrl.data.experience import EpisodeStatistics
 from mtrl.policy import read_policy
 from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
 from mtrl.run.checkpoint.rotation import checkpoints, newest_valid
@@ -35,7 +35,9 @@ def check_run_dir(run_dir: Path) -> None:
         newest_valid(run_dir / "checkpoints")  # says what is there instead
 
 
-def check_planned(config: TrainConfig, run_dir: Path, make_learner: Callable[[TrainConfig, Episodes], Learner]) -> None:
+def check_planned(
+    config: TrainConfig, run_dir: Path, make_learner: Callable[[TrainConfig, EpisodeStatistics], Learner]
+) -> None:
     """Compares the learner that a configuration describes with the checkpoints, before memory is taken for it.
 
     Args:
@@ -56,7 +58,9 @@ def check_planned(config: TrainConfig, run_dir: Path, make_learner: Callable[[Tr
     raise UserError(f"{run_dir / 'config.yaml'} does not fit any checkpoint. {' '.join(problems)}")
 
 
-def _check_fits(config: TrainConfig, path: Path, make_learner: Callable[[TrainConfig, Episodes], Learner]) -> None:
+def _check_fits(
+    config: TrainConfig, path: Path, make_learner: Callable[[TrainConfig, EpisodeStatistics], Learner]
+) -> None:
     """Raises `ValueError` or `CheckpointError`."""
     spec = read_policy(path / "policy").spec
     if (path / "settings").is_dir():  # not in checkpoints of earlier versions

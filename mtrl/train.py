@@ -46,7 +46,7 @@ from mtrl.config import (
     to_yaml,
 )
 from mtrl.config import train_config as check_config
-from mtrl.data.experience import Episodes
+from mtrl.data.experience import EpisodeStatistics
 from mtrl.foreign import check_planned, save_settings
 from mtrl.foreign import check_run_dir as check_foreign
 from mtrl.help import help_text
@@ -188,7 +188,7 @@ def threads_beside(actors: int) -> Iterator[None]:
 
 def make_source(
     config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None], held: ExitStack
-) -> tuple[DataSource, Episodes, int]:
+) -> tuple[DataSource, EpisodeStatistics, int]:
     """What `data=...` names, which `held` closes; what it tells of episodes; and the number of slots."""
     node, shares = dict(config.env), max(config.actors, 1)  # each actor has its share of the slots
     if node.get("num_envs") is not None:
@@ -221,7 +221,7 @@ def make_source(
 
 
 def make_learner(
-    config: TrainConfig, episodes: Episodes, yields: type = object, batch_shape: tuple[int, ...] | None = None
+    config: TrainConfig, episodes: EpisodeStatistics, yields: type = object, batch_shape: tuple[int, ...] | None = None
 ) -> Learner:
     """The learner that `config.agent` names, with its components. `yields` and `batch_shape` are a `DataSource`'s."""
     spec = episodes.spec

@@ -104,7 +104,7 @@ class Step:
     terminated: Bool[Tensor, " B"]
     """The task ended: the value of what follows is zero."""
     truncated: Bool[Tensor, " B"]
-    """The episode was cut (time limit): values bootstrap from `final_obs`."""
+    """The episode was stopped (time limit): values bootstrap from `final_obs`."""
     success: Bool[Tensor, " B"]
     """Success flag of this step."""
     task: Int[Tensor, " B"]
@@ -115,7 +115,7 @@ class Step:
     """A life was lost, after which the value counts as zero though the episode goes on. None: there are no lives."""
 
     @property
-    def discount(self) -> Float[Tensor, " B"]:
+    def continuation(self) -> Float[Tensor, " B"]:
         """0 where the value of what follows counts as zero, that is after `terminated` and `life_lost`; else 1."""
         ends = self.terminated if self.life_lost is None else self.terminated | self.life_lost
         return (~ends).float()
@@ -146,8 +146,8 @@ class VecEnv(Protocol):
         """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
         ...
 
-    def step(self, action: Tensor, cut: Bool[Tensor, " B"] | None = None) -> Step:
-        """Takes actions (B, A) float or (B,) int64. Slots in `cut` are truncated after it, however short."""
+    def step(self, action: Tensor, truncate: Bool[Tensor, " B"] | None = None) -> Step:
+        """Takes actions (B, A) float or (B,) int64. Slots in `truncate` are truncated after it, however short."""
         ...
 
     def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None = None) -> None:
@@ -170,8 +170,8 @@ class Batch:
     obs: Shaped[Tensor, "K n *obs"]
     action: Shaped[Tensor, "K n *action"]
     reward: Float[Tensor, "K n"]
-    discount: Float[Tensor, "K n"]
-    """0 where the value of what follows counts as zero (`Step.discount`), else 1."""
+    continuation: Float[Tensor, "K n"]
+    """0 where the value of what follows counts as zero (`Step.continuation`), else 1."""
     next_obs: Shaped[Tensor, "K n *obs"]
     task: Int[Tensor, "K n"]
 
@@ -187,13 +187,13 @@ class Rollout:
     reward: Float[Tensor, "T B"]
     terminated: Bool[Tensor, "T B"]
     truncated: Bool[Tensor, "T B"]
-    discount: Float[Tensor, "T B"]
-    """0 where the value of what follows counts as zero (`Step.discount`), else 1."""
+    continuation: Float[Tensor, "T B"]
+    """0 where the value of what follows counts as zero (`Step.continuation`), else 1."""
     next_obs: Shaped[Tensor, "T B *obs"]
     """What the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
     task: Int[Tensor, "T B"]
     """Constant within an episode; may change where one ended."""
-    state: Float[Tensor, "B S"]
+    core_state: Float[Tensor, "B S"]
     """Recurrent state with which the first action was chosen; S is 0 for policies without memory."""
 
     @property
@@ -202,8 +202,8 @@ class Rollout:
         return self.terminated | self.truncated
 
     @property
-    def first(self) -> Bool[Tensor, "T B"]:
-        """Whether an episode begins with `obs`. Not in the first row, where `state` knows."""
+    def is_first(self) -> Bool[Tensor, "T B"]:
+        """Whether an episode begins with `obs`. Not in the first row, where `core_state` knows."""
         return torch.cat([torch.zeros_like(self.done[:1]), self.done[:-1]])
 
 
@@ -314,7 +314,7 @@ class Learner(Actor, Protocol):
     networks: nn.ModuleDict
     """All networks, the policy under "policy": what is saved, and what `init_from` can load."""
     optimizers: Mapping[str, Any]
-    """What changes them, by name (`TaskStep`): saved, and restarted by `resets`."""
+    """What changes them, by name (`MultiTaskOptimizer`): saved, and restarted by `resets`."""
     learns_from: type = object
     """Class of the batches."""
     compilable: tuple[str, ...] = ()

@@ -14,11 +14,11 @@ import mtrl.data
 import mtrl.nn
 import mtrl.optim  # noqa: F401
 from mtrl.agents.components import Components
-from mtrl.data.experience import Episodes
+from mtrl.data.experience import EpisodeStatistics
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
 from mtrl.nn.scaling import ValueNorm
-from mtrl.optim.step import TaskStep
+from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.types import EnvSpec, Rollout
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1}
@@ -176,10 +176,10 @@ def random_rollout(
         reward=torch.randn(T, B, generator=g, dtype=torch.float64),
         terminated=terminated,
         truncated=ended & ~terminated,
-        discount=(~terminated).double(),
+        continuation=(~terminated).double(),
         next_obs=torch.where(ended[..., None], final, obs[1:]),
         task=task,
-        state=torch.zeros(B, 0),
+        core_state=torch.zeros(B, 0),
     )
 
 
@@ -190,7 +190,7 @@ class Given(Components):
     given_policy: PolicyNetwork = dataclasses.field(kw_only=True)
     given_values: Iterator[ValueNetwork] = dataclasses.field(kw_only=True)
     given_norm: ValueNorm = dataclasses.field(kw_only=True)
-    step: Callable[[nn.Module, float, bool], TaskStep] = dataclasses.field(kw_only=True)
+    step: Callable[[nn.Module, float, bool], MultiTaskOptimizer] = dataclasses.field(kw_only=True)
 
     def policy(self, obs_norm: str = "none", action_head: Any = None) -> PolicyNetwork:
         return self.given_policy
@@ -203,7 +203,7 @@ class Given(Components):
 
     def task_step(
         self, module: nn.Module, optimizer: Any, max_grad_norm: float, has_positive: bool, **runtime: Any
-    ) -> TaskStep:
+    ) -> MultiTaskOptimizer:
         return self.step(module, max_grad_norm, has_positive)
 
 
@@ -212,12 +212,12 @@ def given(
     policy: PolicyNetwork,
     values: Iterable[ValueNetwork],
     norm: ValueNorm,
-    step: Callable[[nn.Module, float, bool], TaskStep],
+    step: Callable[[nn.Module, float, bool], MultiTaskOptimizer],
     **options: Any,
 ) -> Given:
     """Components of networks that have been made. `step` gets a module, the largest norm, and `has_positive`."""
     none: dict[str, Any] = {"name": "none"}
-    episodes = Episodes(spec, Uniform(spec.num_tasks))
+    episodes = EpisodeStatistics(spec, Uniform(spec.num_tasks))
     nodes = {"network": {"head": "per_task"}, "torso": none, "core": none, "task_encoder": none, "aggregation": none}
     nodes |= {"weighting": none, "value_norm": none, "value_head": none}
     return Given(

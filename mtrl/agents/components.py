@@ -14,18 +14,18 @@ import mtrl.nn
 import mtrl.optim  # noqa: F401  # these three register what nodes can name
 from mtrl.agents.aux_loss import AuxLoss
 from mtrl.checks import positive
-from mtrl.data.experience import Episodes
+from mtrl.data.experience import EpisodeStatistics
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork, build_policy, build_value
 from mtrl.nn.scaling import ValueNorm
 from mtrl.optim.aggregation import JacobianAggregation
-from mtrl.optim.step import TaskStep
+from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build
 from mtrl.types import EnvSpec, UserError
 
 Node = Mapping[str, Any]
 
-PICTURE_NORMS = {"none": "scaled_pictures", "running": "centred_pictures"}
-"""What an agent's `obs_norm` means where observations are pictures."""
+IMAGE_NORMS = {"none": "scaled_images", "running": "centred_images"}
+"""What an agent's `obs_norm` means where observations are images."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Components:
     value_norm: Node
     value_head: Node
     spec: EnvSpec
-    episodes: Episodes
+    episodes: EpisodeStatistics
     """Tells weightings and value scalings of the results of episodes."""
     device: str
     batch_shape: tuple[int, ...] | None = None
@@ -55,14 +55,14 @@ class Components:
         """The policy, with what `build_policy` made it from as its `description`.
 
         Args:
-            obs_norm: Of flat observations; pictures get what corresponds.
+            obs_norm: Of flat observations; images get what corresponds.
             action_head: None: a Gaussian, or a categorical distribution where actions are discrete.
         """
         if action_head is None:
             action_head = {"name": "gaussian" if self.spec.action_kind == "continuous" else "categorical"}
         flat = len(self.spec.obs_shape) == 1
         description = {
-            "obs_norm": {"name": obs_norm if flat else PICTURE_NORMS.get(obs_norm, obs_norm)},
+            "obs_norm": {"name": obs_norm if flat else IMAGE_NORMS.get(obs_norm, obs_norm)},
             "torso": dict(self.torso),
             "core": dict(self.core),
             "task_encoder": dict(self.task_encoder),
@@ -110,7 +110,7 @@ class Components:
 
     def task_step(
         self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
-    ) -> TaskStep:
+    ) -> MultiTaskOptimizer:
         """A step on a module's parameters, whose weighting is told the statistics of episodes.
 
         Losses of either sign get the weighting only if it can take them.
@@ -141,7 +141,7 @@ class Components:
                 "task's: use another weighting, or compile=false."
             )
         parameters = list(module.parameters())
-        return TaskStep(
+        return MultiTaskOptimizer(
             parameters,
             build("optimizer", optimizer, parameters=parameters),
             weighting,

@@ -48,19 +48,19 @@ def per_task_standardise(
 
 def td_target(
     reward: Float[Tensor, "*batch"],
-    discount: Float[Tensor, "*batch"],
+    continuation: Float[Tensor, "*batch"],
     next_value: Float[Tensor, "*batch"],
     gamma: float,
 ) -> Float[Tensor, "*batch"]:
-    """r + gamma V(s') where the task goes on (`discount` 1), r where it ended (0). A time limit is no end."""
-    return reward + gamma * discount * next_value
+    """r + gamma V(s') where the task goes on (`continuation` 1), r where it ended (0). A time limit is no end."""
+    return reward + gamma * continuation * next_value
 
 
 def vtrace(
     log_rho: Float[Tensor, "T B"],
     reward: Float[Tensor, "T B"],
     discount: Float[Tensor, "T B"],
-    cut: Float[Tensor, "T B"],
+    done: Float[Tensor, "T B"],
     value: Float[Tensor, "T B"],
     next_value: Float[Tensor, "T B"],
     lambda_: float = 1.0,
@@ -76,7 +76,7 @@ def vtrace(
         log_rho: Log-ratio of the current to the behaviour policy for the action taken; minus infinity where the action
             was nobody's choice, so that nothing is learned from it.
         discount: gamma, zero where the task terminated.
-        cut: 1 where an episode ended in either way (what follows in the row belongs to another episode), else 0.
+        done: 1 where an episode ended in either way (what follows in the row belongs to another episode), else 0.
         value: V(s_t).
         next_value: V(s_{t+1}) of the state that the step led to, also where the episode was truncated.
         lambda_: Decay of the traces; 1 in the paper.
@@ -88,14 +88,14 @@ def vtrace(
     """
     rho = log_rho.exp()
     delta = rho.clamp(max=clip_rho) * (reward + discount * next_value - value)
-    trace = lambda_ * rho.clamp(max=clip_c) * discount * (1 - cut)
+    trace = lambda_ * rho.clamp(max=clip_c) * discount * (1 - done)
     correction = torch.zeros_like(value)
     following = torch.zeros_like(value[0])
     for t in reversed(range(len(value))):
         following = delta[t] + trace[t] * following
         correction[t] = following
     # v_{t+1} - V(s_{t+1}), zero across an episode's end and after the last step
-    next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])]) * (1 - cut)
+    next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])]) * (1 - done)
     q = reward + discount * (next_value + lambda_ * next_correction)
     return value + correction, q - value, rho.clamp(max=clip_pg_rho)
 

@@ -167,7 +167,7 @@ class Sac(Learner):
         next_action, next_log_prob = self.policy(batch.next_obs, batch.task).sample()
         next_q = self._min_q(self.target_critics, next_obs, next_action, batch.task)
         next_value = next_q - self.temperature(batch.task) * next_log_prob
-        return td_target(batch.reward, batch.discount, next_value, self.gamma)
+        return td_target(batch.reward, batch.continuation, next_value, self.gamma)
 
     def _critic_loss(self, features: Tensor, task: Tensor, target: Tensor) -> Tensor:
         """Of each task (K,), for targets in the units of the critics' output."""

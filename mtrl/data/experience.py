@@ -17,7 +17,7 @@ from mtrl.finite import check_first, check_step
 from mtrl.types import Actor, Batch, DataSource, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
 
-class Episodes:
+class EpisodeStatistics:
     """Results of finished episodes: told to the task sampler as they end, and summed up for the log.
 
     Attributes:
@@ -85,38 +85,42 @@ class Collector:
     Args:
         device: Where observations go and actions come from.
         timer: Told what is inference and what is simulation.
-        random_start: An episode begins with one random action, taken a random number of times from 0 to this share of
-            the horizon: a policy that always comes the same way may never find a better one (exploring starts, Sutton
-            and Barto, chapter 5). These steps come with an infinite log-probability: their action was nobody's choice.
+        exploring_start_fraction: An episode begins with one random action, repeated a random number of times, from 0
+            to this fraction of the horizon: a policy that always takes the same path may never find a better one
+            (exploring starts, Sutton and Barto, chapter 5). These steps have an infinite log-probability, as no policy
+            chose their action.
 
     Raises:
-        ValueError: `random_start` is no share.
+        ValueError: `exploring_start_fraction` is no share.
     """
 
     def __init__(
         self,
         env: VecEnv,
-        episodes: Episodes,
+        episodes: EpisodeStatistics,
         device: torch.device | str,
         timer: PhaseTimer,
-        random_start: float = 0.0,
+        exploring_start_fraction: float = 0.0,
     ) -> None:
-        if not 0 <= random_start <= 1:
-            raise ValueError(f"random_start must be a share of an episode, from 0 to 1, not {random_start}.")
+        if not 0 <= exploring_start_fraction <= 1:
+            raise ValueError(
+                f"exploring_start_fraction must be a share of an episode, from 0 to 1, not {exploring_start_fraction}."
+            )
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
         self.obs = env.reset().to(self.device)
         self.task = env.task.to(self.device)
         check_first(self.obs, self.task, env.spec)
-        self.state = torch.zeros(env.num_envs, 0, device=self.device)
+        self.core_state = torch.zeros(env.num_envs, 0, device=self.device)
         """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
-        self._next_state = self.state
+        self._next_state = self.core_state
         self._episode_return = torch.zeros(env.num_envs)
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
         self._length = torch.zeros(env.num_envs)
         self._returns = ReturnTracker(env.num_envs)
         self._until_cut = first_lengths(self.task.cpu(), env.spec)
-        self._random, self._longest_start = RandomActor(env.spec), int(random_start * (env.spec.horizon or 0))
-        self._start_action, *_ = self._random.act(self.obs, self.task, self.state, explore=True)
+        self._random = RandomActor(env.spec)
+        self._longest_start = int(exploring_start_fraction * (env.spec.horizon or 0))
+        self._start_action, *_ = self._random.act(self.obs, self.task, self.core_state, explore=True)
         self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
         self._assign()
 
@@ -127,7 +131,7 @@ class Collector:
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
         with self.timer("inference"):
-            action, log_prob, self._next_state = actor.act(self.obs, self.task, self.state, explore=True)
+            action, log_prob, self._next_state = actor.act(self.obs, self.task, self.core_state, explore=True)
             starting = (self._length < self._start_length).to(self.device)
             rows = starting.reshape(-1, *[1] * (action.ndim - 1))
             return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
@@ -135,10 +139,10 @@ class Collector:
     def step(self, action: Tensor) -> Step:
         """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
-            step = self.env.step(action, cut=self._until_cut == 1)
+            step = self.env.step(action, truncate=self._until_cut == 1)
         check_step(step, self._length + 1, self.env.spec)
         # Only now: where the environment fails, everything is still as it was before the step.
-        self.state = self._next_state
+        self.core_state = self._next_state
         self._until_cut -= 1
         self._episode_return += step.reward.cpu()
         self._succeeded |= step.success.cpu()
@@ -157,13 +161,13 @@ class Collector:
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
         if done.any():
-            self.state = self.state.masked_fill(done.to(self.device)[:, None], 0)
+            self.core_state = self.core_state.masked_fill(done.to(self.device)[:, None], 0)
             self._begin(done)
         return step
 
     def _begin(self, slots: Bool[Tensor, " B"]) -> None:
         """Draws how the episodes that have just begun in some slots begin."""
-        action, *_ = self._random.act(self.obs, self.task, self.state, explore=True)
+        action, *_ = self._random.act(self.obs, self.task, self.core_state, explore=True)
         length = torch.randint(self._longest_start + 1, slots.shape)
         self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
 
@@ -173,7 +177,7 @@ class Collector:
             **self.episodes.state_dict(),
             "obs": self.obs,
             "task": self.task,
-            "state": self.state,
+            "core_state": self.core_state,
             "episode_return": self._episode_return,
             "succeeded": self._succeeded,
             "length": self._length,
@@ -187,8 +191,8 @@ class Collector:
         """Raises `ValueError` for what an environment cannot have shown."""
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state)
-        self.obs, self.state = (state[name].to(self.device) for name in ("obs", "state"))
-        if not (self.obs.isfinite().all() and self.state.isfinite().all()):
+        self.obs, self.core_state = (state[name].to(self.device) for name in ("obs", "core_state"))
+        if not (self.obs.isfinite().all() and self.core_state.isfinite().all()):
             raise ValueError("collector: expected finite observations and states, found NaN or infinity")
         self.task = self.env.task.to(self.device)
         # Copied, as they are changed in place.
@@ -222,12 +226,12 @@ class OnPolicy(DataSource):
         self._rollouts: list[Rollout] = []
 
     def connect(self, policy: Actor) -> None:
-        self.collector.state = policy.initial_state(self.collector.env.num_envs)
+        self.collector.core_state = policy.initial_state(self.collector.env.num_envs)
 
     def collect(self, actor: Actor) -> int:
         columns: dict[str, list[Tensor]] = {}
         collector = self.collector
-        state = collector.state
+        core_state = collector.core_state
         for _ in range(self.rollout_length):
             obs, task = collector.obs, collector.task
             action, log_prob = collector.act(actor)
@@ -239,13 +243,15 @@ class OnPolicy(DataSource):
                 "reward": step.reward,
                 "terminated": step.terminated,
                 "truncated": step.truncated,
-                "discount": step.discount,
+                "continuation": step.continuation,
                 "next_obs": step.final_obs,
                 "task": task,
             }
             for key, tensor in row.items():
                 columns.setdefault(key, []).append(tensor.to(collector.device))
-        self._rollouts = [Rollout(**{key: torch.stack(tensors) for key, tensors in columns.items()}, state=state)]
+        self._rollouts = [
+            Rollout(**{key: torch.stack(tensors) for key, tensors in columns.items()}, core_state=core_state)
+        ]
         return self.rollout_length * collector.env.num_envs
 
     def batches(self) -> Iterator[Rollout]:
@@ -266,7 +272,7 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     """Rollouts of T steps side by side, as one of all their slots."""
 
     def join(name: str) -> Tensor:
-        slots = 0 if name == "state" else 1
+        slots = 0 if name == "core_state" else 1
         return torch.cat([getattr(rollout, name) for rollout in rollouts], dim=slots)
 
     return Rollout(**{name: join(name) for name in vars(rollouts[0])})
@@ -277,34 +283,37 @@ class OffPolicy(DataSource):
 
     Args:
         batch_size: n, samples per task in a batch.
-        replay_ratio: Samples learned from for each transition collected. The published MT-SAC's single update with 128
-            samples per task for every step of all tasks is 128, for any number of tasks.
-        warmup: Transitions of every task collected with random actions before learning begins.
+        samples_per_insert: Samples learned from for each transition collected (the name is Reverb's). The single update
+            of the published MT-SAC with 128 samples per task, after a step of every task, is 128, for any number of
+            tasks.
+        learning_starts: Transitions of every task collected with random actions before learning begins.
     """
 
     yields = Batch
 
-    def __init__(self, collector: Collector, replay: Replay, batch_size: int, replay_ratio: float, warmup: int) -> None:
-        positive(batch_size=batch_size, replay_ratio=replay_ratio)
-        not_negative(warmup=warmup)
-        if replay.capacity < max(warmup, collector.env.num_envs):
-            raise ValueError(f"capacity={replay.capacity} is less than the warmup or the number of slots.")
+    def __init__(
+        self, collector: Collector, replay: Replay, batch_size: int, samples_per_insert: float, learning_starts: int
+    ) -> None:
+        positive(batch_size=batch_size, samples_per_insert=samples_per_insert)
+        not_negative(learning_starts=learning_starts)
+        if replay.capacity < max(learning_starts, collector.env.num_envs):
+            raise ValueError(f"capacity={replay.capacity} is less than the learning_starts or the number of slots.")
         self.collector, self.replay = collector, replay
-        self.batch_size, self.replay_ratio, self.warmup = batch_size, replay_ratio, warmup
+        self.batch_size, self.samples_per_insert, self.learning_starts = batch_size, samples_per_insert, learning_starts
         self._random = RandomActor(collector.env.spec)
         self._owed = 0.0
 
     @property
     def _warm(self) -> bool:
-        return int(self.replay.added.min()) >= max(self.warmup, 1)
+        return int(self.replay.added.min()) >= max(self.learning_starts, 1)
 
     def collect(self, actor: Actor) -> int:
         collector, obs = self.collector, self.collector.obs
         action, _ = collector.act(actor if self._warm else self._random)
         step = collector.step(action)
-        self.replay.add(obs, action, step.reward, step.discount, step.final_obs, step.task)
+        self.replay.add(obs, action, step.reward, step.continuation, step.final_obs, step.task)
         if self._warm:
-            self._owed += collector.env.num_envs * self.replay_ratio
+            self._owed += collector.env.num_envs * self.samples_per_insert
         return collector.env.num_envs
 
     def batches(self) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ class Replay:
             "obs": ring(spec.obs_shape, spec.obs_dtype),
             "action": ring((spec.action_dim,), torch.float32) if continuous else ring((), torch.int64),
             "reward": ring((), torch.float32),
-            "discount": ring((), torch.float32),
+            "continuation": ring((), torch.float32),
             "next_obs": ring(spec.obs_shape, spec.obs_dtype),
         }
         self.added = torch.zeros(self.num_tasks, dtype=torch.int64, device=self.device)
@@ -46,7 +46,7 @@ class Replay:
         obs: Shaped[Tensor, "B *obs"],
         action: Shaped[Tensor, "B *action"],
         reward: Float[Tensor, " B"],
-        discount: Float[Tensor, " B"],
+        continuation: Float[Tensor, " B"],
         next_obs: Shaped[Tensor, "B *obs"],
         task: Int[Tensor, " B"],
     ) -> None:
@@ -61,7 +61,7 @@ class Replay:
             raise ValueError(f"More slots of one task than its capacity of {self.capacity} transitions.")
         rank = (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)
         position = (self.added[task] + rank) % self.capacity
-        new = {"obs": obs, "action": action, "reward": reward, "discount": discount, "next_obs": next_obs}
+        new = {"obs": obs, "action": action, "reward": reward, "continuation": continuation, "next_obs": next_obs}
         for key, tensor in new.items():
             self._rings[key][task, position] = tensor.to(self.device)
         self.added += member.sum(0)

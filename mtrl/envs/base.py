@@ -64,13 +64,13 @@ def _action_mask(mask: tuple[tuple[bool, ...], ...], device: torch.device) -> Bo
     return torch.tensor(mask, device=device)
 
 
-def check_cut(cut: Tensor | None, num_envs: int) -> Bool[Tensor, " B"]:
+def check_truncate(truncate: Tensor | None, num_envs: int) -> Bool[Tensor, " B"]:
     """The slots to truncate; none by default. Raises `ValueError` for a wrong shape or dtype."""
-    if cut is None:
+    if truncate is None:
         return torch.zeros(num_envs, dtype=torch.bool)
-    if cut.dtype != torch.bool or tuple(cut.shape) != (num_envs,):
-        raise ValueError(f"cut must be bool of shape {(num_envs,)}, not {cut.dtype} {tuple(cut.shape)}.")
-    return cut
+    if truncate.dtype != torch.bool or tuple(truncate.shape) != (num_envs,):
+        raise ValueError(f"truncate must be bool of shape {(num_envs,)}, not {truncate.dtype} {tuple(truncate.shape)}.")
+    return truncate
 
 
 class Assignments:
@@ -207,13 +207,13 @@ class TorchVecEnv(ABC):
             rows = done.reshape(-1, *[1] * (fresh.ndim - 1))
             self.variables[name] = torch.where(rows, fresh, self.variables[name])
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         if not self._running:
             raise RuntimeError("Call reset before the first step, and do not step a closed environment.")
         action = check_action(action, self.spec, self.task).to(self.device)
         self.variables["step"] = self.variables["step"] + 1
         reward, terminated, truncated, success = self.advance(action)
-        truncated = truncated | (check_cut(cut, self.num_envs).to(self.device) & ~terminated)
+        truncated = truncated | (check_truncate(truncate, self.num_envs).to(self.device) & ~terminated)
         task, final_obs, done = self.task, self.observe(), terminated | truncated
         self._begin(done)
         return Step(self.observe(), reward, terminated, truncated, success, task, final_obs)

@@ -12,13 +12,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from mtrl.envs.rendering import picture
+from mtrl.envs.rendering import image
 from mtrl.envs.worker import EnvPool
 
 SUCCESS_KEYS = ("is_success", "success")
 
 Layout = Literal["flat", "grey", "first", "last"]
-"""Of observations: numbers, or a picture without an axis of channels, or with that axis first or last."""
+"""Of observations: numbers, or an image without an axis of channels, or with that axis first or last."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def make_env(registered: str | EnvSpec, kwargs: Mapping[str, Any], render: bool 
 
 
 def arrange(obs: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """A picture with its channels first."""
+    """An image with its channels first."""
     if layout == "grey":
         return obs[None]
     return np.moveaxis(obs, -1, 0) if layout == "last" else obs
@@ -104,7 +104,7 @@ class GymSlot:
 
     def render(self) -> NDArray[np.uint8]:
         assert self._env is not None
-        return picture(self._env)
+        return image(self._env)
 
     def close(self) -> None:
         self._release()

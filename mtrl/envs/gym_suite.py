@@ -64,7 +64,7 @@ def gym(
 ) -> GymTasks:
     """Gymnasium environments, a list of tasks, spread over processes.
 
-    Observations are flattened (discrete ones become one-hot) and padded with zeros to the longest. Pictures, which are
+    Observations are flattened (discrete ones become one-hot) and padded with zeros to the longest. Images, which are
     bytes in two or three axes, are brought into the shape (channels, height, width), the same in all tasks. Actions are
     all continuous, rescaled from [-1, 1] to the task's bounds and padded, or all discrete; `spec.action_mask` says
     which exist. Success is what `info` reports under "is_success" or "success". A task reports it
@@ -81,7 +81,7 @@ def gym(
         render: Whether `SlotVecEnv.render` is wanted.
         reports_success: Of all tasks, or of each; None for a trial. An environment that mentions success only where
             there is some needs to have it said.
-        channels: Where pictures have their channels; None where their sizes tell: the first or the last axis is then
+        channels: Where images have their channels; None where their sizes tell: the first or the last axis is then
             at most half as long as the others.
 
     Raises:
@@ -120,8 +120,8 @@ class GymTasks(SlotVecEnv):
         super().__init__(*others)
         self._silent = (tried & ~torch.tensor(self.spec.reports_success)).to(self.task.device)
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
-        step = super().step(action, cut)
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
+        step = super().step(action, truncate)
         found = step.success & self._silent[step.task]
         for task in step.task[found].unique().tolist():
             _warn_of_success(self.spec.task_names, self.spec.reports_success, task)
@@ -198,7 +198,7 @@ def _make(entry: Entry, render: bool) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
     from mtrl.envs.gym_slot import make_env
-    from mtrl.envs.rendering import check_mujoco_draws, picture
+    from mtrl.envs.rendering import check_mujoco_draws, image
 
     try:
         env = make_env(entry.id, entry.kwargs, render)
@@ -213,7 +213,7 @@ def _make(entry: Entry, render: bool) -> gymnasium.Env[Any, Any]:
             check_mujoco_draws()
         try:
             env.reset(seed=0)
-            picture(env)
+            image(env)
         except (RuntimeError, NotImplementedError, gymnasium.error.Error) as error:
             reason = str(error).rstrip(".") or type(error).__name__
             raise UserError(f"{entry.task_name!r} cannot be drawn: {reason}.") from error
@@ -272,19 +272,19 @@ def _layout(name: str, space: Any, channels: Literal["first", "last"] | None) ->
     from gymnasium import spaces
 
     if not isinstance(space, spaces.Box):
-        if hidden := [part for part in _parts(space) if _is_picture(part)]:
+        if hidden := [part for part in _parts(space) if _is_image(part)]:
             raise UserError(
-                f"The observations of {name!r} are a {type(space).__name__} with a picture {hidden[0].shape} in it: "
-                "wrap the environment so that the picture is all, or that it is left out."
+                f"The observations of {name!r} are a {type(space).__name__} with an image {hidden[0].shape} in it: "
+                "wrap the environment so that the image is all, or that it is left out."
             )
         if not space.is_np_flattenable:
             raise UserError(f"The observations of {name!r} cannot be flattened to an array: {space}.")
         return "flat"
-    if not _is_picture(space):
+    if not _is_image(space):
         return "flat"
     if len(space.shape) > 3 or space.dtype != np.uint8:
         raise UserError(
-            f"The observations of {name!r} are {space.dtype} of shape {space.shape}: pictures must be uint8, from 0 to "
+            f"The observations of {name!r} are {space.dtype} of shape {space.shape}: images must be uint8, from 0 to "
             "255, with at most three axes. Wrap the environment, for example in gymnasium's RescaleObservation and "
             "DtypeObservation."
         )
@@ -298,12 +298,12 @@ def _layout(name: str, space: Any, channels: Literal["first", "last"] | None) ->
     if 2 * last <= min(first, height):
         return "last"
     raise UserError(
-        f"The sizes of the pictures {space.shape} of {name!r} do not tell which axis has the channels: "
+        f"The sizes of the images {space.shape} of {name!r} do not tell which axis has the channels: "
         "use env.channels=first or env.channels=last."
     )
 
 
-def _is_picture(space: Any) -> bool:
+def _is_image(space: Any) -> bool:
     from gymnasium import spaces
 
     return isinstance(space, spaces.Box) and len(space.shape) >= (2 if space.dtype == np.uint8 else 3)
@@ -320,7 +320,7 @@ def _parts(space: Any) -> Iterator[Any]:
 def _common_observation(
     names: Sequence[str], observations: Sequence[Any], layouts: Sequence[Layout]
 ) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of all tasks. Raises `UserError` for pictures that are not all alike."""
+    """Shape and dtype of all tasks. Raises `UserError` for images that are not all alike."""
     from gymnasium import spaces
 
     from mtrl.envs.gym_slot import arrange
@@ -333,7 +333,7 @@ def _common_observation(
     ]
     if len(set(shapes)) > 1:
         found = ", ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
-        raise UserError(f"Pictures must have the same shape (channels, height, width) in all tasks, found {found}.")
+        raise UserError(f"Images must have the same shape (channels, height, width) in all tasks, found {found}.")
     return shapes[0], torch.uint8
 
 

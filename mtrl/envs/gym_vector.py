@@ -89,7 +89,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         """Steps every slot. Actions outside the space are clipped; NaN raises `ValueError`.
 
         Raises:
-            ResetNeeded: Episodes have ended, and there is no autoreset.
+            ResetNeeded: EpisodeStatistics have ended, and there is no autoreset.
         """
         if self._begun is not None:
             if self.autoreset_mode == AutoresetMode.DISABLED:
@@ -121,9 +121,9 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         return obs, _numpy(step.reward), _numpy(step.terminated), _numpy(step.truncated), infos
 
     def render(self) -> tuple[Array, ...]:
-        """A picture (height, width, 3) uint8 of each slot; after an end, already of the next episode."""
+        """An image (height, width, 3) uint8 of each slot; after an end, already of the next episode."""
         if self.render_mode is None:
-            raise ValueError('There are no pictures: make the environment with render_mode="rgb_array".')
+            raise ValueError('There are no images: make the environment with render_mode="rgb_array".')
         return tuple(self.env.render(slot) for slot in range(self.num_envs))  # type: ignore[attr-defined]
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -166,7 +166,7 @@ class GymEnv(gymnasium.Env[Array, Any]):
         return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _of_slot(infos)
 
     def render(self) -> Array:
-        """A picture (height, width, 3) uint8."""
+        """An image (height, width, 3) uint8."""
         return self.vector.render()[0]
 
     def close(self) -> None:

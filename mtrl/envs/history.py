@@ -56,11 +56,11 @@ class History:
         self.task, self.goal = self.env.task, self.env.goal
         return self._with_past(self._obs)
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         taken = check_action(action, self.env.spec, self.env.task)
         if not taken.is_floating_point():
             taken = functional.one_hot(taken, self.spec.action_dim)
-        step = self.env.step(action, cut)
+        step = self.env.step(action, truncate)
         transition = torch.cat([self._obs, taken.to(self._obs), step.reward[:, None].to(self._obs)], dim=1)
         self._past = torch.cat([self._past[:, 1:], transition[:, None]], dim=1)
         final_obs = self._with_past(step.final_obs)

@@ -1,4 +1,4 @@
-"""Pictures of single environments. No torch here: `picture` runs in workers."""
+"""Images of single environments. No torch here: `image` runs in workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-# What gymnasium does for a picture of MuJoCo. In a process of its own, as a driver may end the process that tries it.
+# What gymnasium does for an image of MuJoCo. In a process of its own, as a driver may end the process that tries it.
 _TRIAL = """
 import os, mujoco
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
@@ -23,8 +23,8 @@ os._exit(0)
 """
 
 
-def picture(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
-    """RGB picture (height, width, 3) of an environment that was made with `render_mode="rgb_array"`.
+def image(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
+    """RGB image (height, width, 3) of an environment that was made with `render_mode="rgb_array"`.
 
     Raises:
         RuntimeError: It gives something else.
@@ -37,7 +37,7 @@ def picture(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
     drawn = np.asarray(env.render())
     if drawn.ndim != 3 or drawn.shape[-1] != 3 or drawn.dtype != np.uint8:
         found = "nothing" if drawn.dtype == object else f"{drawn.dtype} of shape {drawn.shape}"
-        raise RuntimeError(f"The environment gives no uint8 picture (height, width, 3) when it is drawn, but {found}.")
+        raise RuntimeError(f"The environment gives no uint8 image (height, width, 3) when it is drawn, but {found}.")
     return drawn
 
 
@@ -59,7 +59,7 @@ def check_mujoco_draws() -> None:
             return
         reasons.append(f"MUJOCO_GL={backend}: {reason}")
     raise UserError(
-        f"MuJoCo cannot draw pictures here ({'; '.join(reasons)}). Install libegl1, which uses a graphics card, or "
+        f"MuJoCo cannot draw images here ({'; '.join(reasons)}). Install libegl1, which uses a graphics card, or "
         "libosmesa6, which needs none (Debian's names), and leave MUJOCO_GL unset or set it to egl or osmesa."
     )
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs
+from mtrl.envs.base import Assignments, check_action, check_num_envs, check_truncate
 from mtrl.envs.worker import MakeSlots, SlotError, SlotGroup
 from mtrl.system.cores import available_cores
 from mtrl.system.process import ServingProcess, close_all
@@ -155,13 +155,13 @@ class SlotVecEnv:
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
         return self._tensor(self._obs)
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         if self._obs is None:
             raise RuntimeError("Call reset before the first step.")
         moves = check_action(action, self.spec, self.task).cpu().numpy()
         next_task, next_goal = self._assignments.task, self._assignments.goal
         obs, reward, terminated, truncated, success, final_obs = self._exchange(
-            "step", moves, check_cut(cut, self.num_envs).cpu().numpy(), next_task.numpy(), next_goal.numpy()
+            "step", moves, check_truncate(truncate, self.num_envs).cpu().numpy(), next_task.numpy(), next_goal.numpy()
         )
         self._record(moves)
         self._obs = obs
@@ -186,7 +186,7 @@ class SlotVecEnv:
         self._assignments.assign(task, goal)
 
     def render(self, slot: int = 0) -> NDArray[np.uint8]:
-        """RGB picture (height, width, 3) of one slot, if the environment was made with `render=True`."""
+        """RGB image (height, width, 3) of one slot, if the environment was made with `render=True`."""
         self._check_open()
         worker = self._workers[slot % len(self._indices)]
         worker.send("render", slot // len(self._indices))

@@ -28,7 +28,7 @@ class Slot(Protocol):
         ...
 
     def render(self) -> NDArray[np.uint8]:
-        """RGB picture (height, width, 3)."""
+        """RGB image (height, width, 3)."""
         ...
 
     def close(self) -> None: ...
@@ -99,9 +99,13 @@ class SlotGroup:
         return self._slots[i].reset(int(task), int(goal))
 
     def step(
-        self, action: NDArray[Any], cut: NDArray[np.bool_], next_task: NDArray[np.int64], next_goal: NDArray[np.int64]
+        self,
+        action: NDArray[Any],
+        truncate: NDArray[np.bool_],
+        next_task: NDArray[np.int64],
+        next_goal: NDArray[np.int64],
     ) -> tuple[NDArray[Any], ...]:
-        """Steps every slot, truncates those in `cut`, and resets those that are done to their next task and goal.
+        """Steps every slot, truncates those in `truncate`, and resets those that are done to their next task and goal.
 
         Returns:
             obs, reward, terminated, truncated, success, final_obs.
@@ -113,7 +117,7 @@ class SlotGroup:
         for i, slot in enumerate(self._slots):
             self._current = i
             final_obs[i], reward[i], terminated[i], truncated[i], success[i] = slot.step(action[i])
-        truncated |= cut & ~terminated
+        truncated |= truncate & ~terminated
         obs = final_obs.copy()
         for i in np.flatnonzero(terminated | truncated).tolist():
             obs[i] = self._reset_slot(i, next_task[i], next_goal[i])

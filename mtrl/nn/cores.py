@@ -19,12 +19,12 @@ class Core(nn.Module):
     """S."""
 
     def forward(
-        self, features: Float[Tensor, "L N F"], first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
+        self, features: Float[Tensor, "L N F"], is_first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
     ) -> tuple[Float[Tensor, "L N H"], Float[Tensor, "L N S"]]:
         """Outputs for N sequences of L steps, and the state after each step.
 
         Args:
-            first: Steps with which an episode begins: the state before them counts as zero.
+            is_first: Steps with which an episode begins: the state before them counts as zero.
             state: Before the first step.
         """
         raise NotImplementedError
@@ -45,7 +45,7 @@ class NoCore(Core):
         self.out_features = features
 
     def forward(
-        self, features: Float[Tensor, "L N F"], first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
+        self, features: Float[Tensor, "L N F"], is_first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
     ) -> tuple[Float[Tensor, "L N H"], Float[Tensor, "L N S"]]:
         return features, state.expand(len(features), *state.shape)
 
@@ -71,10 +71,10 @@ class LSTM(Core):
         self.out_features, self.state_size = width, 2 * width
 
     def forward(
-        self, features: Float[Tensor, "L N F"], first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
+        self, features: Float[Tensor, "L N F"], is_first: Bool[Tensor, "L N"], state: Float[Tensor, "N S"]
     ) -> tuple[Float[Tensor, "L N H"], Float[Tensor, "L N S"]]:
         states = []
-        for x, begins in zip(features, first, strict=True):
+        for x, begins in zip(features, is_first, strict=True):
             hidden, cell = state.masked_fill(begins[:, None], 0).chunk(2, dim=1)
             state = torch.cat(self.cell(x, (hidden, cell)), dim=1)
             states.append(state)

@@ -21,10 +21,10 @@ def some(samples: Shaped[Tensor, "*batch"], feature_axes: int) -> Shaped[Tensor,
 
 def usage(features: Float[Tensor, "N H"]) -> Metrics:
     """The diagnostics of a layer's features."""
-    return {"dormant_share": dormant_share(features), "effective_rank": effective_rank(features)}
+    return {"dormant_ratio": dormant_ratio(features), "effective_rank": effective_rank(features)}
 
 
-def dormant_share(features: Float[Tensor, "N H"], tau: float = 0.025) -> Float[Tensor, ""]:
+def dormant_ratio(features: Float[Tensor, "N H"], tau: float = 0.025) -> Float[Tensor, ""]:
     """Share of the units whose mean magnitude is at most tau times the mean over all units of the layer.
 
     Sokar et al., "The Dormant Neuron Phenomenon in Deep RL" (2023), definition 1.

@@ -97,11 +97,11 @@ class PolicyNetwork(_ConditionedTrunk):
         self,
         obs: Shaped[Tensor, "L N *obs"],
         task: Int[Tensor, "L N"],
-        first: Bool[Tensor, "L N"],
+        is_first: Bool[Tensor, "L N"],
         state: Float[Tensor, "N S"],
     ) -> tuple[Float[Tensor, "L N F"], Float[Tensor, "L N S"]]:
         """Features of N sequences of raw observations, and the core's state after each step: see `Core.forward`."""
-        return self.core(self.torso(self.obs_norm(obs, task)), first, state)
+        return self.core(self.torso(self.obs_norm(obs, task)), is_first, state)
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         """What `forward` gives, from the features of `unroll`."""
@@ -111,8 +111,8 @@ class PolicyNetwork(_ConditionedTrunk):
         """Of every observation (*batch, *obs) by itself, as if an episode began with it."""
         N = task.numel()
         alone = obs.reshape(1, N, *obs.shape[task.ndim :])
-        first = task.new_ones(1, N, dtype=torch.bool)
-        features, _ = self.unroll(alone, task.reshape(1, N), first, self.initial_state(N))
+        is_first = task.new_ones(1, N, dtype=torch.bool)
+        features, _ = self.unroll(alone, task.reshape(1, N), is_first, self.initial_state(N))
         return self.distribution(features.reshape(*task.shape, -1), task)
 
     def initial_state(self, num: int) -> Float[Tensor, "{num} S"]:

@@ -77,9 +77,9 @@ class RunningNorm(ObsNorm):
         self.count.copy_(total)
 
 
-@register("obs_norm", "scaled_pictures")
-class ScaledPictures(ObsNorm):
-    """Pictures (C, H, W) of 0 to 255 as numbers of 0 to 1.
+@register("obs_norm", "scaled_images")
+class ScaledImages(ObsNorm):
+    """Images (C, H, W) of 0 to 255 as numbers of 0 to 1.
 
     Raises:
         ValueError: Observations of another shape.
@@ -97,14 +97,14 @@ class ScaledPictures(ObsNorm):
         return _scaled(_floats(obs)).reshape(obs.shape)
 
 
-@register("obs_norm", "centred_pictures")
-class CentredPictures(ObsNorm):
-    """Pictures without the mean picture of their task: what stands still is zero, and what moves is seen.
+@register("obs_norm", "centred_images")
+class CentredImages(ObsNorm):
+    """Images without the mean image of their task: what stands still is zero, and what moves is seen.
 
-    Without it, almost all that a convolution answers with is the background, the same in every picture: its units are
+    Without it, almost all that a convolution answers with is the background, the same in every image: its units are
     on or off for good, and what moves can hardly switch one.
 
-    Pictures are stacks of gray frames, (C, H, W) of 0 to 255, the newest last. The mean is over all newest frames of
+    Images are stacks of gray frames, (C, H, W) of 0 to 255, the newest last. The mean is over all newest frames of
     the task that were seen, in float64; the result is in units of 255.
 
     Raises:
@@ -124,9 +124,9 @@ class CentredPictures(ObsNorm):
     def forward(
         self, obs: Shaped[Tensor, "*batch C H W"], task: Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch C H W"]:
-        pictures = _floats(obs)
-        pictures -= self.mean.to(pictures.dtype)[task.flatten()]
-        return _scaled(pictures).reshape(obs.shape)
+        images = _floats(obs)
+        images -= self.mean.to(images.dtype)[task.flatten()]
+        return _scaled(images).reshape(obs.shape)
 
     @torch.no_grad()
     def update(self, obs: Shaped[Tensor, "*batch C H W"], task: Int[Tensor, "*batch"]) -> None:
@@ -137,14 +137,14 @@ class CentredPictures(ObsNorm):
         self.mean += (sums - counts * self.mean) / self.count.clamp(min=1)
 
 
-def _floats(pictures: Shaped[Tensor, "*batch C H W"]) -> Float[Tensor, "N C H W"]:
+def _floats(images: Shaped[Tensor, "*batch C H W"]) -> Float[Tensor, "N C H W"]:
     """A copy to work on in place, as arrays of this size are dear."""
-    return pictures.reshape(-1, *pictures.shape[-3:]).to(torch.get_default_dtype(), copy=True)
+    return images.reshape(-1, *images.shape[-3:]).to(torch.get_default_dtype(), copy=True)
 
 
-def _scaled(pictures: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+def _scaled(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     """In units of 255, with the channels innermost: convolutions take half the time on a CPU then."""
-    return pictures.div_(255).contiguous(memory_format=torch.channels_last)
+    return images.div_(255).contiguous(memory_format=torch.channels_last)
 
 
 class RewardSizes(nn.Module):
@@ -208,7 +208,7 @@ class ValueNorm(nn.Module):
         self.rewards.add(reward, task)
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Receives E episodes that ended together (`Episodes.episode_listeners`)."""
+        """Receives E episodes that ended together (`EpisodeStatistics.episode_listeners`)."""
 
     def restart(self) -> None:
         """Called when the networks begin anew (`Resets`)."""

@@ -40,13 +40,13 @@ class NoTorso(Torso):
 
 
 class PixelTorso(Torso):
-    """Base of the torsos for normalised pictures (C, H, W): `layers`, then a linear layer of `width` units and ReLU.
+    """Base of the torsos for normalised images (C, H, W): `layers`, then a linear layer of `width` units and ReLU.
 
     Args:
-        layers: Pictures to feature maps.
+        layers: Images to feature maps.
 
     Raises:
-        ValueError: The pictures are smaller than a filter.
+        ValueError: The images are smaller than a filter.
     """
 
     def __init__(self, obs_shape: Sequence[int], layers: nn.Module, width: int) -> None:
@@ -58,7 +58,7 @@ class PixelTorso(Torso):
                 maps = layers(torch.zeros(1, *obs_shape))
         except RuntimeError as error:
             size = f"{obs_shape[1]} by {obs_shape[2]}"
-            raise ValueError(f"pictures of {size} pixels are too small for it: use torso=impala_resnet.") from error
+            raise ValueError(f"images of {size} pixels are too small for it: use torso=impala_resnet.") from error
         self.linear = nn.Linear(maps.numel(), width)
 
     def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
@@ -68,10 +68,10 @@ class PixelTorso(Torso):
 
 
 def check_pixels(obs_shape: Sequence[int]) -> None:
-    """Raises `ValueError` for the shape of no picture."""
+    """Raises `ValueError` for the shape of no image."""
     if len(obs_shape) != 3:
         raise ValueError(
-            f"observations of shape {tuple(obs_shape)} are no pictures: use torso=none and obs_norm=none or running."
+            f"observations of shape {tuple(obs_shape)} are no images: use torso=none and obs_norm=none or running."
         )
 
 

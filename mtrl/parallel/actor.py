@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
-from mtrl.data.experience import Collector, Episodes, OnPolicy
+from mtrl.data.experience import Collector, EpisodeStatistics, OnPolicy
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.nn.networks import build_policy
-from mtrl.system.memory import Broadcast, SharedTensors, Tree, copy_into
+from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, copy_into
 from mtrl.types import Metrics, VecEnv
 
 Ended = list[tuple[list[int], dict[str, list[float]]]]
-"""Arguments of the calls of `Episodes.add` in the course of a rollout, as lists: a pipe would share tensors."""
+"""Arguments of the calls of `EpisodeStatistics.add` during a rollout, as lists: a pipe would share tensors."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Recipe:
         make_env: A function of a module, or a partial of one.
         policy: What `build_policy` takes.
         options: Of the `Collector`.
-        discount: See `Episodes`.
+        discount: See `EpisodeStatistics`.
         seed: Of the episodes and of the actions.
     """
 
@@ -48,7 +48,7 @@ class Recipe:
     seed: int
 
 
-class Relay(TaskSampler):
+class RemoteTaskSampler(TaskSampler):
     """Stands for the learner's sampler: its shares come with the weights, and episodes go to it with the rollout."""
 
     def __init__(self, num_tasks: int) -> None:
@@ -96,19 +96,19 @@ def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
 def _act(connection: Connection) -> None:
     """Collects rollouts without end. Each begins with the newest weights, and waits for the slot to be free."""
     recipe: Recipe = connection.recv()
-    broadcast = Broadcast(SharedTensors.receive(connection))
+    broadcast = WeightBroadcast(SharedTensors.receive(connection))
     free: SimpleQueue[None] = SimpleQueue()
     Thread(target=_listen, args=(connection, free), daemon=True).start()
     torch.manual_seed(recipe.seed)
     env = recipe.make_env()
     env.reset(recipe.seed)
-    policy, sampler = build_policy(recipe.policy, env.spec), Relay(env.spec.num_tasks)
+    policy, sampler = build_policy(recipe.policy, env.spec), RemoteTaskSampler(env.spec.num_tasks)
     state = broadcast_tree(policy, sampler.shares)
     broadcast.read(state)
-    episodes = Episodes(env.spec, sampler)
+    episodes = EpisodeStatistics(env.spec, sampler)
     episodes.discount = recipe.discount
     collector = Collector(env, episodes, "cpu", lambda phase: nullcontext(), **recipe.options)
-    collector.state = policy.initial_state(env.num_envs)
+    collector.core_state = policy.initial_state(env.num_envs)
     experience = OnPolicy(collector, recipe.rollout_length)
     slot: SharedTensors | None = None
     while True:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mtrl.checks import positive
-from mtrl.data.experience import Episodes, concatenate
+from mtrl.data.experience import EpisodeStatistics, concatenate
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.parallel.actor import Recipe, broadcast_tree
 from mtrl.parallel.transport import ActorError, Death, Delivery, Transport
@@ -49,7 +49,7 @@ class AsyncOnPolicy(DataSource):
         count: int,
         num_envs: int,
         make_env: Callable[[], VecEnv],
-        episodes: Episodes,
+        episodes: EpisodeStatistics,
         transport: Transport,
         timer: PhaseTimer,
         options: dict[str, float],

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol, runtime_checkable
 
 from mtrl.parallel.actor import Ended, Recipe
-from mtrl.system.memory import Broadcast, SharedTensors, Tree, build_tree, leaves
+from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, build_tree, leaves
 from mtrl.system.process import EnvironmentFailedError, ServingProcess, close_all, patiently
 from mtrl.types import Rollout, UserError
 
@@ -82,7 +82,7 @@ class LocalProcesses:
     def __init__(self, device: str) -> None:
         self.device = device
         self.processes: dict[int, ActorProcess] = {}
-        self._broadcast: Broadcast | None = None
+        self._broadcast: WeightBroadcast | None = None
         self._finalizer = weakref.finalize(self, _close_all, self.processes)
 
     @property
@@ -91,7 +91,7 @@ class LocalProcesses:
 
     def publish(self, weights: Tree) -> None:
         if self._broadcast is None:
-            self._broadcast = Broadcast.like(weights)
+            self._broadcast = WeightBroadcast.like(weights)
         self._broadcast.publish(weights)
 
     def start(self, actor: int, recipe: Recipe) -> None:
@@ -129,7 +129,7 @@ class LocalProcesses:
 class ActorProcess(ServingProcess):
     """An actor, and its slot."""
 
-    def __init__(self, recipe: Recipe, broadcast: Broadcast) -> None:
+    def __init__(self, recipe: Recipe, broadcast: WeightBroadcast) -> None:
         super().__init__("mtrl.parallel.actor")
         self._slot: SharedTensors | None = None
         with suppress(OSError):  # it has died already, as the first `receive` will find

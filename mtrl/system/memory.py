@@ -116,7 +116,7 @@ def _anonymous_file(size: int) -> int:
     return fd
 
 
-class Broadcast:
+class WeightBroadcast:
     """The newest version of a tree, from one writer to readers in any process.
 
     Without a lock, which a reader that is killed would keep. Versions lie in two places in turn: what has been read is
@@ -133,7 +133,7 @@ class Broadcast:
         self._places: Tree = memory.tensors["places"]
 
     @classmethod
-    def like(cls, example: Tree) -> Broadcast:
+    def like(cls, example: Tree) -> WeightBroadcast:
         """A broadcast of trees such as this one, with no version published."""
         places = {"even": example, "odd": example}
         return cls(SharedTensors.like({"version": torch.zeros((), dtype=torch.int64), "places": places}))

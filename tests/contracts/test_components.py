@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mtrl.build  # noqa: F401  # registers the learners
-from mtrl.agents.impala import Impala
 from mtrl.agents.losses import per_task_mean
 from mtrl.agents.resets import Resets
 from mtrl.agents.sac import Sac
+from mtrl.agents.vtrace_actor_critic import VTraceActorCritic
 from mtrl.config import presets
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.nn.networks import build_policy, build_value
@@ -33,7 +33,7 @@ from mtrl.nn.trunks.base import RoutedTrunk, Trunk
 from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.aggregation.base import diagnostics
 from mtrl.optim.gradients import per_task_gradients
-from mtrl.optim.step import TaskStep
+from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build, lookup, names
 from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext, UserError
 from tests.helpers import SCALAR, OneBackward, describe, make_spec, small
@@ -60,7 +60,10 @@ LEARNERS = names("agent")
 ORACLES: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "sac": (test_sac.make_learner, test_sac.make_batch),
     "impala": (test_impala.make_learner, test_impala.make_rollout),
-    "ppo": (partial(test_impala.make_learner, clip_range=0.2, epochs=2, minibatches=2), test_impala.make_rollout),
+    "ppo": (
+        partial(test_impala.make_learner, clip_range=0.2, num_epochs=2, num_minibatches=2),
+        test_impala.make_rollout,
+    ),
 }
 """What makes each learner, small and in float64, and what it learns from."""
 
@@ -114,7 +117,7 @@ def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
 
 def make_obs_norm(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A normaliser, and the shape of the F numbers that make one of its observations."""
-    shape = (1, 1, F) if "pictures" in name else (F,)
+    shape = (1, 1, F) if "images" in name else (F,)
     return build("obs_norm", {"name": name}, obs_shape=shape, num_tasks=K), shape
 
 
@@ -485,18 +488,18 @@ def test_obs_norms_merge_batches(name: str) -> None:
         assert whole(obs + 1e6, task).max() == whole.clip
 
 
-def test_pictures_are_scaled_to_one() -> None:
+def test_images_are_scaled_to_one() -> None:
     """255 and 51 are 1 and 0.2, whatever the task."""
-    norm = build("obs_norm", {"name": "scaled_pictures"}, obs_shape=(1, 1, 2))
-    pictures = torch.tensor([[[[255, 51]]], [[[0, 255]]]], dtype=torch.uint8)
-    norm.update(pictures, torch.tensor([0, 0]))
-    scaled = norm(pictures, torch.tensor([0, 1]))
+    norm = build("obs_norm", {"name": "scaled_images"}, obs_shape=(1, 1, 2))
+    images = torch.tensor([[[[255, 51]]], [[[0, 255]]]], dtype=torch.uint8)
+    norm.update(images, torch.tensor([0, 0]))
+    scaled = norm(images, torch.tensor([0, 1]))
     torch.testing.assert_close(scaled, torch.tensor([[[[1.0, 0.2]]], [[[0.0, 1.0]]]]))
 
 
-def test_pictures_lose_the_mean_of_their_task() -> None:
+def test_images_lose_the_mean_of_their_task() -> None:
     """Of two frames each, the newest counts: 100 and 200 in task 0, mean 150; 40 in task 2; nothing seen of task 1."""
-    norm = build("obs_norm", {"name": "centred_pictures"}, obs_shape=(2, 1, 1), num_tasks=3)
+    norm = build("obs_norm", {"name": "centred_images"}, obs_shape=(2, 1, 1), num_tasks=3)
     seen = torch.tensor([[7, 100], [9, 200], [0, 40]], dtype=torch.uint8).reshape(3, 2, 1, 1)
     task = torch.tensor([0, 0, 2])
     norm.update(seen, task)
@@ -506,9 +509,9 @@ def test_pictures_lose_the_mean_of_their_task() -> None:
     torch.testing.assert_close(norm(seen[0], torch.tensor(1)).flatten(), torch.tensor([7, 100]) / 255)
 
 
-@pytest.mark.parametrize("name", ["scaled_pictures", "centred_pictures"])
-def test_flat_observations_are_no_pictures(name: str) -> None:
-    with pytest.raises(UserError, match=r"obs_norm '.*_pictures'.*\(39,\) are no pictures"):
+@pytest.mark.parametrize("name", ["scaled_images", "centred_images"])
+def test_flat_observations_are_no_images(name: str) -> None:
+    with pytest.raises(UserError, match=r"obs_norm '.*_images'.*\(39,\) are no images"):
         build("obs_norm", {"name": name}, obs_shape=(39,), num_tasks=K)
 
 
@@ -731,7 +734,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
     shape, width = ((F,), {}) if flat else ((2, 44, 44), {"width": 8})
     spec = dataclasses.replace(make_spec(K, F), obs_shape=shape)
     nodes = {"torso": {"name": torso, **width}, "core": {"name": core, **({} if core == "none" else {"width": 5})}}
-    description = describe("gaussian", obs_norm="none" if flat else "scaled_pictures") | nodes
+    description = describe("gaussian", obs_norm="none" if flat else "scaled_images") | nodes
     policy = build_policy(description, spec)
     value = build_value(description, spec, "per_task", SCALAR, policy.core.out_features)
     shared, own = shared_and_own(nn.ModuleList([policy, value]))
@@ -768,7 +771,7 @@ def weights_of(weighting: Any, losses: Tensor) -> Tensor:
 
 
 def step_weighting(weighting: Any, losses: Tensor) -> None:
-    """As `TaskStep` and the experience call it. The gradients are as long as the weighted losses are large."""
+    """As `MultiTaskOptimizer` and the data source call it. Gradients are as long as weighted losses are large."""
     norm = weighting(losses)
     weighting.after_step(losses, {"task_norm": norm.where(norm > 0, torch.nan)})
     success = torch.linspace(0, 1, len(losses))
@@ -865,14 +868,16 @@ def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
     assert torch.equal(check(other), check(sampler))
 
 
-def use(learner: Sac | Impala, weighting: str, aggregation: Any) -> None:
+def use(learner: Sac | VTraceActorCritic, weighting: str, aggregation: Any) -> None:
     """Puts other components into the learner's steps, as `Components.task_step` does."""
     for network in learner.optimizers.keys() - {"temperature"}:
         step, has_positive = learner.optimizers[network], network != "policy"
         chosen = build_weighting(weighting)
         if chosen.requires_positive and not has_positive:
             chosen = build_weighting("uniform")
-        rebuilt = TaskStep(step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive)
+        rebuilt = MultiTaskOptimizer(
+            step.parameters, step.optimizer, chosen, aggregation, step.max_grad_norm, has_positive
+        )
         learner.optimizers[network] = rebuilt
 
 
@@ -978,7 +983,9 @@ def test_what_a_weighting_requires() -> None:
     """Positive losses: an error that says what to choose."""
     step = test_sac.make_learner().optimizers["critics"]
     with pytest.raises(ValueError, match="GeometricMean weighting needs positive losses"):
-        TaskStep(step.parameters, step.optimizer, build_weighting("geometric_mean"), step.aggregation, 1.0, False)
+        MultiTaskOptimizer(
+            step.parameters, step.optimizer, build_weighting("geometric_mean"), step.aggregation, 1.0, False
+        )
 
 
 @pytest.mark.parametrize("agent", LEARNERS)

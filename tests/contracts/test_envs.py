@@ -105,10 +105,10 @@ def test_shapes_and_types(env: VecEnv) -> None:
         assert obs.dtype == step.obs.dtype == step.final_obs.dtype == spec.obs_dtype
         assert step.reward.shape == (B,)
         assert step.reward.dtype == torch.float32
-        for flag in (step.terminated, step.truncated, step.success, step.discount.bool()):
+        for flag in (step.terminated, step.truncated, step.success, step.continuation.bool()):
             assert flag.shape == (B,)
             assert flag.dtype == torch.bool
-        assert not (step.discount.bool() & step.terminated).any()
+        assert not (step.continuation.bool() & step.terminated).any()
         assert step.task.shape == env.task.shape == env.goal.shape == (B,)
         assert step.task.dtype == env.task.dtype == env.goal.dtype == torch.int64
     assert len(spec.action_mask) == spec.num_tasks
@@ -178,12 +178,12 @@ def test_cut_truncates_these_slots_and_no_others(env: VecEnv) -> None:
     env.reset()
     action = random_action(env, torch.Generator().manual_seed(0))
     cut = torch.arange(env.num_envs) == 1
-    step = env.step(action, cut=cut)
+    step = env.step(action, truncate=cut)
     assert torch.equal(step.truncated, cut & ~step.terminated)
     assert torch.equal(step.obs[~step.done], step.final_obs[~step.done])
     assert not torch.equal(step.obs[1], step.final_obs[1])
-    with pytest.raises(ValueError, match="cut must be bool"):
-        env.step(action, cut=torch.ones(env.num_envs))
+    with pytest.raises(ValueError, match="truncate must be bool"):
+        env.step(action, truncate=torch.ones(env.num_envs))
 
 
 def test_assign_takes_effect_at_the_next_episode(env: VecEnv) -> None:

@@ -27,7 +27,7 @@ NEEDS = {
     "hl_gauss": ["value_norm=none"],
     "alpha_softmax": ["agent=sac"],
 }
-SIZES = {"ppo": ["agent.minibatches=2"]}
+SIZES = {"ppo": ["agent.num_minibatches=2"]}
 
 
 def of_agent(agent: str) -> list[Any]:

@@ -60,7 +60,7 @@ def drawn(module: Any) -> Any:
 
 
 def obs_norm_of(tasks: tuple[str, ...], name: str) -> nn.Module:
-    shape = (1, 1, 4) if "pictures" in name else (4,)
+    shape = (1, 1, 4) if "images" in name else (4,)
     norm = build("obs_norm", {"name": name}, obs_shape=shape, num_tasks=len(tasks))
     norm.update(torch.randn(50, *shape), torch.arange(50) % len(tasks))
     return norm
@@ -80,7 +80,7 @@ def of_value_norm(norm: Any, task: Tensor) -> Tensor:
 
 
 def of_obs_norm(norm: Any, task: Tensor) -> Tensor:
-    return norm(samples(task, 1, 1, 4) if "Pictures" in type(norm).__name__ else samples(task, 4), task)
+    return norm(samples(task, 1, 1, 4) if "Images" in type(norm).__name__ else samples(task, 4), task)
 
 
 def of_policy(policy: Any, task: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from mtrl.train import _main
 SMALL = [
     "data.slots_per_task=16",
     "data.rollout_length=50",
-    "agent.epochs=4",
-    "agent.minibatches=5",
+    "agent.num_epochs=4",
+    "agent.num_minibatches=5",
     "network.trunk.width=64",
     "network.trunk.depth=2",
     "env.num_workers=1",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtrl.agents.impala import Impala
+from mtrl.agents.vtrace_actor_critic import VTraceActorCritic
 from mtrl.data.experience import OnPolicy
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.train import _main
@@ -24,7 +24,7 @@ def act_with_lag(patch: pytest.MonkeyPatch, lag: int) -> None:
     history: deque[PolicyNetwork] = deque(maxlen=lag + 1)
     collect = OnPolicy.collect
 
-    def stale(self: OnPolicy, learner: Impala) -> int:
+    def stale(self: OnPolicy, learner: VTraceActorCritic) -> int:
         history.append(copy.deepcopy(learner.policy))
         return collect(self, history[0])
 
@@ -33,14 +33,14 @@ def act_with_lag(patch: pytest.MonkeyPatch, lag: int) -> None:
 
 def take_for_on_policy(patch: pytest.MonkeyPatch) -> None:
     """All importance ratios are one: the learner believes that its own policy acted."""
-    targets = Impala._targets
+    targets = VTraceActorCritic._targets
 
-    def uncorrected(self: Impala, rollout: Rollout) -> tuple[torch.Tensor, ...]:
+    def uncorrected(self: VTraceActorCritic, rollout: Rollout) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
             log_prob = self.policy(rollout.obs, rollout.task).log_prob(rollout.action)
         return targets(self, dataclasses.replace(rollout, log_prob=log_prob))
 
-    patch.setattr(Impala, "_targets", uncorrected)
+    patch.setattr(VTraceActorCritic, "_targets", uncorrected)
 
 
 @pytest.mark.slow

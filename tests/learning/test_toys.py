@@ -19,12 +19,12 @@ SMALL = [
 SAC = [
     "agent=sac",
     "data.batch_size=64",
-    "data.replay_ratio=64",
-    "data.warmup=250",
+    "data.samples_per_insert=64",
+    "data.learning_starts=250",
     "agent.optimizer.lr=1e-3",
     "total_steps=20000",
 ]
-PPO = ["agent=ppo", "data.rollout_length=50", "agent.minibatches=4", "total_steps=300000"]
+PPO = ["agent=ppo", "data.rollout_length=50", "agent.num_minibatches=4", "total_steps=300000"]
 CONTEXT = ["task_encoder=context", "env.history=4", "network.head=shared"]
 IMPALA = ["agent=impala", "agent.optimizer.lr=1.5e-3", "total_steps=400000"]
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import mtrl.envs
-from mtrl.agents.impala import Impala
 from mtrl.agents.resets import Resets
-from mtrl.data.experience import Collector, Episodes, OnPolicy
+from mtrl.agents.vtrace_actor_critic import VTraceActorCritic
+from mtrl.data.experience import Collector, EpisodeStatistics, OnPolicy
 from mtrl.data.task_sampling.uniform import Uniform as UniformTasks
 from mtrl.nn.cores import LSTM
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.optim.aggregation import Sum
-from mtrl.optim.step import JointStep, SeparateSteps, TaskStep
+from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer, SeparateSteps
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import EnvSpec, Rollout
@@ -54,7 +54,7 @@ def test_an_unroll_is_step_by_step_with_resets() -> None:
             torch.testing.assert_close(outputs[t, b], now[:WIDTH], rtol=0, atol=1e-12)
 
 
-def make_learner(spec: EnvSpec, trunk: dict[str, Any] = TRUNK, **options: Any) -> Impala:
+def make_learner(spec: EnvSpec, trunk: dict[str, Any] = TRUNK, **options: Any) -> VTraceActorCritic:
     torch.manual_seed(0)
     head = "categorical" if spec.action_kind == "discrete" else "gaussian"
     description = describe(head, trunk=trunk) | {"core": {"name": "lstm", "width": WIDTH}}
@@ -64,24 +64,24 @@ def make_learner(spec: EnvSpec, trunk: dict[str, Any] = TRUNK, **options: Any) -
         for parameter in (*policy.parameters(), *value.parameters()):
             parameter += 0.3 * torch.randn(parameter.shape)
 
-    def step(module: nn.Module, max_norm: float, has_positive: bool) -> TaskStep:
+    def step(module: nn.Module, max_norm: float, has_positive: bool) -> MultiTaskOptimizer:
         parameters = list(module.parameters())
         optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
-        return TaskStep(parameters, optimizer, Uniform(), Sum(), float("inf"), has_positive)
+        return MultiTaskOptimizer(parameters, optimizer, Uniform(), Sum(), float("inf"), has_positive)
 
     norm = build("value_norm", {"name": "none"}, num_tasks=spec.num_tasks)
-    return Impala(given(spec, policy, [value], norm, step), optimizer={}, gamma=GAMMA, **options)
+    return VTraceActorCritic(given(spec, policy, [value], norm, step), optimizer={}, gamma=GAMMA, **options)
 
 
 def make_rollout() -> Rollout:
     """Off-policy, with ends of both kinds, a lost life, and a state from before."""
     g = torch.Generator().manual_seed(5)
     rollout = random_rollout(T, B, K, OBS, torch.randn(T, B, 2, generator=g, dtype=torch.float64), 1)
-    discount = rollout.discount.clone()
+    continuation = rollout.continuation.clone()
     alive = (~rollout.done).nonzero()[3]
-    discount[alive[0], alive[1]] = 0
+    continuation[alive[0], alive[1]] = 0
     return dataclasses.replace(
-        rollout, discount=discount, state=torch.randn(B, 2 * WIDTH, generator=g, dtype=torch.float64)
+        rollout, continuation=continuation, core_state=torch.randn(B, 2 * WIDTH, generator=g, dtype=torch.float64)
     )
 
 
@@ -95,7 +95,7 @@ def test_targets_are_the_naive_loop_with_memory() -> None:
     value, next_value, log_prob = (torch.zeros(T, B, dtype=torch.float64) for _ in range(3))
     with torch.no_grad():
         for b in range(B):
-            state = r.state[b]
+            state = r.core_state[b]
             for t in range(T):
                 k = r.task[t, b]
                 state = naive_cell(core, r.obs[t, b], state)
@@ -104,7 +104,7 @@ def test_targets_are_the_naive_loop_with_memory() -> None:
                 next_value[t, b] = learner.value(naive_cell(core, r.next_obs[t, b], state)[:WIDTH], k)
                 if r.done[t, b]:
                     state = torch.zeros_like(state)
-    zero = r.discount == 0
+    zero = r.continuation == 0
     expected = naive_vtrace(
         log_prob - r.log_prob, r.reward, GAMMA, zero, r.truncated & ~zero, value, next_value, 1.0, 1.0, 1.0, 1.0
     )
@@ -115,9 +115,9 @@ def test_targets_are_the_naive_loop_with_memory() -> None:
 
 
 @torch.no_grad()
-def log_probs(learner: Impala, r: Rollout) -> Tensor:
+def log_probs(learner: VTraceActorCritic, r: Rollout) -> Tensor:
     """Of the rollout's actions, under the policy as a learner unrolls it."""
-    features, _ = learner.policy.unroll(r.obs, r.task, r.first, r.state)
+    features, _ = learner.policy.unroll(r.obs, r.task, r.is_first, r.core_state)
     return learner.policy.distribution(features, r.task).log_prob(r.action)
 
 
@@ -125,8 +125,8 @@ def test_the_learner_sees_what_the_actor_remembered() -> None:
     """Over rollouts that begin in mid-episode, and episodes that end in both ways: the same log-probabilities."""
     env = mtrl.envs.make("counting", num_envs=6, num_tasks=K, episode_length=4, stagger=2, terminate_every=2)
     learner = make_learner(env.spec)
-    collector = Collector(env, Episodes(env.spec, UniformTasks(K)), "cpu", no_timer)
-    collector.state = learner.initial_state(6)
+    collector = Collector(env, EpisodeStatistics(env.spec, UniformTasks(K)), "cpu", no_timer)
+    collector.core_state = learner.initial_state(6)
     experience, done = OnPolicy(collector, rollout_length=7), 0
     for _ in range(4):
         experience.collect(learner)
@@ -134,14 +134,14 @@ def test_the_learner_sees_what_the_actor_remembered() -> None:
         torch.testing.assert_close(log_probs(learner, rollout), rollout.log_prob, rtol=1e-4, atol=1e-4)
         done += int(rollout.done.sum())
     assert done > 12
-    assert rollout.state.abs().sum(1).any(), "rollouts begin in mid-episode"
-    forgetful = dataclasses.replace(rollout, state=torch.zeros_like(rollout.state))
+    assert rollout.core_state.abs().sum(1).any(), "rollouts begin in mid-episode"
+    forgetful = dataclasses.replace(rollout, core_state=torch.zeros_like(rollout.core_state))
     assert (log_probs(learner, forgetful) - rollout.log_prob).abs().max() > 1e-3
 
 
 def moved(r: Rollout, **options: Any) -> dict[str, Tensor]:
     """What an update adds to each parameter, with a rate so small that steps add up."""
-    learner = make_learner(make_spec(K, OBS, 2), final_factor=1e-6, **options)
+    learner = make_learner(make_spec(K, OBS, 2), end_factor=1e-6, **options)
     learner.networks.double()
     before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
     learner.update(r, 1.0)
@@ -155,13 +155,13 @@ def test_minibatches_are_whole_sequences() -> None:
         moved(
             dataclasses.replace(
                 r,
-                state=r.state[b : b + 1],
-                **{key: value[:, b : b + 1] for key, value in vars(r).items() if key != "state"},
+                core_state=r.core_state[b : b + 1],
+                **{key: value[:, b : b + 1] for key, value in vars(r).items() if key != "core_state"},
             )
         )
         for b in range(B)
     ]
-    for name, change in moved(r, epochs=2, minibatches=B).items():
+    for name, change in moved(r, num_epochs=2, num_minibatches=B).items():
         expected = 2 * sum(slot[name] for slot in alone)
         torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-12)
 
@@ -234,8 +234,10 @@ def test_steps_on_one_parameter() -> None:
     """
     task = torch.arange(2)
 
-    def step(parameter: nn.Parameter) -> TaskStep:
-        return TaskStep([parameter], torch.optim.SGD([parameter], lr=0.1), Uniform(), Sum(), float("inf"), True)
+    def step(parameter: nn.Parameter) -> MultiTaskOptimizer:
+        return MultiTaskOptimizer(
+            [parameter], torch.optim.SGD([parameter], lr=0.1), Uniform(), Sum(), float("inf"), True
+        )
 
     w, v = (nn.Parameter(torch.tensor(2.0)) for _ in range(2))
     JointStep(step(w))(task, torch.stack([w, 2 * w]), torch.stack([w**2, 0 * w]), w / 2, w)
@@ -252,7 +254,9 @@ def test_published_sums_as_means() -> None:
     for scale in (1, n):
         w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
         node = {"name": "rmsprop", "lr": 6e-4, "eps": 0.01 * scale / n}
-        step = TaskStep([w], build("optimizer", node, parameters=[w]), Uniform(), Sum(), 40 * scale / n, False)
+        step = MultiTaskOptimizer(
+            [w], build("optimizer", node, parameters=[w]), Uniform(), Sum(), 40 * scale / n, False
+        )
         path = []
         for t in range(20):
             loss = (torch.tensor([0.05, 0.01 * t]) * w.square()).sum()  # its norm passes 40 / n on the way

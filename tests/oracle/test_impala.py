@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl.agents.impala import Impala
+from mtrl.agents.vtrace_actor_critic import VTraceActorCritic
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.optim.aggregation import Sum
-from mtrl.optim.step import TaskStep
+from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.optim.weighting import Uniform, Weighting
 from mtrl.registry import build
 from mtrl.types import Rollout
@@ -42,7 +42,7 @@ def make_learner(
     trunk: dict[str, Any] = TRUNK,
     value_head: dict[str, Any] = SCALAR,
     **options: Any,
-) -> Impala:
+) -> VTraceActorCritic:
     torch.manual_seed(0)
     spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
     description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm, trunk=trunk)
@@ -55,14 +55,14 @@ def make_learner(
     policy.double()
     value.double()
 
-    def step(module: nn.Module, max_norm: float, has_positive: bool) -> TaskStep:
+    def step(module: nn.Module, max_norm: float, has_positive: bool) -> MultiTaskOptimizer:
         parameters = list(module.parameters())
         optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": LR}], lr=LR)
-        return TaskStep(parameters, optimizer, Uniform(), Sum(), math.inf, has_positive)
+        return MultiTaskOptimizer(parameters, optimizer, Uniform(), Sum(), math.inf, has_positive)
 
     norm = build("value_norm", {"name": value_norm}, num_tasks=K)
     keywords = {"gamma": GAMMA, "entropy_coef": ENTROPY} | options
-    return Impala(given(spec, policy, [value], norm, step), optimizer={}, **keywords)
+    return VTraceActorCritic(given(spec, policy, [value], norm, step), optimizer={}, **keywords)
 
 
 def make_rollout(seed: int = 0) -> Rollout:
@@ -70,7 +70,7 @@ def make_rollout(seed: int = 0) -> Rollout:
     return random_rollout(T, B, K, OBS, action, seed)
 
 
-def on_policy(rollout: Rollout, learner: Impala) -> Rollout:
+def on_policy(rollout: Rollout, learner: VTraceActorCritic) -> Rollout:
     """The rollout as if the learner's policy had made it, one row at a time."""
     with torch.no_grad():
         rows = [learner.policy(rollout.obs[t], rollout.task[t]).log_prob(rollout.action[t]) for t in range(T)]
@@ -80,7 +80,7 @@ def on_policy(rollout: Rollout, learner: Impala) -> Rollout:
 class Naive:
     """The learner's equations, one sample at a time: one or more epochs of one minibatch, plain gradient descent."""
 
-    def __init__(self, learner: Impala) -> None:
+    def __init__(self, learner: VTraceActorCritic) -> None:
         self.policy, self.value = copy_parameters(learner.policy), copy_parameters(learner.value)
         self.metrics: dict[str, list[Tensor]] = {"policy_loss": [], "value_loss": [], "entropy": []}
 
@@ -104,7 +104,7 @@ class Naive:
         r: Rollout,
         lambda_: float = 1.0,
         clips: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        epochs: int = 1,
+        num_epochs: int = 1,
         clip_range: float = math.inf,
         normalise: bool = False,
     ) -> None:
@@ -129,7 +129,7 @@ class Naive:
                 own = advantage[r.task == k]
                 advantage[r.task == k] = (own - own.mean()) / own.std(unbiased=False)
         advantage = weight * advantage
-        for _ in range(epochs):
+        for _ in range(num_epochs):
             policy_loss, value_loss, entropy = [], [], []
             for k in range(K):
                 samples = [i for i in everyone if r.task[i] == k]
@@ -157,7 +157,7 @@ def close(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
-def compare(learner: Impala, naive: Naive, metrics: dict[str, Tensor]) -> None:
+def compare(learner: VTraceActorCritic, naive: Naive, metrics: dict[str, Tensor]) -> None:
     for key, losses in naive.metrics.items():
         close(metrics[key].double(), torch.stack(losses).mean(0))
     close(dict(learner.policy.named_parameters()), {k: p.detach() for k, p in naive.policy.items()})
@@ -181,7 +181,7 @@ def test_one_update_is_the_naive_loop(seed: int, lambda_: float, clips: tuple[fl
 
 def test_ppo_epochs_are_the_naive_loop() -> None:
     """Three epochs; the ratio is to the policy at the start of the update, and clipped; advantages are standardised."""
-    options: dict[str, Any] = {"lambda_": 0.95, "epochs": 3, "clip_range": 0.05}
+    options: dict[str, Any] = {"lambda_": 0.95, "num_epochs": 3, "clip_range": 0.05}
     learner, rollout = make_learner(normalise_advantage=True, **options), make_rollout(2)
     naive = Naive(learner)
     metrics = learner.update(rollout, 0.0)
@@ -196,7 +196,7 @@ def test_on_policy_ratios_are_one(obs_norm: str) -> None:
     learner = make_learner(obs_norm=obs_norm, clip_range=0.2)
     for seed in range(3):
         rollout = on_policy(make_rollout(seed), learner)
-        features, _ = learner.policy.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
+        features, _ = learner.policy.unroll(rollout.obs, rollout.task, rollout.is_first, rollout.core_state)
         log_prob = learner.policy.distribution(features, rollout.task).log_prob(rollout.action)
         torch.testing.assert_close(log_prob, rollout.log_prob, rtol=0, atol=1e-12)
         metrics = learner.update(rollout, 0.0)
@@ -205,14 +205,14 @@ def test_on_policy_ratios_are_one(obs_norm: str) -> None:
 
 
 def test_several_epochs_leave_the_policy_that_acted() -> None:
-    learner = make_learner(epochs=2)
+    learner = make_learner(num_epochs=2)
     metrics = learner.update(on_policy(make_rollout(), learner), 0.0)
     assert metrics["approximate_kl"] > 1e-6
 
 
 def test_observation_statistics_move_only_after_learning() -> None:
     """All epochs see observations on the scale before: as a learner without a scale that is given them on it."""
-    learner, plain = (make_learner(obs_norm=name, epochs=2, minibatches=2) for name in ("running", "none"))
+    learner, plain = (make_learner(obs_norm=name, num_epochs=2, num_minibatches=2) for name in ("running", "none"))
     norm, first, second = learner.policy.obs_norm, make_rollout(0), make_rollout(1)
     norm.update(first.obs, first.task)
     obs, next_obs = (norm(obs, second.task) for obs in (second.obs, second.next_obs))
@@ -254,7 +254,7 @@ def test_the_next_episode_is_not_bootstrapped_from() -> None:
         rollout,
         terminated=torch.zeros(T, B, dtype=torch.bool),
         truncated=torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True),
-        discount=torch.ones(T, B),
+        continuation=torch.ones(T, B),
         task=torch.zeros(T, B, dtype=torch.int64).index_fill(0, torch.arange(3, T), 1),
     )
     obs, reward = quiet.obs.clone(), quiet.reward.clone()
@@ -270,7 +270,7 @@ def test_the_next_episode_is_not_bootstrapped_from() -> None:
 def test_clipping_holds_the_policy_back() -> None:
     kl = {}
     for clip_range in (0.05, math.inf):
-        learner = make_learner(epochs=10, clip_range=clip_range, entropy_coef=0.0)
+        learner = make_learner(num_epochs=10, clip_range=clip_range, entropy_coef=0.0)
         metrics = learner.update(on_policy(make_rollout(), learner), 0.0)
         kl[clip_range] = float(metrics["approximate_kl"])
         assert (metrics["clip_fraction"] > 0) == math.isfinite(clip_range)
@@ -284,7 +284,7 @@ class Samples(Weighting):
         return losses * make_rollout().task.flatten().bincount(minlength=K)
 
 
-def moved(learner: Impala, rollout: Rollout) -> dict[str, Tensor]:
+def moved(learner: VTraceActorCritic, rollout: Rollout) -> dict[str, Tensor]:
     """What an update adds to each parameter, with a rate so small that steps add up."""
     before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
     learner.update(rollout, 1.0)
@@ -293,7 +293,7 @@ def moved(learner: Impala, rollout: Rollout) -> dict[str, Tensor]:
 
 def test_minibatches_cover_the_rollout() -> None:
     """Every sample is learned from once in each epoch: three epochs of single samples are three times their sum."""
-    whole, single = make_learner(final_factor=1e-6), make_learner(final_factor=1e-6, epochs=3, minibatches=T * B)
+    whole, single = make_learner(end_factor=1e-6), make_learner(end_factor=1e-6, num_epochs=3, num_minibatches=T * B)
     for step in whole.optimizers.values():
         step.weighting = Samples()
     expected = moved(whole, make_rollout())
@@ -304,7 +304,7 @@ def test_minibatches_cover_the_rollout() -> None:
 def test_minibatches_are_drawn_at_random() -> None:
     found = []
     for seed in (0, 1):
-        learner = make_learner(minibatches=5)
+        learner = make_learner(num_minibatches=5)
         torch.manual_seed(seed)
         learner.update(make_rollout(), 0.0)
         found.append(learner.value.head.weight.detach())
@@ -316,7 +316,9 @@ def test_discrete_actions_learn_by_the_policy_gradient() -> None:
     learner = make_learner(discrete=True, entropy_coef=0.0)
     rollout = random_rollout(1, 2, 1, OBS, torch.tensor([[0, 2]]), 0)
     reward, ended = torch.tensor([[50.0, -50.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
-    rollout = dataclasses.replace(rollout, reward=reward, terminated=ended, truncated=~ended, discount=(~ended).float())
+    rollout = dataclasses.replace(
+        rollout, reward=reward, terminated=ended, truncated=~ended, continuation=(~ended).float()
+    )
     before = learner.policy(rollout.obs, rollout.task).log_prob(rollout.action).detach()
     learner.update(dataclasses.replace(rollout, log_prob=before), 0.0)
     after = learner.policy(rollout.obs, rollout.task).log_prob(rollout.action)
@@ -326,7 +328,7 @@ def test_discrete_actions_learn_by_the_policy_gradient() -> None:
 
 def test_rates_and_entropy_weight_fall_linearly() -> None:
     # 1 + (0.2 - 1) * 0.5 = 0.6
-    learner = make_learner(final_factor=0.2)
+    learner = make_learner(end_factor=0.2)
     learner.update(make_rollout(), 0.5)
     for step in learner.optimizers.values():
         assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.6 * LR)
@@ -389,7 +391,7 @@ def test_without_popart_the_scale_of_rewards_matters() -> None:
 
 
 def test_saving_and_loading_continues_bit_exactly() -> None:
-    one, other = (make_learner("running", "popart", epochs=2, minibatches=3) for _ in range(2))
+    one, other = (make_learner("running", "popart", num_epochs=2, num_minibatches=3) for _ in range(2))
     for seed in range(2):
         one.update(make_rollout(seed), 0.1)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
@@ -416,7 +418,7 @@ def test_nothing_is_learned_from_actions_that_nobody_chose(
         reward=rollout.reward + reward * forced,
     )
     options: dict[str, Any] = {"value_norm": value_norm, "normalise_advantage": normalise}
-    learners = [make_learner(epochs=2, clip_range=0.2, **options) for _ in range(2)]
+    learners = [make_learner(num_epochs=2, clip_range=0.2, **options) for _ in range(2)]
     metrics = []
     for learner, data in zip(learners, (rollout, other), strict=True):
         torch.manual_seed(0)  # of the minibatches

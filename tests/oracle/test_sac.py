@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtrl.agents.sac import Sac
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.optim.aggregation import Sum
-from mtrl.optim.step import TaskStep
+from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import Batch
@@ -46,10 +46,10 @@ def make_learner(
         for _ in range(2)
     )
 
-    def step(module: nn.Module, max_norm: float, has_positive: bool) -> TaskStep:
+    def step(module: nn.Module, max_norm: float, has_positive: bool) -> MultiTaskOptimizer:
         parameters = list(module.parameters())
         optimizer = build("optimizer", {"name": "adam", "lr": lr, "eps": EPS}, parameters=parameters)
-        return TaskStep(parameters, optimizer, Uniform(), Sum(), max_norm, has_positive)
+        return MultiTaskOptimizer(parameters, optimizer, Uniform(), Sum(), max_norm, has_positive)
 
     norm = build("value_norm", {"name": value_norm}, num_tasks=K)
     components = given(SPEC, policy, critics, norm, step)
@@ -70,7 +70,7 @@ def make_batch(seed: int = 1, reward_scale: float = 1.0) -> Batch:
         obs=torch.randn(K, N, OBS, generator=g, dtype=torch.float64),
         action=torch.rand(K, N, A, generator=g, dtype=torch.float64) * 2 - 1,
         reward=torch.randn(K, N, generator=g, dtype=torch.float64) * reward_scale,
-        discount=(~terminated).double(),
+        continuation=(~terminated).double(),
         next_obs=torch.randn(K, N, OBS, generator=g, dtype=torch.float64),
         task=torch.arange(K)[:, None].expand(K, N),
     )
@@ -128,7 +128,7 @@ class Naive:
         self.log_alpha = learner.temperature.log_alpha.detach().clone().requires_grad_()
 
     def target(self, batch: Batch, k: int, i: int, noise: Tensor) -> Tensor:
-        if batch.discount[k, i] == 0:
+        if batch.continuation[k, i] == 0:
             return batch.reward[k, i]
         action, log_prob = naive_sample(self.policy, batch.next_obs[k, i], k, noise[k, i])
         q = min(naive_q(critic, batch.next_obs[k, i], action, k) for critic in self.targets)
@@ -195,11 +195,11 @@ def test_one_update_is_the_naive_loop(noise: list[Tensor]) -> None:
 def target_of_obs(naive: Naive, batch: Batch, k: int, i: int, noise: Tensor) -> Tensor:
     action, log_prob = naive_sample(naive.policy, batch.obs[k, i], k, noise[k, i])
     q = min(naive_q(critic, batch.next_obs[k, i], action, k) for critic in naive.targets)
-    return (batch.reward[k, i] + GAMMA * batch.discount[k, i] * (q - ALPHA[k] * log_prob)).detach()
+    return (batch.reward[k, i] + GAMMA * batch.continuation[k, i] * (q - ALPHA[k] * log_prob)).detach()
 
 
 def target_of_one_alpha(naive: Naive, batch: Batch, k: int, i: int, noise: Tensor) -> Tensor:
-    if batch.discount[k, i] == 0:
+    if batch.continuation[k, i] == 0:
         return batch.reward[k, i]
     action, log_prob = naive_sample(naive.policy, batch.next_obs[k, i], k, noise[k, i])
     q = min(naive_q(critic, batch.next_obs[k, i], action, k) for critic in naive.targets)

@@ -32,11 +32,17 @@ TINY = (
     "eval.episodes_per_task=2",
     "checkpoint.every=160",
 )
-ON_POLICY = ("data.rollout_length=10", "agent.minibatches=2", "agent.epochs=1")
+ON_POLICY = ("data.rollout_length=10", "agent.num_minibatches=2", "agent.num_epochs=1")
 AGENTS = {
     "ppo": ("agent=ppo", *ON_POLICY),
     "impala": ("agent=impala", *ON_POLICY),
-    "sac": ("agent=sac", "data.batch_size=8", "data.warmup=5", "data.replay_ratio=2", "data.capacity=200"),
+    "sac": (
+        "agent=sac",
+        "data.batch_size=8",
+        "data.learning_starts=5",
+        "data.samples_per_insert=2",
+        "data.capacity=200",
+    ),
 }
 
 

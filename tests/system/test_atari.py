@@ -30,7 +30,7 @@ TINY = (
         ["agent=impala", "env.games=[pong,breakout]", "core=lstm", "core.width=8", "value_norm=popart"],
         ["agent=impala", "env.games=[pong,breakout]", "aggregation=pcgrad", "weighting=dwa"],
         ["agent=impala", "env.games=pong", "core=lstm", "core.width=8", "env.num_workers=null", "actors=2"],
-        ["agent=ppo", "env.games=pong", "agent.minibatches=2", "torso=shallow_cnn", "network=mlp", "torso.width=8"],
+        ["agent=ppo", "env.games=pong", "agent.num_minibatches=2", "torso=shallow_cnn", "network=mlp", "torso.width=8"],
         [
             "agent=impala",
             "env.games=pong",
@@ -71,7 +71,7 @@ def test_presets(experiment: str, games: int, samples: float) -> None:
     config = train_config(composed([f"+experiment={experiment}"], "train"))
     agent, data = config.agent, config.data
     slots = data["slots_per_task"] * games
-    assert data["rollout_length"] * slots / agent["minibatches"] == samples
+    assert data["rollout_length"] * slots / agent["num_minibatches"] == samples
     assert config.torso["name"] == ("impala_resnet" if games == 57 else "shallow_cnn")
     assert config.value_norm["name"] == ("popart" if games == 3 else "none")
     assert config.network == {"trunk": {"name": "none"}, "head": "shared"}

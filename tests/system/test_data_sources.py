@@ -29,7 +29,7 @@ class Recorded(DataSource):
             obs=torch.randn(k, n, size, generator=g),
             action=torch.rand(k, n, spec.action_dim, generator=g) * 2 - 1,
             reward=torch.rand(k, n, generator=g),
-            discount=torch.ones(k, n),
+            continuation=torch.ones(k, n),
             next_obs=torch.randn(k, n, size, generator=g),
             task=torch.arange(k)[:, None].expand(k, n),
         )
@@ -112,7 +112,7 @@ def test_data_that_the_learner_cannot_use(capsys: pytest.CaptureFixture[str]) ->
         (["data=rollouts", "data.rollout_length=10", "total_steps=80", "agent=impala"], 0),
         (["data=recorded", "total_updates=2", "agent=sac"], 0),
         (["data=recorded", "agent=sac"], 2),
-        (["data=rollouts", "data.random_start=2", "agent=impala"], 2),
+        (["data=rollouts", "data.exploring_start_fraction=2", "agent=impala"], 2),
     ],
 )
 def test_environments_are_closed(

@@ -18,7 +18,7 @@ from tests.system.commands import ROOT, environment
 
 PACKAGE = ROOT / "docs" / "examples" / "package"
 SHORT = ("network.trunk.num_units=8", "log.every=60", "log.tensorboard=false", "eval.every=0", "checkpoint.every=60")
-REPLAY = ("data.warmup=5", "data.batch_size=4", "data.replay_ratio=2")
+REPLAY = ("data.learning_starts=5", "data.batch_size=4", "data.samples_per_insert=2")
 TARGETS = torch.tensor([-0.8, 0.0, 0.8])
 
 
@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     action = ((TARGETS[:, None, None] - position) / 0.2).clamp(-1, 1)
     following = position + 0.2 * action
     reward = -(following - TARGETS[:, None, None]).abs()[..., 0]
-    transitions = {"obs": position, "action": action, "reward": reward, "discount": torch.ones(3, 500)}
+    transitions = {"obs": position, "action": action, "reward": reward, "continuation": torch.ones(3, 500)}
     save_file({**transitions, "next_obs": following}, folder / "demonstrations.safetensors")
     return folder
 
@@ -72,7 +72,9 @@ def test_its_presets_train_resume_and_evaluate(site: Path) -> None:
 @pytest.mark.parametrize("agent", ["ppo", "sac"])
 def test_its_suite_and_trunk_with_our_learners(site: Path, agent: str) -> None:
     few = (
-        ("data.warmup=5", "data.batch_size=4", "data.replay_ratio=2") if agent == "sac" else ("data.rollout_length=10",)
+        ("data.learning_starts=5", "data.batch_size=4", "data.samples_per_insert=2")
+        if agent == "sac"
+        else ("data.rollout_length=10",)
     )
     command(site, "env=line", f"agent={agent}", "network=gated", *SHORT, *few, "total_steps=480", f"run_dir={agent}")
     config = (site / agent / "config.yaml").read_text()

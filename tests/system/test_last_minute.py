@@ -303,7 +303,7 @@ def policy(run_dir: Path) -> Any:
 
 def test_more_steps_and_the_schedules(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a factor of 0 at the end, nothing is learned after an old schedule; a new one begins to learn again."""
-    assert run(*tiny(total_steps=160), "agent.final_factor=0", f"run_dir={run_dir}") == 0
+    assert run(*tiny(total_steps=160), "agent.end_factor=0", f"run_dir={run_dir}") == 0
     before = policy(run_dir)
     capsys.readouterr()
     assert run("resume=run", "total_steps=240", "schedule_steps=160") == 0

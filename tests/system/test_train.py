@@ -240,7 +240,7 @@ def test_published_value_learning(tasks: str, num_tasks: int) -> None:
     assert simba.network["trunk"] | simba.network["value"] == {"name": "simba_v2", "width": 512, "depth": 2}
     # Two updates with about 1,024 samples for each step of all tasks.
     assert brc.data["batch_size"] * num_tasks == 1000
-    assert brc.data["replay_ratio"] * num_tasks == 2000
+    assert brc.data["samples_per_insert"] * num_tasks == 2000
     assert (ars.value_norm["name"], ars.resets) == ("mean_reward", 4 if tasks == "mt10" else 6)
 
 

@@ -13,21 +13,21 @@ from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
 from mtrl.build import build_episodes, build_learner
 from mtrl.config import GROUPS, composed, config_dir
-from mtrl.data.experience import Episodes
+from mtrl.data.experience import EpisodeStatistics
 from mtrl.envs.metaworld.catalog import MT10, MT50
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.types import UserError
 from tests.helpers import no_timer
 
 
-def make_learner(*overrides: str) -> tuple[Any, Episodes]:
+def make_learner(*overrides: str) -> tuple[Any, EpisodeStatistics]:
     """And what tells it of episodes."""
     config = composed(["env=toy_reach", *overrides], "train")
     env = mtrl.envs.make(**config["env"] | {"num_envs": 8}, seed=0)
     return make_learner_in(env, config)
 
 
-def make_learner_in(env: Any, config: dict[str, Any]) -> tuple[Any, Episodes]:
+def make_learner_in(env: Any, config: dict[str, Any]) -> tuple[Any, EpisodeStatistics]:
     slots = {slot: config[slot] for slot in GROUPS if slot not in ("env", "agent", "data", "task_sampling")}
     episodes = build_episodes(config["task_sampling"], env.spec, env.num_envs)
     components = Components(**slots, spec=env.spec, episodes=episodes, device="cpu")

@@ -19,7 +19,7 @@ class TaskSampler(nn.Module):
         raise NotImplementedError
 
     def update(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Receives E episodes that ended together (`Episodes.episode_listeners`)."""
+        """Receives E episodes that ended together (`EpisodeStatistics.episode_listeners`)."""
 
 
 class ScoreSampler(TaskSampler):

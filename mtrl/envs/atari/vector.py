@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.envs.atari.rows import BACKENDS, Frames, Lives, Rows
-from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs
+from mtrl.envs.base import Assignments, check_action, check_num_envs, check_truncate
 from mtrl.system.cores import available_cores
 from mtrl.types import EnvSpec, State, Step
 
@@ -178,19 +178,19 @@ class AtariVecEnv:
         self._loaded = False
         return self._tensor(self._obs)
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         self._check_open()
         if self._obs is None:
             raise RuntimeError("Call reset before the first step.")
         task = self.task
         index = self._index[self._task, check_action(action, self.spec, task).cpu().numpy()]
-        cut_now = check_cut(cut, self.num_envs).cpu().numpy()
+        truncate_now = check_truncate(truncate, self.num_envs).cpu().numpy()
         if self._loaded:
-            outcome, cut_now, self._loaded = self._unplayed(), np.ones_like(cut_now), False
+            outcome, truncate_now, self._loaded = self._unplayed(), np.ones_like(truncate_now), False
         else:
             outcome = self._play(index)
         obs, ended = outcome.obs, outcome.terminated | outcome.truncated
-        truncated = outcome.truncated | (cut_now & ~outcome.terminated)
+        truncated = outcome.truncated | (truncate_now & ~outcome.terminated)
         done = ended | truncated
         life_lost = (outcome.lives > 0) & (outcome.lives < self._lives) & ~done
         self._obs, self._lives, final_obs = obs, outcome.lives, obs
@@ -283,10 +283,10 @@ class AtariVecEnv:
         self._assignments.assign(task, goal)
 
     def render(self, slot: int = 0) -> Frames:
-        """What the policy sees of a slot: the newest frame as an RGB picture, four times its size."""
+        """What the policy sees of a slot: the newest frame as an RGB image, four times its size."""
         self._check_open()
         if self._obs is None:
-            raise RuntimeError("Call reset before the first picture.")
+            raise RuntimeError("Call reset before the first image.")
         return self._obs[slot, -1].repeat(4, 0).repeat(4, 1)[..., None].repeat(3, 2)
 
     def state_dict(self) -> State:

@@ -14,11 +14,11 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task
 from numpy.typing import NDArray
 
-from mtrl.envs.rendering import picture
+from mtrl.envs.rendering import image
 from mtrl.envs.worker import EnvPool
 
 PICTURE = 320
-"""Pixels along each side of a rendered picture."""
+"""Pixels along each side of a rendered image."""
 
 
 class OfficialSlot:
@@ -65,7 +65,7 @@ class OfficialSlot:
 
     def render(self) -> NDArray[np.uint8]:
         assert self._env is not None
-        return picture(self._env)[::-1, ::-1]  # the camera hangs upside down
+        return image(self._env)[::-1, ::-1]  # the camera hangs upside down
 
     def close(self) -> None:
         self._release()
@@ -119,7 +119,7 @@ def make_slots(
 
     def make(task: int) -> SawyerXYZEnv:
         env = make_env(task_names[task], **keywords)
-        # For pictures only. Shadows are most of the time that one takes without a graphics card.
+        # For images only. Shadows are most of the time that one takes without a graphics card.
         env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
         return env
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.envs.base import Assignments, check_action, check_cut, check_num_envs
+from mtrl.envs.base import Assignments, check_action, check_num_envs, check_truncate
 from mtrl.envs.metaworld.observe import FRAME, Constants, Gripper, Group, frames, outcomes
 from mtrl.envs.metaworld.resets import STATE, reset_pool
 from mtrl.envs.metaworld.scenes import Simulation, scenes
@@ -119,7 +119,7 @@ class RolloutVecEnv:
         self._running = True
         return self._tensor(self._first())
 
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         self._check_open()
         if not self._running:
             raise RuntimeError("Call reset before the first step.")
@@ -127,7 +127,7 @@ class RolloutVecEnv:
         self._simulate(moves.numpy())
         final_obs, reward, success = self._evaluate(moves.numpy())
         self._steps += 1
-        done = (self._steps >= self._horizon) | check_cut(cut, self.num_envs).cpu()
+        done = (self._steps >= self._horizon) | check_truncate(truncate, self.num_envs).cpu()
         task, last = self.task, self._tensor(final_obs)
         obs = last
         if done.any():

@@ -87,7 +87,7 @@ def metaworld(
         horizon: Steps of an episode, at most 500.
         goal_seed: From which the official class draws the 50 goals; None for `seed`.
         num_workers: Threads or processes of the physics; None for one per core.
-        render: Whether pictures are wanted.
+        render: Whether images are wanted.
         slots_per_task: See `num_envs`.
 
     Raises:

@@ -39,7 +39,7 @@ def evaluate(
         protocol: What the numbers mean, in words and values; stored with them.
         progress: Called after every step with the numbers of finished and of all episodes. What it raises ends this.
         seed: Of the env in the first round; the following rounds count up.
-        max_episode_steps: Episodes that go on for longer are truncated.
+        max_episode_steps: EpisodeStatistics that go on for longer are truncated.
 
     Returns:
         Episodes ordered by task, then as run.

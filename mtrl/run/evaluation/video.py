@@ -37,12 +37,12 @@ def record_videos(
     Args:
         actor: Acts on the env's observations and tasks.
         env: Any vectorised env; its slots are reassigned.
-        render: Gives the picture (height, width, 3) uint8 of a slot.
+        render: Gives the image (height, width, 3) uint8 of a slot.
         folder: Made if missing.
         goal: Which goal to film.
-        fps: Pictures per second; one picture is taken per step.
+        fps: Images per second; one image is taken per step.
         seed: Of the env.
-        progress: Called after every step with the numbers of pictures that are done and of all. Those that an episode
+        progress: Called after every step with the numbers of images that are done and of all. Those that an episode
             did not take because it ended early are done too.
         max_episode_steps: Films end there.
 
@@ -67,8 +67,8 @@ def record_videos(
                 jobs = [(task, goal) for task in range(start, min(start + env.num_envs, len(names)))]
                 files = [Path(unfinished, names[task]) for task, _ in jobs]
 
-                def filmed(pictures: int, before: int = start) -> None:
-                    progress(before * longest + pictures, len(names) * longest)
+                def filmed(images: int, before: int = start) -> None:
+                    progress(before * longest + images, len(names) * longest)
 
                 with ExitStack() as opened:
                     writers = [opened.enter_context(imageio.get_writer(file, mode="I", **options)) for file in files]

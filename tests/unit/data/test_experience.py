@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mtrl.envs
-from mtrl.data.experience import Collector, Episodes, OffPolicy, OnPolicy, RandomActor
+from mtrl.data.experience import Collector, EpisodeStatistics, OffPolicy, OnPolicy, RandomActor
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
@@ -51,15 +51,19 @@ class Recorder:
 
 
 def make_collector(
-    sampler: TaskSampler | None = None, num_envs: int = 6, seed: int = 0, random_start: float = 0.0, **options: Any
+    sampler: TaskSampler | None = None,
+    num_envs: int = 6,
+    seed: int = 0,
+    exploring_start_fraction: float = 0.0,
+    **options: Any,
 ) -> Collector:
     options = {"num_tasks": K, "episode_length": 4, "stagger": 2, "terminate_every": 2} | options
     env = mtrl.envs.make("counting", num_envs=num_envs, seed=seed, **options)
-    return Collector(env, Episodes(env.spec, sampler or Uniform(K)), "cpu", no_timer, random_start)
+    return Collector(env, EpisodeStatistics(env.spec, sampler or Uniform(K)), "cpu", no_timer, exploring_start_fraction)
 
 
 def make_off_policy(collector: Collector, capacity: int = 1000, **options: Any) -> OffPolicy:
-    options = {"batch_size": 4, "replay_ratio": 4.0, "warmup": 0} | options
+    options = {"batch_size": 4, "samples_per_insert": 4.0, "learning_starts": 0} | options
     return OffPolicy(collector, Replay(collector.env.spec, capacity, "cpu"), **options)
 
 
@@ -90,8 +94,10 @@ def test_rollouts_do_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSampler
         (rollout,) = experience.batches()
         assert not list(experience.batches())  # each is used once
         rollouts.append(rollout)
-    everything = {key: torch.cat([getattr(r, key) for r in rollouts]) for key in vars(rollouts[0]) if key != "state"}
-    rollout = Rollout(**everything, state=rollouts[0].state)  # rollouts follow one another without a gap
+    everything = {
+        key: torch.cat([getattr(r, key) for r in rollouts]) for key in vars(rollouts[0]) if key != "core_state"
+    }
+    rollout = Rollout(**everything, core_state=rollouts[0].core_state)  # rollouts follow one another without a gap
 
     check_transitions(rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.next_obs, rollout.task)
     assert torch.equal(rollout.log_prob, Recorder.log_prob(rollout.obs))
@@ -123,7 +129,7 @@ def test_the_replay_does_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSam
     rings, size = experience.replay.state_dict()["rings"], experience.replay.size
     for k in range(K):
         own = {key: ring[k, : size[k]] for key, ring in rings.items()}
-        terminated = own.pop("discount") == 0
+        terminated = own.pop("continuation") == 0
         check_transitions(**own, terminated=terminated, task=torch.full((int(size[k]),), k))
     assert experience.replay.added.sum() == 600
     if capacity == 1000:
@@ -152,7 +158,7 @@ class Forbidden(Recorder):
 def test_warm_up_is_random_and_learns_nothing() -> None:
     """10 transitions per task, 2 slots per task: 5 steps. From then on the policy acts, and updates are owed."""
     torch.manual_seed(0)
-    experience = make_off_policy(make_collector(), warmup=10, replay_ratio=4.0)
+    experience = make_off_policy(make_collector(), learning_starts=10, samples_per_insert=4.0)
     for step in range(5):
         experience.collect(Forbidden())
         assert len(list(experience.batches())) == (0 if step < 4 else 2)  # 6 transitions * 4 / (3 tasks * 4)
@@ -169,7 +175,7 @@ def test_warm_up_is_random_and_learns_nothing() -> None:
 
 def test_without_warm_up_the_first_step_is_random() -> None:
     """Every task has something to sample before learning begins, even with tasks in few slots."""
-    experience = make_off_policy(make_collector(num_envs=3), warmup=0, replay_ratio=4.0)
+    experience = make_off_policy(make_collector(num_envs=3), learning_starts=0, samples_per_insert=4.0)
     experience.collect(Forbidden())
     assert len(list(experience.batches())) == 1
 
@@ -186,7 +192,7 @@ def test_without_warm_up_the_first_step_is_random() -> None:
     ],
 )
 def test_replay_ratio(ratio: float, batch_size: int, steps: int, expected: int) -> None:
-    experience = make_off_policy(make_collector(), replay_ratio=ratio, batch_size=batch_size)
+    experience = make_off_policy(make_collector(), samples_per_insert=ratio, batch_size=batch_size)
     batches = []
     for _ in range(steps):
         experience.collect(Recorder())
@@ -224,7 +230,7 @@ def test_statistics_by_hand() -> None:
 def test_statistics_of_tasks_that_are_not_alike(comparable: bool) -> None:
     """Four episodes, three tasks: 0 succeeds in one of two, 1 reports none, 2 succeeds; the mean is (.5 + 1) / 2."""
     spec = replace(make_spec(3), reports_success=(True, False, True), comparable_returns=comparable)
-    episodes = Episodes(spec, Uniform(3))
+    episodes = EpisodeStatistics(spec, Uniform(3))
     success = torch.tensor([1.0, 0.0, 0.0, 1.0])
     heard: list[list[float]] = []
     episodes.listeners.append(lambda statistics: heard.append(statistics["success_rate"].nan_to_num(-1).tolist()))
@@ -250,7 +256,7 @@ def test_first_episodes_end_at_different_times() -> None:
 def test_episodes_begin_with_one_random_action_held_for_a_while() -> None:
     """At most half of 8 steps, the actor's own actions after that; every length is seen."""
     torch.manual_seed(0)
-    experience = OnPolicy(make_collector(num_envs=30, random_start=0.5, episode_length=8, stagger=0), 80)
+    experience = OnPolicy(make_collector(num_envs=30, exploring_start_fraction=0.5, episode_length=8, stagger=0), 80)
     experience.collect(Recorder())
     (rollout,) = experience.batches()
     own = (rollout.action == Recorder.action(rollout.obs)).all(-1)
@@ -348,10 +354,10 @@ def run_on(experience: OnPolicy | OffPolicy, times: int) -> list[Any]:
 def test_the_state_continues_bit_exactly(kind: str, through_a_file: bool) -> None:
     def make(seed: int) -> OnPolicy | OffPolicy:
         # Episodes with a horizon, so that they begin with random actions and their first ones are cut.
-        collector = make_collector(Restless(), seed=seed, random_start=0.5, episode_length=6, stagger=0)
+        collector = make_collector(Restless(), seed=seed, exploring_start_fraction=0.5, episode_length=6, stagger=0)
         if kind == "on":
             return OnPolicy(collector, rollout_length=5)
-        return make_off_policy(collector, capacity=30, replay_ratio=0.7, warmup=5)
+        return make_off_policy(collector, capacity=30, samples_per_insert=0.7, learning_starts=5)
 
     torch.manual_seed(0)
     one = make(seed=0)
@@ -378,7 +384,7 @@ class Remembering(RandomActor):
 def test_a_step_that_fails_leaves_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of the actor included."""
     collector = make_collector()
-    collector.state = torch.zeros(6, 1)
+    collector.core_state = torch.zeros(6, 1)
     experience, actor = OnPolicy(collector, rollout_length=3), Remembering(collector.env.spec)
     experience.collect(actor)
     before = copy.deepcopy(experience.state_dict())
@@ -392,7 +398,7 @@ def test_a_step_that_fails_leaves_the_state_before_it(monkeypatch: pytest.Monkey
             experience.collect(actor)
     assert equal(experience.state_dict(), before)
     experience.collect(actor)
-    assert torch.equal(collector.state[:, 0], collector.env.variables["step"].float())  # type: ignore[attr-defined]
+    assert torch.equal(collector.core_state[:, 0], collector.env.variables["step"].float())  # type: ignore[attr-defined]
 
 
 def test_random_actions_are_those_the_task_has() -> None:
@@ -416,8 +422,8 @@ def test_first_observation_of_a_later_episode_is_finite() -> None:
     collector = make_collector()
     step = collector.env.step
 
-    def ill(action: Tensor, cut: Tensor | None = None) -> Any:
-        made = step(action, cut)
+    def ill(action: Tensor, truncate: Tensor | None = None) -> Any:
+        made = step(action, truncate)
         made.obs[made.done] = torch.inf
         return made
 

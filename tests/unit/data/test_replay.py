@@ -82,7 +82,7 @@ def test_a_sample_is_one_transition() -> None:
     assert torch.equal(batch.action[..., 0], number + 0.25)
     assert torch.equal(batch.reward, number + 0.5)
     assert torch.equal(batch.next_obs[..., 0], number + 0.75)
-    assert torch.equal(batch.discount == 0, number % 2 == 0)
+    assert torch.equal(batch.continuation == 0, number % 2 == 0)
     assert torch.equal(batch.task, torch.arange(K)[:, None].expand(K, 40))
     assert torch.equal(number.long() % 3, batch.task)
 

@@ -117,7 +117,7 @@ def test_ends_are_those_of_ale() -> None:
         assert np.array_equal(step.terminated, game_over)
         assert np.array_equal(step.truncated, truncated)
         assert np.array_equal(step.life_lost, terminated & ~game_over)
-        assert np.array_equal(step.discount, 1.0 - terminated)
+        assert np.array_equal(step.continuation, 1.0 - terminated)
         if step.done:
             obs, *_ = raw.step(action.numpy())
             assert env.goal.item() == -1
@@ -135,14 +135,14 @@ def test_lives_may_be_ignored() -> None:
     for t in range(60):
         step = env.step(torch.tensor([t % 2]))
         lost += step.life_lost is not None
-        assert step.discount.item() == 1
+        assert step.continuation.item() == 1
     assert not lost
 
 
 def test_cut_begins_a_seeded_episode() -> None:
     env = make("pong", 2)
     seeded(env, 1, 2)
-    step = env.step(torch.tensor([0, 0]), cut=torch.tensor([True, False]))
+    step = env.step(torch.tensor([0, 0]), truncate=torch.tensor([True, False]))
     assert step.truncated.tolist() == [True, False]
     assert env.goal[0] not in (1, -1)
     assert env.goal[1] == 2
@@ -219,7 +219,7 @@ def test_any_share_of_slots_can_be_in_a_game() -> None:
     alone = make("pong", 1, horizon=4)
     for _ in range(2):
         env.assign(torch.zeros_like(layout), torch.arange(4))
-        env.step(torch.tensor([2, 2, 1, 1]), cut=torch.tensor([False, False, True, False]))
+        env.step(torch.tensor([2, 2, 1, 1]), truncate=torch.tensor([False, False, True, False]))
         assert env.task.tolist() == [0, 0, 0, 1]
         for _ in range(3):
             step = env.step(torch.tensor([2, 2, 2, 1]))  # the first two episodes' and the last's fourth step
@@ -323,9 +323,9 @@ def test_render_shows_the_newest_frame() -> None:
     with pytest.raises(RuntimeError, match="Call reset"):
         env.render()
     obs = env.reset()
-    picture = env.render(0)
-    assert picture.shape == (336, 336, 3)
-    assert np.array_equal(picture[2::4, 1::4, 2], obs[0, 3])
+    image = env.render(0)
+    assert image.shape == (336, 336, 3)
+    assert np.array_equal(image[2::4, 1::4, 2], obs[0, 3])
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_slots_may_change_their_game(envpool: Any) -> None:
     env = make(["pong", "breakout"], 2)
     env.reset()
     env.assign(torch.tensor([1, 0]))
-    step = env.step(torch.tensor([0, 0]), cut=torch.tensor([True, True]))
+    step = env.step(torch.tensor([0, 0]), truncate=torch.tensor([True, True]))
     assert env.task.tolist() == [1, 0]
     assert step.truncated.all()
     assert not torch.equal(env.step(torch.tensor([1, 1])).obs, step.obs)

@@ -1,4 +1,4 @@
-"""Lists of gymnasium environments: padding, masks, scaling, pictures, entries, and lists that do not go together."""
+"""Lists of gymnasium environments: padding, masks, scaling, images, entries, and lists that do not go together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def byte_box(*shape: int) -> gymnasium.spaces.Box:
     return gymnasium.spaces.Box(0, 255, shape, np.uint8)
 
 
-class Picture(gymnasium.Env):
+class Image(gymnasium.Env):
     """Shows what it was told: the observation is filled with the last action."""
 
     observation_space: gymnasium.Space = byte_box(2, 4, 4)
@@ -71,7 +71,7 @@ SPACES: dict[str, gymnasium.Space] = {
     "cube": byte_box(8, 8, 8),
     "board": byte_box(8, 8, 119),
     "stacked colour": byte_box(4, 6, 8, 3),
-    "float picture": gymnasium.spaces.Box(0, 1, (6, 8, 3)),
+    "float image": gymnasium.spaces.Box(0, 1, (6, 8, 3)),
     "matrix": gymnasium.spaces.Box(-1, 1, (3, 3)),
     "numbers": gymnasium.spaces.Box(-1, 1, (5,)),
     "dict": gymnasium.spaces.Dict(image=byte_box(6, 8, 3), speed=gymnasium.spaces.Box(-1, 1, (3,))),
@@ -111,7 +111,7 @@ class Uneven(Lever):
 
 @pytest.fixture(autouse=True, scope="module")
 def registered() -> None:
-    for cls, steps in ((Picture, 9), (Lever, None), (Free, None), (Uneven, None), (Seen, 9)):
+    for cls, steps in ((Image, 9), (Lever, None), (Free, None), (Uneven, None), (Seen, 9)):
         gymnasium.register(f"{cls.__name__}-v0", cls, max_episode_steps=steps)
     gymnasium.register("Batch-v0", vector_entry_point="tests:nothing")
 
@@ -143,8 +143,8 @@ def test_discrete_observations_become_one_hot() -> None:
         env.step(torch.tensor([2, 2]))
 
 
-def test_pictures_keep_their_shape_and_success_is_reported() -> None:
-    env = make("Picture-v0", num_envs=2)
+def test_images_keep_their_shape_and_success_is_reported() -> None:
+    env = make("Image-v0", num_envs=2)
     assert env.spec.obs_shape == (2, 4, 4)
     assert env.spec.obs_dtype == torch.uint8
     assert env.spec.horizon == 9
@@ -244,12 +244,12 @@ def assert_succeeds(ids: list[str], num_workers: int, said: list[bool | None] | 
         ([{"id": "Pendulum-v1", "kwargs": 9}], "kwargs must be settings, not 9"),
         ([{"id": "Pendulum-v1", "name": 9}], "name must be text or null, not 9"),
         ([{"id": "Pendulum-v1", "kwargs": {"h": 9}}], "unexpected keyword argument 'h'"),
-        ([seen("dict")], r"'dict' are a Dict with a picture \(6, 8, 3\) in it"),
-        ([seen("nested")], r"'nested' are a Tuple with a picture \(6, 8\) in it"),
+        ([seen("dict")], r"'dict' are a Dict with an image \(6, 8, 3\) in it"),
+        ([seen("nested")], r"'nested' are a Tuple with an image \(6, 8\) in it"),
         ([seen("cube")], r"\(8, 8, 8\) of 'cube' do not tell .*: use env.channels=first or env.channels=last"),
         ([seen("board")], r"\(8, 8, 119\) of 'board' do not tell"),
-        ([seen("stacked colour")], r"uint8 of shape \(4, 6, 8, 3\): pictures must be uint8, .* at most three axes"),
-        ([seen("float picture")], r"float32 of shape \(6, 8, 3\): pictures must be uint8"),
+        ([seen("stacked colour")], r"uint8 of shape \(4, 6, 8, 3\): images must be uint8, .* at most three axes"),
+        ([seen("float image")], r"float32 of shape \(6, 8, 3\): images must be uint8"),
         ([seen("colour"), seen("grey")], r"same shape .*, found colour: \(3, 6, 8\), grey: \(1, 6, 8\)"),
         ([seen("colour"), seen("numbers")], r"same shape .*, found colour: \(3, 6, 8\), numbers: \(5,\)"),
         (["nowhere:Mine-v0"], "No module named 'nowhere'"),
@@ -325,7 +325,7 @@ for name in ("Mine-v0", "Made-v0"):
         assert line.endswith("put it into a module that registers it and write module:id, or use num_workers=0.")
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_channels_come_first(
     assert np.array_equal(env.step(torch.zeros(1, dtype=torch.int64)).final_obs[0], expected)
 
 
-def test_pictures_of_either_kind_in_one_list() -> None:
+def test_images_of_either_kind_in_one_list() -> None:
     assert make(seen("colour"), seen("stack")).spec.obs_shape == (3, 6, 8)
 
 

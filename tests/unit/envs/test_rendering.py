@@ -1,4 +1,4 @@
-"""Pictures: those of many scenes in one process are those of each scene alone; what cannot be drawn is told."""
+"""Images: those of many scenes in one process are those of each scene alone; what cannot be drawn is told."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def opengl(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(str(error))
 
 
-def pictures(name: str, num_workers: int, **options: Any) -> list[np.ndarray]:
+def images(name: str, num_workers: int, **options: Any) -> list[np.ndarray]:
     """Of every task: two of the first moment, one of the next."""
     env: Any = mtrl.envs.make(name, **options, num_workers=num_workers, render=True)
     env.reset(0)
@@ -37,9 +37,9 @@ def pictures(name: str, num_workers: int, **options: Any) -> list[np.ndarray]:
 
 
 def assert_as_alone(name: str, num_tasks: int, **options: Any) -> None:
-    together, alone = (pictures(name, num_workers, **options) for num_workers in (1, num_tasks))
+    together, alone = (images(name, num_workers, **options) for num_workers in (1, num_tasks))
     for i, (one, other) in enumerate(zip(together, alone, strict=True)):
-        assert np.array_equal(one, other), f"picture {i} of {len(alone)}"
+        assert np.array_equal(one, other), f"image {i} of {len(alone)}"
     for task in range(num_tasks):
         first, again, after = alone[task::num_tasks]
         assert np.array_equal(first, again)
@@ -71,7 +71,7 @@ def test_no_opengl(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         "gym": {"ids": ["Hopper-v5"]},
     }
     with pytest.raises(
-        UserError, match=r"cannot draw pictures here \(MUJOCO_GL=easel: .*easel.*\)\. Install .*osmesa"
+        UserError, match=r"cannot draw images here \(MUJOCO_GL=easel: .*easel.*\)\. Install .*osmesa"
     ) as caught:
         mtrl.envs.make(name, **options[name], render=True)
     assert "\n" not in str(caught.value)
@@ -95,8 +95,8 @@ def test_every_way_to_draw_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("drawn", "message"),
     [
-        ("nothing", "gives no uint8 picture .*, but nothing"),
-        ("wide", r"gives no uint8 picture .*, but float64 of shape \(4, 4\)"),
+        ("nothing", "gives no uint8 image .*, but nothing"),
+        ("wide", r"gives no uint8 image .*, but float64 of shape \(4, 4\)"),
         ("error", "'error' cannot be drawn: NotImplementedError"),
         ("takes no mode", r"cannot make .*Plain\(\) takes no arguments"),
     ],

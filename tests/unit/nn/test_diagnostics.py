@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtrl.nn.diagnostics import MAX_SAMPLES, dormant_share, effective_rank, some
+from mtrl.nn.diagnostics import MAX_SAMPLES, dormant_ratio, effective_rank, some
 
 
 def test_dormant_share_by_hand() -> None:
     """Mean magnitudes 4, 2, 0.04, 0 have a mean of 1.51; 2.5% of it is 0.03775: the last unit is dormant."""
     features = torch.tensor([[4.0, -3.0, 0.0, 0.0], [-4.0, 1.0, 0.08, 0.0]])
-    assert float(dormant_share(features)) == 0.25
-    assert float(dormant_share(features, tau=0.1)) == 0.5  # 0.151
-    assert float(dormant_share(torch.zeros(3, 4))) == 1
+    assert float(dormant_ratio(features)) == 0.25
+    assert float(dormant_ratio(features, tau=0.1)) == 0.5  # 0.151
+    assert float(dormant_ratio(torch.zeros(3, 4))) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `TaskStep` does with losses of tasks and with a loss of no task."""
+"""What `MultiTaskOptimizer` does with losses of tasks and with a loss of no task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl.optim.step import JointStep, TaskStep
+from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer
 from mtrl.optim.weighting import Weighting
 from mtrl.registry import build
 
@@ -38,7 +38,7 @@ def test_a_loss_of_no_task_is_added_to_the_combined_gradient(aggregation: str, a
     with torch.no_grad():
         network.weight.copy_(torch.tensor([[4.0, -2.0]]))
     parameters = list(network.parameters())
-    step = TaskStep(
+    step = MultiTaskOptimizer(
         parameters,
         torch.optim.SGD(parameters, lr=1.0),
         Fixed(),
@@ -64,7 +64,9 @@ def test_gradnorm_weighs_by_the_gradients_that_its_weights_change(aggregation: s
     w = nn.Parameter(torch.zeros(2))
     weighting = build("weighting", {"name": "gradnorm", "alpha": 0.0}, num_tasks=2)
     aggregate = build("aggregation", {"name": aggregation}, num_tasks=2)
-    step = JointStep(TaskStep([w], torch.optim.SGD([w], lr=0.0), weighting, aggregate, math.inf, has_positive=True))
+    step = JointStep(
+        MultiTaskOptimizer([w], torch.optim.SGD([w], lr=0.0), weighting, aggregate, math.inf, has_positive=True)
+    )
     for _ in range(10):
         nothing = torch.zeros(())
         metrics = step(torch.arange(2), torch.stack([3 * w[0], 0 * w[1]]), w + 1, nothing, nothing)

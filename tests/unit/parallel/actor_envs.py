@@ -19,10 +19,10 @@ def make_counting() -> CountingEnv:
 
 
 class Failing(CountingEnv):
-    def step(self, action: Tensor, cut: Tensor | None = None) -> Step:
+    def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         if self.variables["step"][0] == 3:
             raise ZeroDivisionError("the wheel came off\nand rolled away")
-        return super().step(action, cut)
+        return super().step(action, truncate)
 
 
 def make_failing() -> Failing:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import mtrl.parallel.actors
-from mtrl.data.experience import Episodes
+from mtrl.data.experience import EpisodeStatistics
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.envs.counting import CountingEnv
 from mtrl.nn.networks import PolicyNetwork, build_policy
@@ -45,8 +45,8 @@ class Fixed(TaskSampler):
 
 
 def slots(rollout: Rollout, begin: int, end: int) -> Rollout:
-    others = {key: value[:, begin:end] for key, value in vars(rollout).items() if key != "state"}
-    return Rollout(**others, state=rollout.state[begin:end])
+    others = {key: value[:, begin:end] for key, value in vars(rollout).items() if key != "core_state"}
+    return Rollout(**others, core_state=rollout.core_state[begin:end])
 
 
 class Run:
@@ -57,7 +57,7 @@ class Run:
         self.said: list[str] = []
         self.policy: PolicyNetwork = build_policy(DESCRIPTION, SPEC)
         self.sampler = Fixed()
-        episodes = Episodes(SPEC, self.sampler)
+        episodes = EpisodeStatistics(SPEC, self.sampler)
         options: dict[str, float] = {}
         self.transport: Any = transport or LocalProcesses("cpu")
         self.source = AsyncOnPolicy(
@@ -113,10 +113,10 @@ def test_actors_act_as_the_learner_did(run: Run) -> None:
         assert not torch.equal(rollouts[0].action, rollouts[1].action)  # random numbers of their own
         for rollout, lag in zip(rollouts, lags, strict=True):
             behaviour = run.policies[-1 - lag]
-            features, _ = behaviour.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
+            features, _ = behaviour.unroll(rollout.obs, rollout.task, rollout.is_first, rollout.core_state)
             log_prob = behaviour.distribution(features, rollout.task).log_prob(rollout.action)
             torch.testing.assert_close(rollout.log_prob, log_prob)
-            assert torch.equal(rollout.state.any(1), rollout.obs[0, :, STEP] > 0)
+            assert torch.equal(rollout.core_state.any(1), rollout.obs[0, :, STEP] > 0)
             for column in (TASK, GOAL, EPISODE, SLOT):
                 assert torch.equal(rollout.obs[..., column], rollout.next_obs[..., column])
             assert torch.equal(rollout.next_obs[..., STEP], rollout.obs[..., STEP] + 1)

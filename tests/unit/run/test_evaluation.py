@@ -406,7 +406,7 @@ def test_environment_that_is_not_finite(what, when, found):
 # --- video ----------------------------------------------------------------------------------------------------------
 
 
-def picture(env):
+def image(env):
     def render(slot):
         assert env.first[slot], "the next episode was filmed"
         return np.full((33, 48, 3), 40 * int(env.time[slot]) + int(env.task[slot]), dtype=np.uint8)
@@ -423,10 +423,10 @@ def test_one_film_per_task(tmp_path, monkeypatch, suffix):
     else:
         pytest.importorskip("imageio_ffmpeg")
     env = ScriptedEnv(2)
-    paths = record_videos(EchoActor(), env, picture(env), tmp_path / "videos", goal=1)
+    paths = record_videos(EchoActor(), env, image(env), tmp_path / "videos", goal=1)
     assert [path.name for path in paths] == [f"task_{task}{suffix}" for task in range(3)]
     for task, path in enumerate(paths):
-        # One picture before each step.
+        # One image before each step.
         frames = imageio.imread(path)
         assert len(frames) == expected(task, 1).length
         assert frames[..., 0].mean((1, 2)) == pytest.approx([40 * t + task for t in range(len(frames))], abs=6)
@@ -434,11 +434,11 @@ def test_one_film_per_task(tmp_path, monkeypatch, suffix):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_progress_of_films(tmp_path):
-    """Tasks last 2, 3 and 4 steps; two slots film tasks 0 and 1, then 2. Each film has room for 5 pictures."""
+    """Tasks last 2, 3 and 4 steps; two slots film tasks 0 and 1, then 2. Each film has room for 5 images."""
     pytest.importorskip("imageio.v3")
     env, seen = ScriptedEnv(2), []
     env.spec = replace(env.spec, horizon=5)
-    record_videos(EchoActor(), env, picture(env), tmp_path, progress=lambda *numbers: seen.append(numbers))
+    record_videos(EchoActor(), env, image(env), tmp_path, progress=lambda *numbers: seen.append(numbers))
     # Step 1: 1 + 1. Step 2 ends task 0, whose 5 are done: 5 + 2. Step 3 ends task 1: 10. Then task 2: 1, 2, 3, all.
     assert seen == [(done, 15) for done in (2, 7, 10, 11, 12, 13, 15)]
 
@@ -446,7 +446,7 @@ def test_progress_of_films(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_films_of_episodes_without_end(tmp_path):
     imageio = pytest.importorskip("imageio.v3")
-    paths = record_videos(EchoActor(), env := ScriptedEnv(3), picture(env), tmp_path, goal=90, max_episode_steps=3)
+    paths = record_videos(EchoActor(), env := ScriptedEnv(3), image(env), tmp_path, goal=90, max_episode_steps=3)
     assert [len(imageio.imread(path)) for path in paths] == [3, 3, 3]
 
 
@@ -455,7 +455,7 @@ def test_films_of_tasks_with_like_names(tmp_path):
     pytest.importorskip("imageio.v3")
     env = ScriptedEnv(3)
     env.spec = replace(env.spec, task_names=("a/b", "a_b", "c"))
-    paths = record_videos(EchoActor(), env, picture(env), tmp_path)
+    paths = record_videos(EchoActor(), env, image(env), tmp_path)
     assert [path.stem for path in paths] == ["a_b-0", "a_b-1", "c"]
     assert sorted(paths) == sorted(tmp_path.iterdir())
 
@@ -466,12 +466,12 @@ def test_films_appear_whole_or_not_at_all(tmp_path, error):
     pytest.importorskip("imageio.v3")
     before = tmp_path / f"task_1{'.mp4' if importlib.util.find_spec('imageio_ffmpeg') else '.gif'}"
     before.write_text("an earlier film")
-    env, pictures = ScriptedEnv(3), iter(range(5))
+    env, images = ScriptedEnv(3), iter(range(5))
 
     def render(slot):
-        if next(pictures) == 4:
+        if next(images) == 4:
             raise error
-        return picture(env)(slot)
+        return image(env)(slot)
 
     with pytest.raises(error):
         record_videos(EchoActor(), env, render, tmp_path)
@@ -496,7 +496,7 @@ esac
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(full))
     env = ScriptedEnv(3)
     with pytest.raises(UserError, match=r"Could not write videos to .*/videos: [^\n]*$"):
-        record_videos(EchoActor(), env, picture(env), tmp_path / "videos")
+        record_videos(EchoActor(), env, image(env), tmp_path / "videos")
     assert list((tmp_path / "videos").iterdir()) == []
 
 
@@ -505,4 +505,4 @@ def test_missing_imageio_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio.v2", None)
     env = ScriptedEnv(2)
     with pytest.raises(UserError, match=r'A video needs imageio: pip install -c constraints.txt -e "\.\[video\]"'):
-        record_videos(EchoActor(), env, picture(env), tmp_path)
+        record_videos(EchoActor(), env, image(env), tmp_path)

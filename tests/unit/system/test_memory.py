@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mtrl.system.memory
-from mtrl.system.memory import Broadcast, SharedTensors, Tree, copy_into, leaves
+from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, copy_into, leaves
 
 
 def example() -> Tree:
@@ -66,8 +66,8 @@ def weights(version: int) -> Tree:
 
 
 def test_readers_get_the_newest_version() -> None:
-    broadcast = Broadcast.like(weights(0))
-    reader, target = Broadcast(sent(broadcast.memory)), weights(-1)
+    broadcast = WeightBroadcast.like(weights(0))
+    reader, target = WeightBroadcast(sent(broadcast.memory)), weights(-1)
     for version in (1, 2, 3):
         broadcast.publish(weights(version))
         assert reader.read(target) == reader.version == version
@@ -81,7 +81,7 @@ def test_readers_get_the_newest_version() -> None:
 @pytest.mark.parametrize("meanwhile", [1, 2, 3])
 def test_what_is_read_is_of_one_version(monkeypatch: pytest.MonkeyPatch, meanwhile: int) -> None:
     """While the reader is between the first tensor and the others, more versions come."""
-    broadcast, target = Broadcast.like(weights(0)), weights(-1)
+    broadcast, target = WeightBroadcast.like(weights(0)), weights(-1)
     broadcast.publish(weights(1))
     published = 1
 

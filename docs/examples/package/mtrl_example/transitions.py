@@ -18,7 +18,7 @@ class Transitions(DataSource):
     Args:
         spec: Of the environment in which the policy will be evaluated.
         device: Of the learner.
-        path: safetensors file with obs (K, N, ...), action (K, N, A), reward, discount (both (K, N)) and next_obs.
+        path: safetensors file with obs (K, N, ...), action (K, N, A), reward, continuation (both (K, N)) and next_obs.
     """
 
     yields = Batch

@@ -31,7 +31,7 @@ from mtrl.agents import aux_loss
 from mtrl.agents.components import Components
 from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
 from mtrl.checks import not_negative, positive
-from mtrl.optim.step import JointStep, SeparateSteps
+from mtrl.optim.multi_task import JointStep, SeparateSteps
 from mtrl.registry import register
 from mtrl.types import Learner, Metrics, Rollout
 
@@ -50,9 +50,9 @@ class Minibatch:
     advantage: Float[Tensor, "L N"]
     chosen: Bool[Tensor, "L N"]
     """Whether a policy chose the action."""
-    first: Bool[Tensor, "L N"]
+    is_first: Bool[Tensor, "L N"]
     """Whether an episode begins here."""
-    state: Float[Tensor, "L N S"]
+    core_state: Float[Tensor, "L N S"]
     """Recurrent state; the one in the first row is that at the beginning of the sequence."""
 
     def select(self, sequences: Int[Tensor, " n"]) -> Minibatch:
@@ -62,7 +62,7 @@ class Minibatch:
 
 @register("agent", "impala")
 @register("agent", "ppo")
-class Impala(Learner):
+class VTraceActorCritic(Learner):
     """V-trace actor-critic for K tasks: `agent=impala` and `agent=ppo` are two presets of it.
 
     Args:
@@ -74,7 +74,7 @@ class Impala(Learner):
             chose, dividing by `ValueNorm.floor` at least.
         value_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus at the start.
-        final_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
+        end_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
         max_grad_norm: Global norm to clip gradients to.
         obs_norm: Registered name.
         initial_std: Of a Gaussian policy.
@@ -88,31 +88,37 @@ class Impala(Learner):
         c: Components,
         optimizer: dict[str, Any],
         gamma: float = 0.99,
-        lambda_: float = 1.0,
+        gae_lambda: float = 1.0,
         clip_rho: float = 1.0,
         clip_c: float = 1.0,
         clip_pg_rho: float = 1.0,
         clip_range: float = float("inf"),
         reward_clip: float = float("inf"),
-        epochs: int = 1,
-        minibatches: int = 1,
+        num_epochs: int = 1,
+        num_minibatches: int = 1,
         normalise_advantage: bool = False,
         value_coef: float = 1.0,
         entropy_coef: float = 0.01,
-        final_factor: float = 1.0,
+        end_factor: float = 1.0,
         max_grad_norm: float = 1.0,
         obs_norm: str = "running",
         initial_std: float = 1.0,
     ) -> None:
-        positive(epochs=epochs, minibatches=minibatches, clip_range=clip_range, clip_rho=clip_rho, clip_c=clip_c)
+        positive(
+            num_epochs=num_epochs,
+            num_minibatches=num_minibatches,
+            clip_range=clip_range,
+            clip_rho=clip_rho,
+            clip_c=clip_c,
+        )
         positive(reward_clip=reward_clip, value_coef=value_coef)
-        not_negative(entropy_coef=entropy_coef, final_factor=final_factor, lambda_=lambda_, gamma=gamma)
+        not_negative(entropy_coef=entropy_coef, end_factor=end_factor, gae_lambda=gae_lambda, gamma=gamma)
         gaussian = {"name": "gaussian", "initial_std": initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
         # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
         # Values are zero at first: others would be advantages before there is any reward, and of no reward's size.
         self.value = c.value(self.policy, "per_task", gain=0.0)
-        self._check_minibatches(minibatches, c.batch_shape)
+        self._check_minibatches(num_minibatches, c.batch_shape)
         self.steps: SeparateSteps | JointStep
         if list(self.policy.torso.parameters()) + list(self.policy.core.parameters()):
             both = nn.ModuleList([self.policy, self.value])
@@ -125,23 +131,27 @@ class Impala(Learner):
         self.value_norm = c.value_scaling("per_task", gamma=gamma)
         self.networks = nn.ModuleDict({"policy": self.policy, "value": self.value, "value_norm": self.value_norm})
         self.optimizers, self.num_tasks, self.aux_losses = self.steps.by_name, c.spec.num_tasks, c.aux_losses
-        self.gamma, self.lambda_, self.reward_clip = gamma, lambda_, reward_clip
+        self.gamma, self.gae_lambda, self.reward_clip = gamma, gae_lambda, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
-        self.epochs, self.minibatches, self.normalise_advantage = epochs, minibatches, normalise_advantage
-        self.value_coef, self.entropy_coef, self.final_factor = value_coef, entropy_coef, final_factor
+        self.num_epochs, self.num_minibatches, self.normalise_advantage = (
+            num_epochs,
+            num_minibatches,
+            normalise_advantage,
+        )
+        self.value_coef, self.entropy_coef, self.end_factor = value_coef, entropy_coef, end_factor
 
-    def _check_minibatches(self, minibatches: int, batch_shape: tuple[int, ...] | None) -> None:
+    def _check_minibatches(self, num_minibatches: int, batch_shape: tuple[int, ...] | None) -> None:
         if batch_shape is None:
             return
         core = self.policy.core
         _, samples = core.sequences(torch.empty(batch_shape)).shape
-        if minibatches > samples:
+        if num_minibatches > samples:
             kind = "sequences (one per slot)" if core.state_size else "samples (rollout_length times slots)"
-            raise ValueError(f"{minibatches} minibatches cannot be made of {samples} {kind}.")
+            raise ValueError(f"{num_minibatches} minibatches cannot be made of {samples} {kind}.")
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the share of training done."""
-        factor = 1 + (self.final_factor - 1) * progress
+        factor = 1 + (self.end_factor - 1) * progress
         for step in self.optimizers.values():
             step.set_lr_factor(factor)
 
@@ -149,7 +159,9 @@ class Impala(Learner):
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
         require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
-        chosen = weight > 0  # not by chance (`Collector.random_start`): statistics of the policy are over these
+        chosen = (
+            weight > 0
+        )  # not by chance (`Collector.exploring_start_fraction`): statistics of the policy are over these
         self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
             advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)
@@ -165,16 +177,16 @@ class Impala(Learner):
             "target": self.value_norm.normalise(target, task),
             "advantage": advantage,
             "chosen": chosen,
-            "first": rollout.first,
-            "state": rollout.state.expand(len(task), *rollout.state.shape),
+            "is_first": rollout.is_first,
+            "core_state": rollout.core_state.expand(len(task), *rollout.core_state.shape),
         }
         whole = Minibatch(**{name: self.policy.core.sequences(tensor) for name, tensor in samples.items()})
         entropy_coef = advantage.new_tensor(factor * self.entropy_coef)
         aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=advantage)
         steps: list[Metrics] = []
-        for _ in range(self.epochs):
+        for _ in range(self.num_epochs):
             order = torch.randperm(whole.task.shape[1], device=task.device)
-            for sequences in order.tensor_split(self.minibatches):
+            for sequences in order.tensor_split(self.num_minibatches):
                 steps.append(self._step(whole.select(sequences), entropy_coef, aux_coefs))
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs, task)
@@ -186,7 +198,7 @@ class Impala(Learner):
     @torch.no_grad()
     def diagnostics(self, rollout: Rollout) -> Metrics:
         """How much of the policy and of the value network is in use."""
-        features, _ = self.policy.unroll(rollout.obs, rollout.task, rollout.first, rollout.state)
+        features, _ = self.policy.unroll(rollout.obs, rollout.task, rollout.is_first, rollout.core_state)
         policy, value = self.policy.usage(features, rollout.task), self.value.usage(features, rollout.task)
         return {
             **{f"policy_{key}": number for key, number in policy.items()},
@@ -199,7 +211,7 @@ class Impala(Learner):
     ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"], Float[Tensor, "T B"]]:
         """Log-probabilities under the current policy; V-trace targets, advantages (in units of the reward), weights."""
         task = rollout.task
-        features, states = self.policy.unroll(rollout.obs, task, rollout.first, rollout.state)
+        features, states = self.policy.unroll(rollout.obs, task, rollout.is_first, rollout.core_state)
         log_prob = self.policy.distribution(features, task).log_prob(rollout.action)
         value = self._value(features, task)
         # V(s_{t+1}) is the next row's value, except where an episode or the rollout ends.
@@ -213,11 +225,11 @@ class Impala(Learner):
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
             rollout.reward,
-            self.gamma * rollout.discount,
+            self.gamma * rollout.continuation,
             rollout.done.float(),
             value,
             next_value,
-            self.lambda_,
+            self.gae_lambda,
             self.clip_rho,
             self.clip_c,
             self.clip_pg_rho,
@@ -246,7 +258,7 @@ class Impala(Learner):
         }
 
     def _features(self, batch: Minibatch) -> Float[Tensor, "L N F"]:
-        features, _ = self.policy.unroll(batch.obs, batch.task, batch.first, batch.state[0])
+        features, _ = self.policy.unroll(batch.obs, batch.task, batch.is_first, batch.core_state[0])
         return features
 
     def _policy_loss(

@@ -1,4 +1,4 @@
-"""`TaskStep`: the only way from per-task losses to changed parameters, in every learner."""
+"""`MultiTaskOptimizer`: the only way from per-task losses to changed parameters, in every learner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtrl.optim.weighting import Weighting
 from mtrl.types import Metrics, NonFiniteLossError, State
 
 
-class TaskStep:
+class MultiTaskOptimizer:
     """Weighting, then gradient aggregation, then clipping by global norm, then the optimiser.
 
     A weighting that requires positive losses weighs the losses given as `positive` and leaves the `signed` ones alone;
@@ -112,7 +112,7 @@ class TaskStep:
 class SeparateSteps:
     """Of a policy and a value network that share nothing: a step and an optimiser each."""
 
-    def __init__(self, policy: TaskStep, value: TaskStep) -> None:
+    def __init__(self, policy: MultiTaskOptimizer, value: MultiTaskOptimizer) -> None:
         self.by_name = {"policy": policy, "value": value}
 
     def __call__(
@@ -123,7 +123,7 @@ class SeparateSteps:
         policy_aux: Float[Tensor, ""],
         value_aux: Float[Tensor, ""],
     ) -> Metrics:
-        """One step on each of the losses: see `TaskStep`. Raises `NonFiniteLossError`."""
+        """One step on each of the losses: see `MultiTaskOptimizer`. Raises `NonFiniteLossError`."""
         policy_metrics = self.by_name["policy"](task, signed=policy, aux=policy_aux)
         value_metrics = self.by_name["value"](task, positive=value, aux=value_aux)
         return {
@@ -135,7 +135,7 @@ class SeparateSteps:
 class JointStep:
     """Of a policy and a value network on a torso that both losses form: one step on their sum."""
 
-    def __init__(self, step: TaskStep) -> None:
+    def __init__(self, step: MultiTaskOptimizer) -> None:
         self.by_name = {"joint": step}
 
     def __call__(
@@ -146,5 +146,5 @@ class JointStep:
         policy_aux: Float[Tensor, ""],
         value_aux: Float[Tensor, ""],
     ) -> Metrics:
-        """One step on the sum of the losses: see `TaskStep`. Raises `NonFiniteLossError`."""
+        """One step on the sum of the losses: see `MultiTaskOptimizer`. Raises `NonFiniteLossError`."""
         return self.by_name["joint"](task, signed=policy, positive=value, aux=policy_aux + value_aux)
