@@ -27,7 +27,7 @@ CURVES: dict[str, tuple[str, ...]] = {
     "task_shares": ("train/task_share",),
     "routing_entropy": ("train/*_routing_entropy",),
     "value_scale": ("train/value_scale",),
-    "network_usage": ("train/*_dormant_share", "train/*_effective_rank"),
+    "network_usage": ("train/*_dormant_ratio", "train/*_effective_rank"),
 }
 """Files, and which metrics are in them, one below the other; a metric of tasks has a line for each."""
 CURRENT: dict[str, str] = {"cosine": "grad/*_cosine", "routing": "train/*_routing"}
