@@ -1,3 +1,3 @@
-"""Learning from teachers. Importing it registers what nodes can name: teachers, losses and schedules."""
+"""Learning from teachers. Importing it registers what nodes can name: teachers, losses, schedules, auxiliary losses."""
 
-from mtrl.distill import losses, scripted, teachers  # noqa: F401
+from mtrl.distill import kickstart, losses, schedules, scripted, teachers  # noqa: F401
