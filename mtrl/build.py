@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import mtrl.agents.sac
-import mtrl.agents.vtrace_actor_critic  # noqa: F401  # these two register learners
+import mtrl.agents.vtrace_actor_critic  # these two register learners
+import mtrl.distill  # noqa: F401  # registers what nodes can name
 from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets

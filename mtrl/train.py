@@ -225,6 +225,7 @@ def make_learner(
 ) -> Learner:
     """The learner that `config.agent` names, with its components. `yields` and `batch_shape` are a `DataSource`'s."""
     spec = episodes.spec
+    runtime = {"spec": spec, "device": config.device, "episodes": episodes}
     components = Components(
         network=config.network,
         torso=config.torso,
@@ -238,7 +239,7 @@ def make_learner(
         episodes=episodes,
         device=config.device,
         batch_shape=batch_shape,
-        aux_losses=tuple(build("aux_loss", node, spec=spec, device=config.device) for node in config.aux_losses),
+        aux_losses=tuple(build("aux_loss", node, **runtime) for node in config.aux_losses),
         compile=config.compile,
     )
     return build_learner(config.agent, components, yields, config.precision, config.resets)

@@ -315,6 +315,8 @@ class Learner(Actor, Protocol):
     """All networks, the policy under "policy": what is saved, and what `init_from` can load."""
     optimizers: Mapping[str, Any]
     """What changes them, by name (`MultiTaskOptimizer`): saved, and restarted by `resets`."""
+    aux_losses: Sequence[Any] = ()
+    """What the configuration adds to the loss of the policy (`AuxLoss`): saved, if there are any."""
     learns_from: type = object
     """Class of the batches."""
     compilable: tuple[str, ...] = ()
@@ -338,12 +340,17 @@ class Learner(Actor, Protocol):
 
     def state_dict(self) -> State:
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        return {"networks": self.networks.state_dict(), "optimizers": optimizers}
+        state: State = {"networks": self.networks.state_dict(), "optimizers": optimizers}
+        if self.aux_losses:
+            state["aux_losses"] = {str(i): loss.state_dict() for i, loss in enumerate(self.aux_losses)}
+        return state
 
     def load_state_dict(self, state: State) -> None:
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        for i, loss in enumerate(self.aux_losses):
+            loss.load_state_dict(state["aux_losses"][str(i)])
 
 
 @runtime_checkable

@@ -5,43 +5,99 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mtrl.nn.distributions import Distribution
+from mtrl.types import State
 
 
 @runtime_checkable
 class AuxLoss(Protocol):
-    """A loss besides the learner's own, for example the distance to a teacher."""
+    """A loss besides the learner's own, for example the distance to a teacher.
 
-    def coefficient(self, progress: float) -> float:
-        """Its weight; `progress` in [0, 1] is the share of training done."""
+    A class that derives from it gets all that has a value or a body here.
+    """
+
+    target_size: int = 0
+    """D, the numbers that `targets` gives for a sample."""
+
+    def coefficient(self, progress: float) -> float | Tensor:
+        """Its weight, a number or one for each task (K,); `progress` in [0, 1] is the share of training done."""
         ...
 
-    def __call__(self, minibatch: Any, output: Distribution) -> Float[Tensor, "*samples"]:
+    def rl_coefficient(self, progress: float) -> float | Tensor:
+        """What the learner's own loss of the policy is multiplied by, likewise. Those of several are multiplied."""
+        return 1.0
+
+    def targets(
+        self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
+    ) -> Float[Tensor, "*samples D"]:
+        """What it compares with, for raw observations (*samples, *obs).
+
+        Asked for once in an update, without gradient and outside of what is compiled: however often a sample is then
+        learned from, and whatever finds the answer.
+        """
+        return torch.zeros(*task.shape, 0, device=task.device)
+
+    def __call__(
+        self, minibatch: Any, output: Distribution, targets: Float[Tensor, "*samples D"]
+    ) -> Float[Tensor, "*samples"]:
         """Of each sample.
 
         Args:
             minibatch: What the learner takes a step on: has at least `obs`, `action` and `task`, (*samples, ...).
             output: What the policy gives there, with gradients.
+            targets: What `targets` gave for these samples.
         """
         ...
 
+    def state_dict(self) -> State:
+        return {}
 
-def coefficients(losses: Sequence[AuxLoss], progress: float, like: Tensor) -> Float[Tensor, " M"]:
-    """Of all losses. A tensor, as a compiled function would be compiled anew for another number."""
-    return like.new_tensor([loss.coefficient(progress) for loss in losses])
+    def load_state_dict(self, state: State) -> None:
+        return
+
+
+def coefficients(
+    losses: Sequence[AuxLoss], progress: float, num_tasks: int, like: Tensor
+) -> Float[Tensor, "{len(losses)+1} K"]:
+    """For each task, that of the learner's own loss in the first row, then those of the auxiliary ones.
+
+    A tensor, as a compiled function would be compiled anew for another number.
+    """
+
+    def row(value: float | Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(num_tasks)
+
+    own = row(1.0)
+    for loss in losses:
+        own = own * row(loss.rl_coefficient(progress))
+    return torch.stack([own, *(row(loss.coefficient(progress)) for loss in losses)])
+
+
+@torch.no_grad()
+def targets(
+    losses: Sequence[AuxLoss], obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
+) -> Float[Tensor, "*samples D"]:
+    """Of all losses, side by side."""
+    none = torch.zeros(*task.shape, 0, device=task.device)
+    return torch.cat([none, *(loss.targets(obs, task, progress) for loss in losses)], -1)
 
 
 def added(
     loss: Float[Tensor, "*samples"],
     losses: Sequence[AuxLoss],
-    coefficients: Float[Tensor, " M"],
+    coefficients: Float[Tensor, "N K"],
+    targets: Float[Tensor, "*samples D"],
     minibatch: Any,
     output: Distribution,
 ) -> Float[Tensor, "*samples"]:
-    """A learner's own loss of each sample and the weighted auxiliary ones."""
-    for i, aux in enumerate(losses):
-        loss = loss + coefficients[i] * aux(minibatch, output)
-    return loss
+    """A learner's own loss of each sample and the auxiliary ones, each times its coefficient for the sample's task."""
+    task = minibatch.task
+    total = coefficients[0][task] * loss
+    own_targets = targets.split([aux.target_size for aux in losses], -1)
+    for i, (aux, target) in enumerate(zip(losses, own_targets, strict=True), start=1):
+        total = total + coefficients[i][task] * aux(minibatch, output, target)
+    return total

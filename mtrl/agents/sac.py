@@ -124,8 +124,9 @@ class Sac(Learner):
         critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
 
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
-        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=target)
-        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs)
+        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=target)
+        aux_targets = aux_loss.targets(self.aux_losses, batch.obs, task, progress)
+        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs, aux_targets)
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
@@ -173,7 +174,9 @@ class Sac(Learner):
         """Of each task (K,), for targets in the units of the critics' output."""
         return per_task_mean(self.critics.loss(features, task, target), task, self.num_tasks)
 
-    def _policy_loss(self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, " M"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _policy_loss(
+        self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, "M K"], aux_targets: Float[Tensor, "K n D"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task (K,); and the log-probabilities and values of the actions that it is about."""
         task = batch.task
         distribution = self.policy(batch.obs, task)
@@ -182,7 +185,8 @@ class Sac(Learner):
         q = self._min_q(self.critics, obs, action, task)
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q.dtype)
-        loss = aux_loss.added((alpha * log_prob - q) / sigma, self.aux_losses, aux_coefs, batch, distribution)
+        own = (alpha * log_prob - q) / sigma
+        loss = aux_loss.added(own, self.aux_losses, aux_coefs, aux_targets, batch, distribution)
         return per_task_mean(loss, task, self.num_tasks), log_prob.detach(), q.detach()
 
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:

@@ -54,6 +54,8 @@ class Minibatch:
     """Whether an episode begins here."""
     core_state: Float[Tensor, "L N S"]
     """Recurrent state; the one in the first row is that at the beginning of the sequence."""
+    aux_targets: Float[Tensor, "L N D"]
+    """Of the auxiliary losses."""
 
     def select(self, sequences: Int[Tensor, " n"]) -> Minibatch:
         """Some of the sequences."""
@@ -179,10 +181,11 @@ class VTraceActorCritic(Learner):
             "chosen": chosen,
             "is_first": rollout.is_first,
             "core_state": rollout.core_state.expand(len(task), *rollout.core_state.shape),
+            "aux_targets": aux_loss.targets(self.aux_losses, rollout.obs, task, progress),
         }
         whole = Minibatch(**{name: self.policy.core.sequences(tensor) for name, tensor in samples.items()})
         entropy_coef = advantage.new_tensor(factor * self.entropy_coef)
-        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=advantage)
+        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=advantage)
         steps: list[Metrics] = []
         for _ in range(self.num_epochs):
             order = torch.randperm(whole.task.shape[1], device=task.device)
@@ -239,7 +242,7 @@ class VTraceActorCritic(Learner):
     def _value(self, features: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(features, task), task)
 
-    def _step(self, batch: Minibatch, entropy_coef: Float[Tensor, ""], aux_coefs: Float[Tensor, " M"]) -> Metrics:
+    def _step(self, batch: Minibatch, entropy_coef: Float[Tensor, ""], aux_coefs: Float[Tensor, "M K"]) -> Metrics:
         task = batch.task
         features = self._features(batch)
         policy_loss, metrics = self._policy_loss(features, batch, entropy_coef, aux_coefs)
@@ -266,7 +269,7 @@ class VTraceActorCritic(Learner):
         features: Float[Tensor, "L N F"],
         batch: Minibatch,
         entropy_coef: Float[Tensor, ""],
-        aux_coefs: Float[Tensor, " M"],
+        aux_coefs: Float[Tensor, "M K"],
     ) -> tuple[Float[Tensor, " K"], Metrics]:
         task, chosen = batch.task, batch.chosen
         distribution = self.policy.distribution(features, task)
@@ -274,7 +277,7 @@ class VTraceActorCritic(Learner):
         log_ratio = torch.where(chosen, distribution.log_prob(batch.action) - batch.log_prob, 0)
         surrogate = clipped_surrogate(log_ratio.exp(), batch.advantage, self.clip_range)
         loss = -surrogate - entropy_coef * distribution.entropy_bonus()
-        loss = aux_loss.added(loss, self.aux_losses, aux_coefs, batch, distribution)
+        loss = aux_loss.added(loss, self.aux_losses, aux_coefs, batch.aux_targets, batch, distribution)
         with torch.no_grad():
             metrics = {
                 "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),

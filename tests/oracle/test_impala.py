@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtrl.agents.aux_loss import AuxLoss
 from mtrl.agents.vtrace_actor_critic import VTraceActorCritic
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.optim.aggregation import Sum
@@ -433,13 +434,13 @@ def test_nothing_is_learned_from_actions_that_nobody_chose(
 # --- auxiliary losses -----------------------------------------------------------------------------------------------
 
 
-class Pull:
+class Pull(AuxLoss):
     """Draws the mean of the policy towards 1: (*samples,) mean over components of (mean - 1)^2, times 3 in the end."""
 
     def coefficient(self, progress: float) -> float:
         return 3 * progress
 
-    def __call__(self, minibatch: Any, output: Any) -> Tensor:
+    def __call__(self, minibatch: Any, output: Any, targets: Tensor) -> Tensor:
         return (output.mode() - 1).square().mean(-1)
 
 

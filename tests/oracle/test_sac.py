@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtrl.agents.aux_loss import AuxLoss
 from mtrl.agents.sac import Sac
 from mtrl.nn.networks import Ensemble, build_policy, build_value
 from mtrl.optim.aggregation import Sum
@@ -274,11 +275,11 @@ def test_observation_statistics_are_those_of_the_batches_learned_from() -> None:
 def test_an_auxiliary_loss_reaches_the_policy_alone(noise: list[Tensor]) -> None:
     """Its gradient is that of the loss by itself: the step on it alone is the difference of the policies' gradients."""
 
-    class Pull:
+    class Pull(AuxLoss):
         def coefficient(self, progress: float) -> float:
             return 4 * progress
 
-        def __call__(self, minibatch: Batch, output: Any) -> Tensor:
+        def __call__(self, minibatch: Batch, output: Any, targets: Tensor) -> Tensor:
             return (output.mode() - minibatch.action).square().sum(-1)
 
     planted, gradients = list(noise), []

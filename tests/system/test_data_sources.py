@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mtrl import registry
+from mtrl.agents.aux_loss import AuxLoss
 from mtrl.envs.toy import ToyReach
 from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.types import Batch, DataSource, EnvSpec, State
@@ -140,7 +141,7 @@ def test_auxiliary_losses_are_components(monkeypatch: pytest.MonkeyPatch, run_di
     """Built with their options and what they name of the run, also in a run that goes on; they change the policy."""
     seen = set()
 
-    class Pull:
+    class Pull(AuxLoss):
         def __init__(self, spec: EnvSpec, weight: float) -> None:
             self.num_tasks, self.weight = spec.num_tasks, weight
 
@@ -148,7 +149,7 @@ def test_auxiliary_losses_are_components(monkeypatch: pytest.MonkeyPatch, run_di
             seen.add((self.num_tasks, self.weight))
             return self.weight
 
-        def __call__(self, minibatch: Any, output: Any) -> torch.Tensor:
+        def __call__(self, minibatch: Any, output: Any, targets: torch.Tensor) -> torch.Tensor:
             return (output.mode() - 1).square().sum(-1)
 
     monkeypatch.setitem(registry._components, "aux_loss", {"pull": Pull})

@@ -1,0 +1,256 @@
+"""Losses of distillation: how far a student's distribution over actions is from what its teacher says.
+
+A label is one flat tensor (*samples, L). What it means is the teacher's kind:
+
+    "action"         L = A numbers in [-1, 1], or L = 1: the number of a discrete action.
+    "gaussian"       L = 2A: mean and logarithm of the standard deviation, of `Gaussian`.
+    "tanh_gaussian"  L = 2A: the same, of `TanhGaussian`.
+    "categorical"    L = A: log-probabilities. What differs from them by a constant is the same.
+
+Masks (*samples, A) say which components or actions the sample's task has: others count for nothing, whatever the
+teacher says of them. A discrete teacher that has more actions is taken as it is among those that are left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mtrl.checks import not_negative, positive
+from mtrl.nn.distributions import Categorical, Distribution, Gaussian, TanhGaussian
+from mtrl.registry import register
+from mtrl.types import EnvSpec, UserError
+
+Kind = Literal["action", "gaussian", "tanh_gaussian", "categorical"]
+"""What a teacher's labels mean."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DISTRIBUTIONS: tuple[Kind, ...] = ("gaussian", "tanh_gaussian", "categorical")
+"""Kinds of labels that are a distribution."""
+_CLASSES: dict[type, Kind] = {Gaussian: "gaussian", TanhGaussian: "tanh_gaussian", Categorical: "categorical"}
+
+
+def label_size(kind: Kind, spec: EnvSpec) -> int:
+    """L, the numbers of a label for the tasks of an environment."""
+    if kind == "action":
+        return spec.action_dim if spec.action_kind == "continuous" else 1
+    return spec.action_dim if kind == "categorical" else 2 * spec.action_dim
+
+
+def kind_of(distribution: Distribution) -> Kind:
+    """What describes a distribution. Raises `UserError` if there are no labels of its kind."""
+    if type(distribution) not in _CLASSES:
+        raise UserError(f"There are no labels for distributions of the class {type(distribution).__name__}.")
+    return _CLASSES[type(distribution)]
+
+
+def label_of(distribution: Distribution) -> Float[Tensor, "*samples L"]:
+    """The label that describes a distribution; of the kind that `kind_of` says."""
+    if kind_of(distribution) == "categorical":
+        return cast(Categorical, distribution).log_probs
+    gaussian = cast(Gaussian | TanhGaussian, distribution)
+    mean, log_std = gaussian.mean, gaussian.log_std
+    return torch.cat([mean, log_std.expand_as(mean)], -1)
+
+
+def teacher_distribution(
+    kind: Kind, label: Float[Tensor, "*samples L"], mask: Bool[Tensor, "*samples A"], temperature: float = 1.0
+) -> Distribution:
+    """The distribution that a label describes.
+
+    Args:
+        temperature: Of a discrete one: its logarithms are divided by it.
+
+    Raises:
+        ValueError: The label is a single action.
+    """
+    if kind == "categorical":
+        return Categorical(label / temperature, mask)
+    if kind == "action":
+        raise ValueError("A label that is an action describes no distribution.")
+    mean, log_std = label.chunk(2, dim=-1)
+    return (Gaussian if kind == "gaussian" else TanhGaussian)(mean, log_std, mask)
+
+
+def teacher_action(kind: Kind, label: Float[Tensor, "*samples L"], mask: Bool[Tensor, "*samples A"]) -> Tensor:
+    """The teacher's deterministic action: (*samples, A) in [-1, 1], or (*samples,) int64 if discrete."""
+    if kind != "action":
+        return teacher_distribution(kind, label, mask).mode()
+    if label.shape[-1] == 1 and mask.shape[-1] != 1:
+        return label.squeeze(-1).long()
+    return label.clamp(-1, 1) * mask
+
+
+class DistillLoss:
+    """Base of the losses. They have no state: settings beside a pure function of student and label."""
+
+    name: ClassVar[str]
+    """It is registered under."""
+    kinds: ClassVar[tuple[Kind, ...]]
+    """Of the labels that it can take."""
+    temperature: float = 1.0
+
+    def check(self, kind: Kind, action_kind: str = "continuous") -> None:
+        """Raises `UserError` if it cannot take labels of a kind, for actions of a kind."""
+        if kind not in self.kinds:
+            lacks = "are actions without probabilities" if kind == "action" else f"are of the kind {kind}"
+            raise UserError(f"loss {self.name!r} takes {' or '.join(self.kinds)}, but this teacher's labels {lacks}.")
+        if self.temperature != 1 and kind != "categorical":
+            raise UserError(
+                f"loss {self.name!r}: a temperature is for discrete actions, but this teacher's labels are {kind}."
+            )
+
+    def __call__(
+        self,
+        student: Distribution,
+        kind: Kind,
+        label: Float[Tensor, "*samples L"],
+        mask: Bool[Tensor, "*samples A"],
+    ) -> Float[Tensor, "*samples"]:
+        """Of each sample, with the student's gradient. See the head of this file.
+
+        Raises:
+            UserError: The student's distribution is none that a label of this kind can be compared with.
+        """
+        raise NotImplementedError
+
+    def _teacher(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Distribution:
+        """The teacher's distribution, of the same class as the student's."""
+        if kind_of(student) != kind:
+            raise UserError(
+                f"loss {self.name!r} compares distributions of one kind, but the student's is {kind_of(student)} and "
+                f"the teacher's {kind}: use the loss mse or nll."
+            )
+        return teacher_distribution(kind, label, mask, self.temperature)
+
+
+@register("distill_loss", "forward_kl")
+@dataclass(frozen=True)
+class ForwardKL(DistillLoss):
+    """KL(teacher || student), in nats: the student covers all that the teacher does. Of Gaussians before clipping.
+
+    Args:
+        temperature: Of a discrete teacher alone, as in Policy Distillation (Rusu et al. 2015), which sharpens Q-values
+            with .01; 1 in Actor-Mimic (Parisotto et al. 2015).
+    """
+
+    temperature: float = 1.0
+    name: ClassVar[str] = "forward_kl"
+    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
+
+    def __post_init__(self) -> None:
+        positive(temperature=self.temperature)
+
+    def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
+        return self._teacher(student, kind, label, mask).kl_divergence(student)
+
+
+@register("distill_loss", "reverse_kl")
+@dataclass(frozen=True)
+class ReverseKL(DistillLoss):
+    """KL(student || teacher), in nats: the student does only what the teacher does. Of Gaussians before clipping.
+
+    Args:
+        temperature: Of a discrete teacher alone.
+    """
+
+    temperature: float = 1.0
+    name: ClassVar[str] = "reverse_kl"
+    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
+
+    def __post_init__(self) -> None:
+        positive(temperature=self.temperature)
+
+    def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
+        return student.kl_divergence(self._teacher(student, kind, label, mask))
+
+
+@register("distill_loss", "cross_entropy")
+@dataclass(frozen=True)
+class CrossEntropy(DistillLoss):
+    """Cross-entropy of the teacher and the student, less the student's entropy times a coefficient, in nats.
+
+    H(teacher, student) = KL(teacher || student) + H(teacher): the loss of kickstarting (Schmitt et al. 2018), with the
+    gradient of `forward_kl`. Of a tanh-Gaussian, that of the Gaussian before tanh is taken, which differs by a number
+    that the student does not change. The entropy is that by which exploration is rewarded
+    (`Distribution.entropy_bonus`), over the states in the batch: their expectation is over the student's states where
+    the student acts.
+
+    Difference from "Distilling Policy Distillation" (Czarnecki et al. 2019):
+        1. Terms of a single step only. What their expected entropy regularised distillation also adds to the rewards
+           of the steps that follow is not part of a loss of each sample.
+
+    Args:
+        entropy_coef: Weight of the student's entropy.
+        temperature: Of a discrete teacher alone.
+    """
+
+    entropy_coef: float = 0.0
+    temperature: float = 1.0
+    name: ClassVar[str] = "cross_entropy"
+    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
+
+    def __post_init__(self) -> None:
+        positive(temperature=self.temperature)
+        not_negative(entropy_coef=self.entropy_coef)
+
+    def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
+        teacher = self._teacher(student, kind, label, mask)
+        if isinstance(teacher, TanhGaussian):
+            own = Gaussian(teacher.mean, teacher.log_std, teacher.mask).entropy()
+        else:
+            own = teacher.entropy()
+        loss = teacher.kl_divergence(student) + own
+        return loss - self.entropy_coef * student.entropy_bonus() if self.entropy_coef else loss
+
+
+@register("distill_loss", "nll")
+@dataclass(frozen=True)
+class NLL(DistillLoss):
+    """Minus the student's log-probability of the teacher's deterministic action: behaviour cloning.
+
+    A continuous action is clipped to [-1, 1], as it is played. Under a tanh-Gaussian, one at the ends has the density
+    of the number in float32 next to it: with teachers that play 1 or -1, `mse` is better behaved.
+    """
+
+    name: ClassVar[str] = "nll"
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
+
+    def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
+        return -student.log_prob(teacher_action(kind, label, mask))
+
+
+@register("distill_loss", "mse")
+@dataclass(frozen=True)
+class MSE(DistillLoss):
+    """Squared error of the deterministic continuous action, mean over the components that the task has.
+
+    Both sides are taken before they are clipped to [-1, 1], so that an error has a gradient wherever the student is:
+    Gaussians have their mean, tanh-Gaussians tanh of it. The spread of neither matters.
+    """
+
+    name: ClassVar[str] = "mse"
+    kinds: ClassVar[tuple[Kind, ...]] = ("action", "gaussian", "tanh_gaussian")
+
+    def check(self, kind: Kind, action_kind: str = "continuous") -> None:
+        if action_kind != "continuous":
+            raise UserError(
+                "loss 'mse' is for continuous actions: use forward_kl, or nll for a teacher without logits."
+            )
+        super().check(kind, action_kind)
+
+    def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
+        if isinstance(student, Categorical):
+            raise UserError("loss 'mse' is for continuous actions, but the student's are discrete.")
+        target = label if kind == "action" else _unclipped(teacher_distribution(kind, label, mask))
+        error = (_unclipped(student) - target).square() * mask
+        return error.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def _unclipped(distribution: Distribution) -> Tensor:
+    """The deterministic action before it is clipped."""
+    gaussian = cast(Gaussian | TanhGaussian, distribution)
+    return gaussian.mean.tanh() if isinstance(gaussian, TanhGaussian) else gaussian.mean

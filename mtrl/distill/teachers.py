@@ -1,0 +1,181 @@
+"""Teachers: what says, in any state, how a student should act."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from mtrl.distill.losses import Kind, kind_of, label_of, label_size, teacher_action, teacher_distribution
+from mtrl.policy import load_policy
+from mtrl.registry import register, unknown
+from mtrl.types import EnvSpec, UserError
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Labels observations. Registered under the kind "teacher"; a constructor may name `spec` and `device`."""
+
+    kind: Kind
+    """What its labels mean: see `mtrl.distill.losses`."""
+    description: str
+    """What messages call it."""
+
+    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
+        """What it says of raw observations, without gradient, on their device; `task` as the student numbers them.
+
+        Raises:
+            UserError: They lack what it needs to know.
+        """
+        ...
+
+
+@register("teacher", "policy")
+class PolicyTeacher:
+    """A saved policy of this package, with its own normalisation, which stays as it is.
+
+    Its tasks are those of the same names. Its labels are distributions: what it would explore with is in them, but no
+    sample of it.
+
+    Args:
+        path: A run folder, a checkpoint or a policy folder.
+
+    Raises:
+        UserError: It cannot be loaded, does not know every task, reads other observations, has other actions, or has a
+            memory.
+    """
+
+    def __init__(self, path: str, spec: EnvSpec, device: str) -> None:
+        self.description = f"the policy in {path}"
+        loaded = load_policy(path, device)
+        if missing := [name for name in spec.task_names if name not in loaded.tasks]:
+            raise UserError(
+                f"The teacher in {path} was not trained in {', '.join(missing)}. Its tasks: {', '.join(loaded.tasks)}."
+            )
+        if loaded.network.core.state_size:
+            raise UserError(f"The teacher in {path} has a memory (core), which teachers cannot have yet.")
+        try:
+            loaded.for_env(spec)
+        except UserError as error:
+            raise UserError(f"The teacher in {path} cannot teach here. {error}") from error
+        self._network = loaded.network
+        self._ids = torch.tensor([loaded.tasks.index(name) for name in spec.task_names], device=device)
+        blank = torch.zeros(1, *loaded.spec.obs_shape, dtype=loaded.spec.obs_dtype, device=device)
+        self.kind: Kind = kind_of(self._network(blank, self._ids[:1]))
+
+    @torch.no_grad()
+    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
+        return label_of(self._network(obs, self._ids[task]))
+
+
+@register("teacher", "specialists")
+class Specialists:
+    """A saved policy for each task.
+
+    Args:
+        paths: Of every task of the environment, by its name: as of `policy`. One policy may be several tasks'.
+
+    Raises:
+        UserError: A task has none, a name is no task, one of them cannot teach its task, or they differ in kind.
+    """
+
+    def __init__(self, paths: dict[str, str], spec: EnvSpec, device: str) -> None:
+        for name in paths:
+            if name not in spec.task_names:
+                raise UserError(unknown("task of the teacher's paths:", name, spec.task_names))
+        if missing := [name for name in spec.task_names if name not in paths]:
+            raise UserError(
+                f"The teacher 'specialists' needs a path for every task. There is none for: {', '.join(missing)}."
+            )
+        self.description = f"{len(set(paths.values()))} specialists"
+        self._teachers: list[tuple[Int[Tensor, " n"], PolicyTeacher]] = []
+        """Each with the student's ids of its tasks."""
+        for path in dict.fromkeys(paths[name] for name in spec.task_names):
+            own = [task for task, name in enumerate(spec.task_names) if paths[name] == path]
+            self._teachers.append((torch.tensor(own, device=device), PolicyTeacher(path, _only(spec, own), device)))
+        kinds = {teacher.kind: teacher.description for _, teacher in self._teachers}
+        if len(kinds) > 1:
+            found = ", ".join(f"{kind} of {description}" for kind, description in kinds.items())
+            raise UserError(f"Specialists must have one kind of distribution, found {found}.")
+        self.kind: Kind = next(iter(kinds))
+        self._size = label_size(self.kind, spec)
+
+    @torch.no_grad()
+    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
+        labels = torch.zeros(len(task), self._size, device=obs.device)
+        for ids, teacher in self._teachers:
+            place = (task[:, None] == ids).long()  # (N, n)
+            (rows,) = place.any(1).nonzero(as_tuple=True)
+            if len(rows):
+                labels[rows] = teacher.label(obs[rows], place[rows].argmax(1)).to(labels.dtype)
+        return labels
+
+
+def _only(spec: EnvSpec, tasks: list[int]) -> EnvSpec:
+    """The spec of some of an environment's tasks."""
+    per_task = ("task_names", "action_mask", "reports_success", "task_descriptions")
+    columns: dict[str, Any] = {name: getattr(spec, name) for name in per_task}
+    chosen: dict[str, Any] = {
+        name: tuple(column[task] for task in tasks) for name, column in columns.items() if column is not None
+    }
+    return dataclasses.replace(spec, **chosen)
+
+
+class FunctionTeacher:
+    """Any function or module of Python.
+
+    Args:
+        function: Gives labels (N, L) for observations (N, *obs) and tasks (N,). A module is put into evaluation mode,
+            so that none of its noise is in them.
+        kind: What the labels mean.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], kind: Kind) -> None:
+        self.kind: Kind = kind
+        self.description = getattr(function, "__name__", type(function).__name__)
+        self._function = function.eval() if isinstance(function, nn.Module) else function
+
+    @torch.no_grad()
+    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
+        labels = self._function(obs, task)
+        if labels.ndim != 2 or len(labels) != len(task):
+            raise UserError(
+                f"The teacher {self.description} must give labels ({len(task)}, L), not {tuple(labels.shape)}."
+            )
+        return labels.to(obs.device)
+
+
+class TeacherActor:
+    """A teacher as an `Actor`, to be evaluated, or to act in a student's place.
+
+    Exploring, it draws from its distribution; a teacher without one acts as it does otherwise, with log-probability 0.
+
+    Args:
+        spec: Of the environment in which it acts.
+        device: Of the observations.
+    """
+
+    def __init__(self, teacher: Teacher, spec: EnvSpec, device: str = "cpu") -> None:
+        self.teacher = teacher
+        self._mask = torch.tensor(spec.action_mask, device=device)
+
+    def initial_state(self, num: int) -> Tensor:
+        """No memory: (num, 0)."""
+        return torch.zeros(num, 0, device=self._mask.device)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Actor.act`."""
+        kind, label = self.teacher.kind, self.teacher.label(obs, task)
+        mask = self._mask[task]
+        if kind == "action":
+            return teacher_action(kind, label, mask), torch.zeros(len(task), device=task.device), state
+        distribution = teacher_distribution(kind, label, mask)
+        if explore:
+            return *distribution.sample(), state
+        action = distribution.mode()
+        return action, distribution.log_prob(action), state
