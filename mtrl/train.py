@@ -98,7 +98,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
         spec = episodes.spec
-        learner = make_learner(config, episodes, source.yields, source.batch_shape)
+        learner = make_learner(config, episodes, source)
         source.connect(learner.policy)
         if config.init_from is not None and resume is None:
             initialise(learner, config.init_from, config.init_from_parts, spec.task_names, progress.print)
@@ -221,9 +221,13 @@ def make_source(
 
 
 def make_learner(
-    config: TrainConfig, episodes: EpisodeStatistics, yields: type = object, batch_shape: tuple[int, ...] | None = None
+    config: TrainConfig, episodes: EpisodeStatistics, source: DataSource | type[DataSource] = DataSource
 ) -> Learner:
-    """The learner that `config.agent` names, with its components. `yields` and `batch_shape` are a `DataSource`'s."""
+    """The learner that `config.agent` names, with its components.
+
+    Args:
+        source: Describes the batches; the class itself, one that says nothing of them.
+    """
     spec = episodes.spec
     runtime = {"spec": spec, "device": config.device, "episodes": episodes}
     components = Components(
@@ -238,11 +242,12 @@ def make_learner(
         spec=spec,
         episodes=episodes,
         device=config.device,
-        batch_shape=batch_shape,
+        batch_shape=source.batch_shape,
+        label_kind=source.label_kind,
         aux_losses=tuple(build("aux_loss", node, **runtime) for node in config.aux_losses),
         compile=config.compile,
     )
-    return build_learner(config.agent, components, yields, config.precision, config.resets)
+    return build_learner(config.agent, components, source.yields, config.precision, config.resets)
 
 
 def make_evaluator(config: TrainConfig) -> Evaluator:

@@ -364,6 +364,8 @@ class DataSource(Protocol):
     """Class of its batches; `object` if it does not say."""
     batch_shape: tuple[int, ...] | None = None
     """Leading axes of every batch, if they are known before there is one: (T, B) of rollouts."""
+    label_kind: str | None = None
+    """Of a teacher's labels in its batches (`mtrl.distill.losses`), if there are any."""
     makes_steps: bool = True
     """Whether it steps environments. Where it does not, training ends by `total_updates`."""
 
@@ -371,8 +373,11 @@ class DataSource(Protocol):
         """Tells it the network that will act. Called once, before `collect` and `load_state_dict`."""
         return
 
-    def collect(self, actor: Actor) -> int:
-        """Lets the actor act and stores what happens; returns the number of environment steps made."""
+    def collect(self, actor: Actor, progress: float) -> int:
+        """Lets the actor act and stores what happens; returns the number of environment steps made.
+
+        `progress` in [0, 1] is the share of training done.
+        """
         return 0
 
     def batches(self) -> Iterable[Any]:

@@ -46,6 +46,8 @@ class Components:
     device: str
     batch_shape: tuple[int, ...] | None = None
     """See `DataSource`."""
+    label_kind: str | None = None
+    """See `DataSource`."""
     aux_losses: tuple[AuxLoss, ...] = ()
     """Losses of the policy besides the learner's own."""
     compile: bool = False

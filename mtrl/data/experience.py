@@ -228,7 +228,7 @@ class OnPolicy(DataSource):
     def connect(self, policy: Actor) -> None:
         self.collector.core_state = policy.initial_state(self.collector.env.num_envs)
 
-    def collect(self, actor: Actor) -> int:
+    def collect(self, actor: Actor, progress: float = 0.0) -> int:
         columns: dict[str, list[Tensor]] = {}
         collector = self.collector
         core_state = collector.core_state
@@ -307,7 +307,7 @@ class OffPolicy(DataSource):
     def _warm(self) -> bool:
         return int(self.replay.added.min()) >= max(self.learning_starts, 1)
 
-    def collect(self, actor: Actor) -> int:
+    def collect(self, actor: Actor, progress: float = 0.0) -> int:
         collector, obs = self.collector, self.collector.obs
         action, _ = collector.act(actor if self._warm else self._random)
         step = collector.step(action)

@@ -91,6 +91,8 @@ class DistillLoss:
     """It is registered under."""
     kinds: ClassVar[tuple[Kind, ...]]
     """Of the labels that it can take."""
+    is_positive: ClassVar[bool] = True
+    """Whether it is never negative, so that weightings for positive losses can take it."""
     temperature: float = 1.0
 
     def check(self, kind: Kind, action_kind: str = "continuous") -> None:
@@ -191,6 +193,7 @@ class CrossEntropy(DistillLoss):
     entropy_coef: float = 0.0
     temperature: float = 1.0
     name: ClassVar[str] = "cross_entropy"
+    is_positive: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
 
     def __post_init__(self) -> None:
@@ -217,6 +220,7 @@ class NLL(DistillLoss):
     """
 
     name: ClassVar[str] = "nll"
+    is_positive: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...]] = KINDS
 
     def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:

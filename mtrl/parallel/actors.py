@@ -75,7 +75,7 @@ class AsyncOnPolicy(DataSource):
         discount = self.episodes.discount  # the learner has been made
         self.recipe = Recipe(self.make_env, policy.description, self.rollout_length, self.options, discount, self.seed)
 
-    def collect(self, actor: Actor) -> int:
+    def collect(self, actor: Actor, progress: float = 0.0) -> int:
         """Publishes the weights and gathers the next batch. The actors act, not `actor`."""
         self.transport.publish(broadcast_tree(self.policy, self.episodes.sampler.probabilities()))
         if not self._running:  # only now, as a state may have been loaded

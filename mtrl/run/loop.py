@@ -189,7 +189,7 @@ class Loop:
         progress = min(1.0, state.step / self.schedule_steps)
         self._batch = None
         try:
-            state.env_steps += self.source.collect(self.learner)
+            state.env_steps += self.source.collect(self.learner, progress)
         except (ValueError, RuntimeError) as error:
             if all(parameter.isfinite().all() for parameter in self.learner.policy.parameters()):
                 raise

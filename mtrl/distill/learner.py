@@ -1,0 +1,97 @@
+"""Policy distillation: a student learns what a teacher does in the student's observations.
+
+Rusu et al., "Policy Distillation" (2016); Parisotto et al., "Actor-Mimic" (2016); Ross et al., "A Reduction of
+Imitation Learning and Structured Prediction to No-Regret Online Learning" (DAgger, 2011). They differ in where the
+observations come from, which is up to the data source, and in the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtrl.agents.components import Components
+from mtrl.agents.losses import per_task_mean
+from mtrl.checks import not_negative
+from mtrl.distill.batch import Labelled
+from mtrl.distill.losses import DistillLoss
+from mtrl.registry import build, register
+from mtrl.types import Learner, Metrics, UserError
+
+
+@register("agent", "distill")
+class Distill(Learner):
+    """A student of K tasks.
+
+    Args:
+        c: Makes the network, and the steps on its parameters.
+        optimizer: Of the policy.
+        loss: Node of a `distill_loss`.
+        end_factor: What the learning rate is multiplied by at the end of training; it changes linearly.
+        max_grad_norm: Global norm to which gradients are clipped.
+        obs_norm: Registered name. Its statistics are those of the samples learned from.
+        initial_std: Standard deviation of a Gaussian policy at the start; a loss between actions does not change it.
+
+    Raises:
+        UserError: The loss cannot take the teacher's labels, or the student would have a memory.
+    """
+
+    learns_from = Labelled
+    compilable = ("_loss",)
+
+    def __init__(
+        self,
+        c: Components,
+        optimizer: dict[str, Any],
+        loss: dict[str, Any],
+        end_factor: float = 0.0,
+        max_grad_norm: float = 1.0,
+        obs_norm: str = "running",
+        initial_std: float = 1.0,
+    ) -> None:
+        not_negative(end_factor=end_factor)
+        self.loss: DistillLoss = build("distill_loss", loss)
+        if c.label_kind is not None:
+            self.loss.check(c.label_kind, c.spec.action_kind)
+        gaussian = {"name": "gaussian", "initial_std": initial_std}
+        self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
+        if self.policy.core.state_size:
+            raise UserError("agent=distill learns from single steps, so that its policy has no memory: use core=none.")
+        self.networks = nn.ModuleDict({"policy": self.policy})
+        step = c.task_step(self.policy, optimizer, max_grad_norm, has_positive=self.loss.is_positive)
+        self.optimizers, self._losses = {"policy": step}, "positive" if self.loss.is_positive else "signed"
+        self.num_tasks, self.end_factor = c.spec.num_tasks, end_factor
+        self._mask = torch.tensor(c.spec.action_mask, device=c.device)
+
+    def update(self, batch: Labelled, progress: float) -> Metrics:
+        """One gradient step. Raises `NonFiniteLossError`."""
+        task, step = batch.task, self.optimizers["policy"]
+        step.set_lr_factor(1 + (self.end_factor - 1) * progress)
+        self.policy.obs_norm.update(batch.obs, task)
+        features = self._features(batch)
+        loss = self._loss(features, batch)
+        aux, diagnostics = self.policy.aux(features.detach(), task)
+        found = step(task, aux=aux, **{self._losses: loss})
+        return {
+            "distill_loss": loss.detach(),
+            **{f"policy_{key}": value for key, value in diagnostics.items()},
+            **{f"grad/policy_{key}": value for key, value in found.items()},
+        }
+
+    def diagnostics(self, batch: Labelled) -> Metrics:
+        """How much of the network is in use."""
+        usage = self.policy.usage(self._features(batch).detach(), batch.task)
+        return {f"policy_{key}": value for key, value in usage.items()}
+
+    def _features(self, batch: Labelled) -> Float[Tensor, "K n F"]:
+        state = self.policy.initial_state(batch.task.shape[1])
+        features, _ = self.policy.unroll(batch.obs, batch.task, torch.ones_like(batch.task, dtype=torch.bool), state)
+        return features
+
+    def _loss(self, features: Float[Tensor, "K n F"], batch: Labelled) -> Float[Tensor, " K"]:
+        student = self.policy.distribution(features, batch.task)
+        loss = self.loss(student, batch.kind, batch.label, self._mask[batch.task])
+        return per_task_mean(loss, batch.task, self.num_tasks)

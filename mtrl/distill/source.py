@@ -1,0 +1,193 @@
+"""Observations of the student and of the teacher, with the teacher's labels: DAgger's aggregated dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mtrl.checks import not_negative, positive
+from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor
+from mtrl.data.rings import TaskRings
+from mtrl.distill.batch import Labelled
+from mtrl.distill.losses import label_size, teacher_action
+from mtrl.distill.schedules import Schedule, Value, as_schedule
+from mtrl.distill.teachers import Teacher
+from mtrl.registry import build, register
+from mtrl.types import Actor, DataSource, Metrics, PhaseTimer, State, UserError, VecEnv
+
+
+class DemonstrationActor:
+    """Acts for a student in some slots and for its teacher in the others, with noise.
+
+    Args:
+        labels: What the teacher says to the observations of the next call (B, L).
+        teaching: Slots in which the teacher acts.
+        noise: See `Dagger`: (B,) of each slot.
+    """
+
+    def __init__(
+        self, student: Actor, demonstrated: Tensor, teaching: Bool[Tensor, " B"], noise: Tensor, random: RandomActor
+    ) -> None:
+        self.student, self.demonstrated, self.teaching, self.noise = student, demonstrated, teaching, noise
+        self.random = random
+        self.initial_state = student.initial_state
+
+    def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Actor.act`; always with noise."""
+        action, log_prob, state = self.student.act(obs, task, state, explore=False)
+        rows = (-1, *[1] * (action.ndim - 1))
+        action = torch.where(self.teaching.reshape(rows), self.demonstrated.to(action.dtype), action)
+        if self.random.spec.action_kind == "continuous":
+            mask = self.random.mask.to(task.device)[task]
+            action = action + self.noise.reshape(rows) * torch.randn_like(action) * mask
+        else:
+            random, *_ = self.random.act(obs, task, state, explore)
+            action = torch.where(torch.rand_like(self.noise) < self.noise, random, action)
+        return action, torch.full_like(log_prob, torch.nan), state
+
+
+class Dagger(DataSource):
+    """One vector step at a time, labelled by the teacher, into a dataset of everything that was seen.
+
+    The student acts, as the observations that it will meet are its own, and in some episodes the teacher does, so that
+    the student sees from the beginning where it should get to. Ross et al. (2011) mix by steps and not by episodes, and
+    learn from the whole dataset at the end of each iteration; here learning never stops.
+
+    Args:
+        dataset: Holds "obs" and "label".
+        batch_size: n, samples per task in a batch.
+        samples_per_insert: Samples learned from for each one collected.
+        learning_starts: Samples of every task before learning begins.
+        teacher_share: Probability that the teacher acts in an episode.
+        teacher_noise: Standard deviation of the noise that is added to each component of the teacher's actions; where
+            actions are discrete, the probability of a random one.
+        student_noise: The same for the student's actions.
+    """
+
+    yields = Labelled
+
+    def __init__(
+        self,
+        collector: Collector,
+        teacher: Teacher,
+        dataset: TaskRings,
+        batch_size: int,
+        samples_per_insert: float,
+        learning_starts: int,
+        teacher_share: Schedule,
+        teacher_noise: float,
+        student_noise: float,
+    ) -> None:
+        positive(batch_size=batch_size, samples_per_insert=samples_per_insert)
+        not_negative(learning_starts=learning_starts, teacher_noise=teacher_noise, student_noise=student_noise)
+        if dataset.capacity < collector.env.num_envs:
+            raise ValueError(f"capacity={dataset.capacity} is less than the number of slots, {collector.env.num_envs}.")
+        self.collector, self.teacher, self.dataset = collector, teacher, dataset
+        self.batch_size, self.samples_per_insert = batch_size, samples_per_insert
+        self.learning_starts, self.teacher_share = learning_starts, teacher_share
+        self.teacher_noise, self.student_noise = teacher_noise, student_noise
+        self.label_kind = teacher.kind
+        self._random = RandomActor(collector.env.spec)
+        self._mask = self._random.mask.to(collector.device)
+        self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)
+        self._teaching = torch.zeros_like(self._begins)
+        self._owed = 0.0
+
+    def collect(self, actor: Actor, progress: float = 0.0) -> int:
+        collector = self.collector
+        obs, task = collector.obs, collector.task
+        with collector.timer("teacher"):
+            label = self.teacher.label(obs, task)
+        share = self.teacher_share(progress).to(task.device).expand(self.dataset.num_tasks)
+        draw = torch.rand(len(task), device=task.device) < share[task]
+        self._teaching = torch.where(self._begins, draw, self._teaching)
+        noise = torch.where(self._teaching, self.teacher_noise, self.student_noise)
+        demonstrated = teacher_action(self.teacher.kind, label, self._mask[task])
+        mixed = DemonstrationActor(actor, demonstrated, self._teaching, noise, self._random)
+        action, _ = collector.act(mixed)
+        step = collector.step(action)
+        self._begins = step.done.to(task.device)
+        self.dataset.add(task, {"obs": obs, "label": label})
+        if int(self.dataset.added.min()) >= max(self.learning_starts, 1):
+            self._owed += len(task) * self.samples_per_insert
+        return len(task)
+
+    def batches(self) -> Iterator[Labelled]:
+        cost = self.batch_size * self.dataset.num_tasks
+        while self._owed >= cost:
+            self._owed -= cost
+            yield Labelled(**self.dataset.sample(self.batch_size), kind=self.teacher.kind)
+
+    def statistics(self) -> Metrics:
+        return self.collector.episodes.statistics()
+
+    def state_dict(self) -> State:
+        return {
+            "collector": self.collector.state_dict(),
+            "dataset": self.dataset.state_dict(),
+            "teacher_share": self.teacher_share.state_dict(),
+            "begins": self._begins,
+            "teaching": self._teaching,
+            "owed": self._owed,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.collector.load_state_dict(state["collector"])
+        self.dataset.load_state_dict(state["dataset"])
+        self.teacher_share.load_state_dict(state["teacher_share"])
+        device = self.collector.device
+        self._begins, self._teaching = state["begins"].to(device), state["teaching"].to(device)
+        self._owed = state["owed"]
+
+
+@register("data", "dagger")
+def dagger(
+    env: VecEnv,
+    episodes: EpisodeStatistics,
+    device: str,
+    timer: PhaseTimer,
+    actors: int,
+    teacher: dict[str, Any],
+    teacher_share: Value = 0.0,
+    teacher_noise: float = 0.0,
+    student_noise: float = 0.0,
+    batch_size: int = 128,
+    samples_per_insert: float = 16,
+    capacity: int = 20_000,
+    learning_starts: int = 1,
+    slots_per_task: int = 1,
+) -> DataSource:
+    """What the student and its teacher see, with what the teacher says to it.
+
+    Args:
+        teacher: A `teacher` and its options.
+        teacher_share: Probability that the teacher acts in an episode: a number, or a `schedule`.
+        teacher_noise: See `Dagger`.
+        student_noise: See `Dagger`.
+        batch_size: Samples of each task in a batch.
+        samples_per_insert: Samples learned from for each one collected.
+        capacity: Samples of each task; the oldest are overwritten.
+        learning_starts: Samples of each task before the first update.
+        slots_per_task: Of the environment, where it has no `num_envs`.
+    """
+    if actors:
+        raise UserError("A teacher labels in the learner's process: use actors=0.")
+    spec = env.spec
+    made: Teacher = build("teacher", teacher, spec=spec, device=device)
+    share = as_schedule(teacher_share, spec, episodes)
+    columns = {"obs": (spec.obs_shape, spec.obs_dtype), "label": ((label_size(made.kind, spec),), torch.float32)}
+    return Dagger(
+        Collector(env, episodes, device, timer),
+        made,
+        TaskRings(spec.num_tasks, capacity, columns, device),
+        batch_size,
+        samples_per_insert,
+        learning_starts,
+        share,
+        float(teacher_noise),
+        float(student_noise),
+    )
