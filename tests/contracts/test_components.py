@@ -23,10 +23,9 @@ from torch.nn import functional
 import mtrl.build  # noqa: F401  # registers the learners
 from mtrl.agents.losses import per_task_mean
 from mtrl.agents.resets import Resets
-from mtrl.agents.sac import Sac
-from mtrl.agents.vtrace_actor_critic import VTraceActorCritic
 from mtrl.config import presets
 from mtrl.data.task_sampling import TaskSampler, allocate
+from mtrl.distill.learner import Distill
 from mtrl.nn.networks import build_policy, build_value
 from mtrl.nn.task_encoders import OneHot
 from mtrl.nn.trunks.base import RoutedTrunk, Trunk
@@ -35,9 +34,9 @@ from mtrl.optim.aggregation.base import diagnostics
 from mtrl.optim.gradients import per_task_gradients
 from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build, lookup, names
-from mtrl.types import EnvSpec, NonFiniteLossError, TaskContext, UserError
+from mtrl.types import EnvSpec, Learner, NonFiniteLossError, TaskContext, UserError
 from tests.helpers import SCALAR, OneBackward, describe, make_spec, small
-from tests.oracle import test_impala, test_sac
+from tests.oracle import test_distill, test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
 SHAPES: list[tuple[int, ...]] = [(), (7,), (K, 4)]
@@ -64,8 +63,13 @@ ORACLES: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         partial(test_impala.make_learner, clip_range=0.2, num_epochs=2, num_minibatches=2),
         test_impala.make_rollout,
     ),
+    "distill": (partial(test_distill.make_learner, loss="forward_kl"), partial(test_distill.make_batch, "gaussian")),
 }
 """What makes each learner, small and in float64, and what it learns from."""
+VALUE_LEARNERS = [name for name in LEARNERS if name != "distill"]
+SCALED_LEARNERS: list[tuple[str, dict[str, str]]] = [("distill", {})]
+SCALED_LEARNERS += [(agent, {"value_norm": norm}) for agent in VALUE_LEARNERS for norm in names("value_norm")]
+"""Each with options that scale its values, if it has any."""
 
 
 def make_learner(agent: str, **options: Any) -> Any:
@@ -420,7 +424,7 @@ def test_every_trunk_learns_with_every_learner(agent: str, name: str) -> None:
     assert all(torch.isfinite(value).all() for key, value in metrics.items() if key.endswith("_loss"))
     diagnostics = learner.diagnostics(data)
     assert set(diagnostics).isdisjoint(metrics)
-    assert len(diagnostics) == 4
+    assert len(diagnostics) == (4 if agent in VALUE_LEARNERS else 2)
     assert all(value.shape == () and torch.isfinite(value) for value in diagnostics.values())
     for key, parameter in learner.networks.named_parameters():
         assert torch.isfinite(parameter).all(), key
@@ -538,7 +542,7 @@ def test_value_heads(name: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(head(raw.detach()), target, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("agent", LEARNERS)
+@pytest.mark.parametrize("agent", VALUE_LEARNERS)
 @pytest.mark.parametrize("name", names("value_head"))
 def test_every_value_head_learns_with_every_learner(agent: str, name: str) -> None:
     learner = make_learner(agent, value_head={"name": name})
@@ -868,10 +872,10 @@ def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
     assert torch.equal(check(other), check(sampler))
 
 
-def use(learner: Sac | VTraceActorCritic, weighting: str, aggregation: Any) -> None:
+def use(learner: Learner, weighting: str, aggregation: Any) -> None:
     """Puts other components into the learner's steps, as `Components.task_step` does."""
     for network in learner.optimizers.keys() - {"temperature"}:
-        step, has_positive = learner.optimizers[network], network != "policy"
+        step, has_positive = learner.optimizers[network], network != "policy" or isinstance(learner, Distill)
         chosen = build_weighting(weighting)
         if chosen.requires_positive and not has_positive:
             chosen = build_weighting("uniform")
@@ -881,8 +885,8 @@ def use(learner: Sac | VTraceActorCritic, weighting: str, aggregation: Any) -> N
         learner.optimizers[network] = rebuilt
 
 
-def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: Any) -> None:
-    learner = make_learner(agent, value_norm=value_norm)
+def update_and_check(agent: str, options: dict[str, str], weighting: str, aggregation: Any) -> None:
+    learner = make_learner(agent, **options)
     data = make_data(agent)
     use(learner, weighting, aggregation)
     before = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
@@ -895,24 +899,22 @@ def update_and_check(agent: str, value_norm: str, weighting: str, aggregation: A
         assert not torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.parametrize("agent", LEARNERS)
+@pytest.mark.parametrize(("agent", "options"), SCALED_LEARNERS)
 @pytest.mark.parametrize("aggregation", names("aggregation"))
-@pytest.mark.parametrize("value_norm", names("value_norm"))
-def test_every_aggregation_learns_something_finite(agent: str, aggregation: str, value_norm: str) -> None:
-    update_and_check(agent, value_norm, "uniform", build_aggregation(aggregation))
+def test_every_aggregation_learns_something_finite(agent: str, aggregation: str, options: dict[str, str]) -> None:
+    update_and_check(agent, options, "uniform", build_aggregation(aggregation))
 
 
-@pytest.mark.parametrize("agent", LEARNERS)
+@pytest.mark.parametrize(("agent", "options"), SCALED_LEARNERS)
 @pytest.mark.parametrize("weighting", names("weighting"))
-@pytest.mark.parametrize("value_norm", names("value_norm"))
-def test_every_weighting_learns_something_finite(agent: str, weighting: str, value_norm: str) -> None:
-    update_and_check(agent, value_norm, weighting, build_aggregation("measured_mean"))
+def test_every_weighting_learns_something_finite(agent: str, weighting: str, options: dict[str, str]) -> None:
+    update_and_check(agent, options, weighting, build_aggregation("measured_mean"))
 
 
 @pytest.mark.parametrize("weighting", names("weighting"))
 @pytest.mark.parametrize("aggregation", PER_TASK)
 def test_weightings_and_aggregations_combine(weighting: str, aggregation: str) -> None:
-    update_and_check("impala", "none", weighting, build_aggregation(aggregation))
+    update_and_check("impala", {}, weighting, build_aggregation(aggregation))
 
 
 @pytest.mark.parametrize("agent", LEARNERS)
@@ -988,7 +990,7 @@ def test_what_a_weighting_requires() -> None:
         )
 
 
-@pytest.mark.parametrize("agent", LEARNERS)
+@pytest.mark.parametrize("agent", VALUE_LEARNERS)
 @pytest.mark.parametrize("value_norm", names("value_norm"))
 def test_a_loss_that_is_not_finite_names_its_task(agent: str, value_norm: str) -> None:
     learner = make_learner(agent, value_norm=value_norm)
