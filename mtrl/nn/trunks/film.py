@@ -22,8 +22,8 @@ class FiLM(Trunk):
     and the modulation before the activation.
 
     Differences from the paper:
-        1. The generator is linear in the task embedding z, and not normalised features are modulated. (A one-hot task
-           needs no more than a linear generator.)
+        1. The generator is linear in the task embedding z (enough for a one-hot task), and the modulated features are
+           not normalised.
     """
 
     reads_task = False
