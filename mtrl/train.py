@@ -1,9 +1,9 @@
 """Train one policy for many tasks.
 
-python -m mtrl.train env=mt10                                   # the default agent: the one that gets there soonest
+python -m mtrl.train env=mt10                                   # the default agent: the fastest to learn
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
-python -m mtrl.train resume=runs/...                            # goes on exactly where it stopped
-python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins, or goes on: for jobs that are started again
+python -m mtrl.train resume=runs/...                            # continues exactly where it stopped
+python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins or continues: for jobs that are restarted
 python -m mtrl.train --help                                     # every choice and every setting
 """
 
@@ -159,7 +159,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
 def make_source(
     config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None], held: ExitStack
 ) -> tuple[DataSource, EpisodeStatistics, int]:
-    """What `data=...` names, which `held` closes; what it tells of episodes; and the number of slots."""
+    """Makes the data source (closed by `held`). Returns it, its statistics of episodes and the number of slots."""
     node, shares = dict(config.env), max(config.actors, 1)  # each actor has its share of the slots
     if node.get("num_envs") is not None:
         node["num_envs"] //= shares
@@ -193,7 +193,7 @@ def make_source(
 def make_learner(
     config: TrainConfig, episodes: EpisodeStatistics, yields: type = object, batch_shape: tuple[int, ...] | None = None
 ) -> Learner:
-    """The learner that `config.agent` names, with its components. `yields` and `batch_shape` are a `DataSource`'s."""
+    """Makes the learner with its components. `yields` and `batch_shape` are those of its `DataSource`."""
     spec = episodes.spec
     components = Components(
         network=config.network,
@@ -215,7 +215,7 @@ def make_learner(
 
 
 def make_evaluator(config: TrainConfig) -> Evaluator:
-    """What evaluates the policy of a run, by the protocol of its environment."""
+    """Makes the evaluator of a run, which follows the protocol of its environment."""
     return Evaluator(
         mtrl.envs.evaluation_protocol(config.env, config.seed),
         mtrl.envs.make,
@@ -229,9 +229,9 @@ def make_evaluator(config: TrainConfig) -> Evaluator:
 def initialise(
     learner: Learner, source: str, parts: list[str] | None, tasks: Sequence[str], report: Callable[[str], None]
 ) -> None:
-    """Takes weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy).
+    """Loads weights from a run or checkpoint (all networks that both have), or from a policy folder (the policy).
 
-    What belongs to one task goes to the task of the same name; `report` is told of the `tasks` without a counterpart.
+    Per-task weights go to the task of the same name; `report` is called about `tasks` without a counterpart.
     """
     folder = find_policy(source)
     networks = learner.networks
@@ -239,9 +239,9 @@ def initialise(
     state = folder.parent / "training_state" / "learner"
     target: torch.nn.Module
     if state.is_dir():
-        found = load_networks(state)
-        shared = {name.split(".")[0] for name in found} & set(networks)
-        tensors = {name: tensor for name, tensor in found.items() if name.split(".")[0] in shared}
+        stored = load_networks(state)
+        shared = {name.split(".")[0] for name in stored} & set(networks)
+        tensors = {name: tensor for name, tensor in stored.items() if name.split(".")[0] in shared}
         target = torch.nn.ModuleDict({name: networks[name] for name in shared})
         taken = load_parts(target, tensors, parts, have, tasks)
     else:
@@ -295,18 +295,18 @@ def _main(arguments: list[str]) -> int:
         return 0
     if any(argument.startswith("-") for argument in arguments):
         return _hydra_main(arguments, folders)
-    others, paths = split_paths(arguments, PATHS)
+    overrides, paths = split_paths(arguments, PATHS)
     resume = paths.pop("resume", None)
     if resume == "auto":
-        return _resume_or_start(check_config({**composed(others, "train", folders), **paths}))
+        return _resume_or_start(check_config({**composed(overrides, "train", folders), **paths}))
     if resume is not None:
         stored = load_train_yaml(Path(resume) / "config.yaml").plain()
-        return train(check_config(resumed(stored, parse(others), paths)), Path(resume))
-    return train(check_config({**composed(others, "train", folders), **paths}))
+        return train(check_config(resumed(stored, parse(overrides), paths)), Path(resume))
+    return train(check_config({**composed(overrides, "train", folders), **paths}))
 
 
 def _resume_or_start(config: TrainConfig) -> int:
-    """Goes on with the run in `run_dir`, or begins it there: the same command every time, as schedulers repeat it."""
+    """Continues the run in `run_dir`, or begins it there, so that schedulers can repeat the same command."""
     if config.run_dir is None:
         raise UserError("resume=auto needs the run's folder: run_dir=...")
     run_dir = Path(config.run_dir)

@@ -211,7 +211,7 @@ def build_value(
     features: int,
     gain: float = 1.0,
 ) -> ValueNetwork:
-    """Builds a value network from the same nodes as a policy, for inputs of size `features` and a head of this `gain`."""
+    """Builds a value network from the same nodes as a policy. `features` is its input size, `gain` that of its head."""
     encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
     sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks, "gain": gain}

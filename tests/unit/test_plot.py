@@ -26,7 +26,7 @@ ROWS: list[dict[str, Any]] = [
         "train/policy_routing_0_0/a": 0.1,
         "train/policy_routing_0_1/a": 0.9,
         "train/policy_routing_0_0/b/c": 0.6,
-        "train/policy_dormant_share": 0.0,
+        "train/policy_dormant_ratio": 0.0,
         "train/value_scale/a": 2.0,
         "grad/value_task_weight/a": 1.0,
     }

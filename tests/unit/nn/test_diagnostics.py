@@ -8,7 +8,7 @@ import torch
 from mtrl.nn.diagnostics import MAX_SAMPLES, dormant_ratio, effective_rank, some
 
 
-def test_dormant_share_by_hand() -> None:
+def test_dormant_ratio_by_hand() -> None:
     """Mean magnitudes 4, 2, 0.04, 0 have a mean of 1.51; 2.5% of it is 0.03775: the last unit is dormant."""
     features = torch.tensor([[4.0, -3.0, 0.0, 0.0], [-4.0, 1.0, 0.08, 0.0]])
     assert float(dormant_ratio(features)) == 0.25
