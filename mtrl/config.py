@@ -208,7 +208,7 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
     for key, section in {**sections, "network": NetworkConfig}.items():
         if not isinstance(values.get(key), Mapping):
             expected = ", ".join(f"{key}.{field.name}" for field in fields(section))
-            raise UserError(f"{key} has settings of its own ({expected}) and cannot be {values.get(key)!r}.")
+            raise UserError(f"{key} is a group of settings ({expected}) and cannot be {values.get(key)!r}.")
     construct("network", NetworkConfig, values["network"])
     built = {key: construct(key, section, values[key]) for key, section in sections.items()}
     given = {key: value for key, value in values.items() if key not in (*sections, "resume")}
@@ -375,8 +375,8 @@ def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
             override = parser.parse_override(argument)
         except HydraException as error:
             raise UserError(
-                f"Cannot read the command line: {argument!r} is not key=value. Quotes of its own let a value hold "
-                "any character, and the shell has its own: 'key=\"a, b\"'."
+                f"Cannot read the command line: {argument!r} is not key=value. Quote values with special "
+                "characters, once more for the shell: 'key=\"a, b\"'."
             ) from error
         if override.is_sweep_override() and not sweep:
             raise UserError(f"{argument} stands for several values, which only a sweep takes: python -m mtrl.train -m.")

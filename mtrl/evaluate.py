@@ -56,7 +56,7 @@ def evaluate_run(
     stored_entry(config, "env.name", str, stored)
     node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
     if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
-        raise UserError(f"env.{wrong[0]} does not exist: it is no setting of an environment.")
+        raise UserError(f"env.{wrong[0]} is not a setting of an environment.")
     if episodes_per_task is None:
         episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
     if max_episode_steps is None:

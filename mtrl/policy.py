@@ -68,8 +68,8 @@ class Policy:
         readers = self.network.task_readers if self.spec.num_tasks > 1 else ()
         if new and readers:
             raise UserError(
-                f"The policy was not trained in {', '.join(new)} and cannot act there, as it is told its task's id "
-                f"({', '.join(readers)}). One that finds out its task can: train with env.history=8 "
+                f"The policy was not trained in {', '.join(new)} and cannot act there, because it reads the task's id "
+                f"({', '.join(readers)}). A policy that infers its task can: train with env.history=8 "
                 "task_encoder=context network=mlp."
             )
         ids = [place or 0 for place in places]

@@ -140,7 +140,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             env_steps = loop.state.env_steps
             if step >= config.total:
                 key = "total_steps" if config.total_updates is None else "total_updates"
-                progress.print(f"It has done its {key}={config.total}: give more to go on.")
+                progress.print(f"The run has done its {key}={config.total}: increase it to continue.")
         logger.sinks += make_sinks(config, run_dir, step)
         progress.print(f"Run folder: {run_dir}. {num_envs} slots, {spec.num_tasks} tasks.")
         timer.reset()
@@ -186,7 +186,7 @@ def make_source(
     )
     held.callback(source.close)
     if not source.makes_steps and config.total_updates is None:
-        raise UserError(f"data={config.data['name']} steps no environment: say when to end with total_updates=...")
+        raise UserError(f"data={config.data['name']} steps no environment: set its end with total_updates=...")
     return source, episodes, num_envs
 
 
@@ -249,7 +249,7 @@ def initialise(
         taken = load_parts(target, read_policy(folder).tensors, parts, have, tasks)
     fresh = [name for name in tasks if name not in have]
     if fresh and not task_axes(target).keys().isdisjoint(taken):
-        report(f"{source} was not trained in {', '.join(fresh)}: what belongs to one task alone begins fresh there.")
+        report(f"{source} was not trained in {', '.join(fresh)}: weights of these tasks start from scratch.")
 
 
 def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
@@ -278,7 +278,7 @@ def report_schedules(config: TrainConfig, stored: TrainConfig, report: Callable[
     before, now = (c.schedule_steps or c.total for c in (stored, config))
     if before != now:
         report(
-            f"Schedules (learning rates, resets) end at step {now:,} from here on, before at {before:,}: "
+            f"Schedules (learning rates, resets) now end at step {now:,} instead of {before:,}: "
             f"schedule_steps={before} keeps them."
         )
 

@@ -84,7 +84,7 @@ class Language(TaskEncoder):
         known = json.loads(Path(__file__).with_name("task_vectors.json").read_text(encoding="utf-8"))
         missing = [name for name in task_names if name not in known]
         if missing:
-            raise ValueError(f"there are vectors of Meta-World's tasks only, and none of {', '.join(missing)}.")
+            raise ValueError(f"there are vectors for Meta-World's tasks only, not for {', '.join(missing)}.")
         self.register_buffer("vectors", torch.tensor([known[name] for name in task_names]))
         self.dim = self.vectors.shape[1]
 
@@ -111,7 +111,7 @@ class Context(TaskEncoder):
         super().__init__()
         positive(dim=dim, width=width)
         if not history[0]:
-            raise ValueError("it needs to see what came before: set env.history, for example to 8.")
+            raise ValueError("it needs past transitions: set env.history, for example to 8.")
         self.dim, self.shape = dim, history
         self.history_size = history[0] * history[1]
         self.embed = nn.Sequential(nn.Linear(history[1], width), nn.ReLU(), nn.Linear(width, dim))

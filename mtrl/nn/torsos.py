@@ -71,7 +71,7 @@ def check_pixels(obs_shape: Sequence[int]) -> None:
     """Raises `ValueError` unless the shape is that of an image."""
     if len(obs_shape) != 3:
         raise ValueError(
-            f"observations of shape {tuple(obs_shape)} are no images: use torso=none and obs_norm=none or running."
+            f"observations of shape {tuple(obs_shape)} are not images: use torso=none and obs_norm=none or running."
         )
 
 

@@ -31,7 +31,7 @@ class SuccessWeighting(Weighting):
         super().__init__()
         if silent_tasks:
             names = ", ".join(silent_tasks)
-            raise ValueError(f"no success is reported by {names}, and this weighting needs it of every task.")
+            raise ValueError(f"no success is reported by {names}, but this weighting needs it for every task.")
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], not {step_size}.")
         self.step_size = step_size
