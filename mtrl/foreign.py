@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from mtrl.build import build_episodes
 from mtrl.config import TrainConfig
 from mtrl.data.experience import EpisodeStatistics
-from mtrl.policy import read_policy
+from mtrl.policy import read_policy, stored_tasks
 from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
 from mtrl.run.checkpoint.rotation import checkpoints, newest_valid
 from mtrl.run.checkpoint.transfer import networks_of
@@ -82,6 +82,17 @@ def _check_fits(
     plan = planned(state, len(networks))
     if plan is not None:
         check_like(learner, plan, "learner")
+
+
+def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
+    """Raises `UserError` unless a stored policy has the same tasks in the same order."""
+    have = stored_tasks(policy)
+    if have != tuple(tasks):
+        raise UserError(
+            f"The run cannot continue with other tasks or another order: its checkpoint has [{', '.join(have)}], the "
+            f"environment now [{', '.join(tasks)}]. Put back what was changed in its config.yaml, or use init_from to "
+            "start a new run from this one's weights."
+        )
 
 
 def save_settings(config: TrainConfig, folder: Path) -> None:

@@ -40,7 +40,7 @@ from mtrl.config import (
 )
 from mtrl.config import train_config as check_config
 from mtrl.data.experience import EpisodeStatistics
-from mtrl.foreign import check_planned, check_run_dir, save_settings
+from mtrl.foreign import check_planned, check_run_dir, check_tasks, save_settings
 from mtrl.help import help_text
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
 from mtrl.registry import build
@@ -250,17 +250,6 @@ def initialise(
     fresh = [name for name in tasks if name not in have]
     if fresh and not task_axes(target).keys().isdisjoint(taken):
         report(f"{source} was not trained in {', '.join(fresh)}: weights of these tasks start from scratch.")
-
-
-def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
-    """Raises `UserError` unless a stored policy has the same tasks in the same order."""
-    have = stored_tasks(policy)
-    if have != tuple(tasks):
-        raise UserError(
-            f"The run cannot go on with other tasks or another order: its checkpoint has [{', '.join(have)}], the "
-            f"environment now [{', '.join(tasks)}]. Put back what was changed in its config.yaml, or use init_from to "
-            "start a new run from this one's weights."
-        )
 
 
 def make_sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Sink]:

@@ -114,7 +114,7 @@ class _Groups:
         self.index = task.argsort(stable=True)[(begin[:, None] + nth).clamp(max=len(task) - 1)]
         self.present = (nth < counts[:, None])[..., None]
 
-    def __call__(self, rows: Float[Tensor, "*others N F"]) -> Float[Tensor, "*others K n F"]:
+    def __call__(self, rows: Float[Tensor, "*lead N F"]) -> Float[Tensor, "*lead K n F"]:
         """The rows of each task; those of tasks with fewer than n samples are followed by arbitrary ones."""
         return rows[..., self.index, :]
 
@@ -129,14 +129,14 @@ class _Use(NamedTuple):
     output: GradientEdge
     operand: GradientEdge
     rows: tuple[int, ...]
-    """Shape (*others, N, F) of the output, with the samples as rows."""
+    """Shape (*lead, N, F) of the output, with the samples as rows."""
     gradients: PerTask
 
 
-def _matrix(x: Float[Tensor, "*others N I"]) -> PerTask:
+def _matrix(x: Float[Tensor, "*lead N I"]) -> PerTask:
     """Gradients of M in Y = X M."""
 
-    def gradients(g: Float[Tensor, "*others N O"], groups: _Groups) -> Float[Tensor, "K *others I O"]:
+    def gradients(g: Float[Tensor, "*lead N O"], groups: _Groups) -> Float[Tensor, "K *lead I O"]:
         # Computed as (O, I), the layout of a linear layer's weight.
         return ((groups(g) * groups.present).mT @ groups(x)).movedim(-3, 0).mT
 
@@ -169,8 +169,8 @@ def _use(node: Any, place: int, num_samples: int) -> _Use | None:
     if operand is None:
         return None
     shape, operand_shape = node._input_metadata[0].shape, operand._input_metadata[number].shape
-    others = shape[: len(shape) - len(operand_shape)]
-    is_same_for_all = math.prod(others) == num_samples and shape[len(others) :] == operand_shape
+    lead = shape[: len(shape) - len(operand_shape)]
+    is_same_for_all = math.prod(lead) == num_samples and shape[len(lead) :] == operand_shape
     rows: tuple[int, ...] = (num_samples, -1)
     match node.name(), place:
         case "AddBackward0", _ if is_same_for_all and (place == 0 or node._saved_alpha == 1):

@@ -49,7 +49,7 @@ class FiLM(Trunk):
         modulation = self.task_input(context.embedding.to(features.dtype))
         modulation = modulation.unflatten(-1, (len(self.layers), 2, self.out_features))
         x = features
-        for layer, own in zip(self.layers, modulation.unbind(-3), strict=True):
-            gamma, beta = own.unbind(-2)
+        for layer, gamma_beta in zip(self.layers, modulation.unbind(-3), strict=True):
+            gamma, beta = gamma_beta.unbind(-2)
             x = self.activation((1 + gamma) * layer(x) + beta)
         return x
