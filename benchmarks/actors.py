@@ -29,7 +29,8 @@ from mtrl.parallel.transport import LocalProcesses
 from mtrl.run.loop import seed_everything
 from mtrl.run.timing import PhaseTimer
 from mtrl.system.cores import available_cores
-from mtrl.train import make_learner, make_source, threads_beside
+from mtrl.system.tuning import threads_beside
+from mtrl.train import make_learner, make_source
 
 
 class Candidate:

@@ -34,7 +34,7 @@ from mtrl.envs.atari.rows import EnvPoolRows
 from mtrl.envs.atari.suite import named_games
 from mtrl.envs.atari.vector import FRAME_SKIP, AtariVecEnv
 from mtrl.system.cores import available_cores
-from mtrl.train import keep_freed_memory
+from mtrl.system.tuning import keep_freed_memory
 
 Backend = Literal["ale", "envpool"]
 

@@ -39,7 +39,7 @@ from mtrl.config import composed
 from mtrl.optim import gradients
 from mtrl.optim.aggregation import Aggregation, PCGrad
 from mtrl.registry import lookup, names
-from mtrl.train import keep_freed_memory
+from mtrl.system.tuning import keep_freed_memory
 from mtrl.types import Batch, EnvSpec, Metrics, Rollout, Step
 
 OBS, ACTIONS = 39, 4

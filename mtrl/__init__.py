@@ -10,8 +10,8 @@ from mtrl.envs import register_with_gymnasium
 __all__ = ["load_policy"]
 __version__ = "0.1.0"
 
-# Read when torch is imported. By default torch's idle threads spin for milliseconds (GNU OpenMP: 300,000 turns), and
-# take the cores that the simulation's threads need; this is long enough for the next operation of a network.
+# Read when torch is imported. By default torch's idle threads spin for milliseconds (GNU OpenMP: 300,000 iterations)
+# and occupy cores that the simulation's threads need; this is long enough to wait for a network's next operation.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
@@ -19,7 +19,7 @@ register_with_gymnasium()
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: environment workers import `mtrl.envs` and must not import torch.
+    # Loaded on access, because environment workers import `mtrl.envs` and must not import torch.
     if name == "load_policy":
         from mtrl.policy import load_policy
 

@@ -1,4 +1,4 @@
-"""Run-level settings, and how a command line becomes plain values. `train.yaml` composes the rest from its groups."""
+"""Settings of a run, and the conversion of a command line to plain values. `train.yaml` composes the config groups."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ GROUPS = (
     "value_head",
     "task_sampling",
 )
-"""Config groups that choose one component each; the registry checks what is in them."""
+"""Config groups that choose one component each; the registry checks their content."""
 
 KINDS = {"network": "trunk"}
-"""The kind of component that a group chooses, where it has another name."""
+"""The kind of component that a group chooses, if it differs from the group's name."""
 
 MAX_EPISODE_STEPS = 27_000
-"""As long as the longest time limit among Gymnasium's own environments and Atari's."""
+"""The longest time limit among Gymnasium's and Atari's environments."""
 
 CHANGEABLE = (
     "total_steps",
@@ -62,19 +62,19 @@ CHANGEABLE = (
     "log",
     "schedule_steps",
 )
-"""What a resumed run may be given anew."""
+"""Settings that may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """When and how the policy is evaluated in training; the final policy always is."""
+    """When and how the policy is evaluated during training; the final policy always is."""
 
     every: int
     """Environment steps over all slots; 0: only at the end."""
     episodes_per_task: int
     """Episode i runs goal i: 50 is the official protocol."""
     max_episode_steps: int = MAX_EPISODE_STEPS
-    """Where episodes of an environment without a time limit of its own are truncated."""
+    """Truncates episodes of environments that have no time limit."""
 
     def __post_init__(self) -> None:
         not_negative(every=self.every)
@@ -83,12 +83,12 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When everything that a resumed run needs is saved; the end and a stop by signal always are."""
+    """When checkpoints are saved; there is always one at the end and after a stop by signal."""
 
     every: int
     """Environment steps over all slots; 0: only at the end."""
     keep: int
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
         not_negative(every=self.every)
@@ -97,7 +97,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where metrics go, besides `metrics.jsonl`."""
+    """Where metrics are logged besides `metrics.jsonl`."""
 
     every: int
     """Environment steps over all slots."""
@@ -110,12 +110,12 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What `network=...` names: a trunk, and which head is on it."""
+    """A trunk and the kind of head on it."""
 
     trunk: dict[str, Any]
     head: str
     value: dict[str, Any] | None = None
-    """Options of the trunk that are others in critics and value networks than in the policy."""
+    """Options of the trunk that differ in critics and value networks."""
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,19 @@ class TrainConfig:
     checkpoint: CheckpointConfig
     log: LogConfig
     actors: int = 0
-    """Processes that act beside the learner and share the slots; 0: the learner's process acts."""
+    """Processes that act in parallel with the learner and share the slots; 0: the learner's process acts."""
     precision: str = "float32"
-    """What torsos and trunks compute in: float32 or bfloat16."""
+    """Precision of torsos and trunks: float32 or bfloat16."""
     compile: bool = False
-    """Whether losses are compiled functions."""
+    """Whether losses are compiled."""
     schedule_steps: int | None = None
     """Where schedules (learning rates, resets) end; None: where training ends."""
     total_updates: int | None = None
-    """Ends training after so many updates, whatever `total_steps` says; every interval then counts updates too."""
+    """Ends training after this many updates instead of `total_steps`; all intervals then count updates, too."""
     resets: int = 0
-    """Times that networks and optimisers begin anew, evenly spread over training."""
+    """Number of times that networks and optimisers are reset, evenly spaced over training."""
     aux_losses: list[dict[str, Any]] = field(default_factory=list)
-    """Losses of the policy besides the learner's own."""
+    """Losses of the policy in addition to the learner's."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
@@ -187,28 +187,28 @@ class TrainConfig:
 
     @property
     def total(self) -> int:
-        """Where training ends: environment steps, or updates where it is they that are counted."""
+        """Where training ends, in environment steps, or in updates if `total_updates` is given."""
         return self.total_steps if self.total_updates is None else self.total_updates
 
     def plain(self) -> dict[str, Any]:
-        """The settings as nested dicts, as they are stored with a run."""
+        """The settings as nested dicts, as stored with a run."""
         plain = dict(vars(self))
         for key in ("eval", "checkpoint", "log"):
             plain[key] = dict(vars(plain[key]))
         return plain
 
     def lasting(self) -> dict[str, Any]:
-        """Those that a resumed run must have again; its folder may have been moved."""
+        """The settings that a resumed run must keep. The folder may have been moved."""
         return {key: value for key, value in self.plain().items() if key not in (*CHANGEABLE, "run_dir")}
 
 
 def train_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Checks plain values. Raises `UserError` for a key or a value that is not valid."""
+    """Makes a `TrainConfig` from plain values. Raises `UserError` for an invalid key or value."""
     sections = {"eval": EvalConfig, "checkpoint": CheckpointConfig, "log": LogConfig}
     for key, section in {**sections, "network": NetworkConfig}.items():
         if not isinstance(values.get(key), Mapping):
             expected = ", ".join(f"{key}.{field.name}" for field in fields(section))
-            raise UserError(f"{key} has settings of its own ({expected}) and cannot be {values.get(key)!r}.")
+            raise UserError(f"{key} is a group of settings ({expected}) and cannot be {values.get(key)!r}.")
     construct("network", NetworkConfig, values["network"])
     built = {key: construct(key, section, values[key]) for key, section in sections.items()}
     given = {key: value for key, value in values.items() if key not in (*sections, "resume")}
@@ -222,16 +222,16 @@ def config_dir() -> Path:
 
 
 def presets(group: str, folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """The files of a group by their names, also those in a user's own folders. Raises `UserError`."""
-    found: dict[str, Path] = {}
+    """The files of a group by name, including those in the user's `folders`. Raises `UserError`."""
+    files: dict[str, Path] = {}
     for folder in (config_dir(), *folders):
         if not folder.is_dir():
             raise UserError(f"No folder {folder}: expected one of presets, {folder}/<group>/<name>.yaml.")
         for path in (folder / group).glob("*.yaml"):
-            if path.stem in found:
-                raise UserError(f"{path} has the name of {found[path.stem]}: give it another.")
-            found[path.stem] = path
-    return found
+            if path.stem in files:
+                raise UserError(f"{path} has the name of {files[path.stem]}: give it another.")
+            files[path.stem] = path
+    return files
 
 
 def registered(group: str) -> list[str]:
@@ -244,12 +244,12 @@ def registered(group: str) -> list[str]:
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
-    """What can be chosen from a group, sorted: registered components and presets."""
+    """The options of a group, sorted: registered components and presets."""
     return sorted({*registered(group), *presets(group, folders)})
 
 
 def offer_components(folders: Sequence[Path] = ()) -> None:
-    """Lets Hydra find every registered component for which there is no file: with the defaults of its constructor."""
+    """Registers every component without a file with Hydra, with the defaults of its constructor."""
     store = ConfigStore.instance()
     for group in GROUPS:
         files = presets(group, folders)
@@ -257,7 +257,7 @@ def offer_components(folders: Sequence[Path] = ()) -> None:
             node = {"trunk": {"name": name}, "head": "per_task"} if group == "network" else {"name": name}
             if name not in files:
                 store.store(name, node, group)
-            elif group in store.repo:  # stored before its file was there, which it would be merged with
+            elif group in store.repo:  # stored before its file existed, with which it would be merged
                 store.repo[group].pop(f"{name}.yaml", None)
 
 
@@ -267,14 +267,14 @@ def to_plain(node: Any) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A stored configuration. Raises `UserError` if it cannot be read.
+    """Reads a stored configuration. Raises `UserError` if it cannot be read.
 
-    It was resolved when it was stored: interpolations, which can read environment variables, are refused.
+    It was resolved when it was stored, so interpolations, which can read environment variables, are refused.
     """
     try:
         text = read_text(path, path.parent)
         _check_plain(text)
-        values = to_plain(OmegaConf.create(text))  # there is nothing to resolve but what `save_yaml` escaped
+        values = to_plain(OmegaConf.create(text))  # only resolves what `save_yaml` escaped
         _check_keys(values, "")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"No {path.name} in {path.parent}: it is not a run folder.") from None
@@ -286,7 +286,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_train_yaml(path: Path) -> TrainConfig:
-    """The stored configuration of a training run. Raises `UserError` if it is not whole."""
+    """Reads the stored configuration of a training run. Raises `UserError` if it is incomplete or invalid."""
     values = load_yaml(path)
     try:
         return train_config(values)
@@ -295,7 +295,7 @@ def load_train_yaml(path: Path) -> TrainConfig:
 
 
 def _check_plain(text: str) -> None:
-    """Raises `ValueError` for YAML with more to it than values: what refers to something else, or is nested deep."""
+    """Raises `ValueError` for YAML with aliases, interpolations or deep nesting."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -309,7 +309,7 @@ def _check_plain(text: str) -> None:
 
 
 def _check_keys(values: Any, entry: str) -> None:
-    """Raises `ValueError` for a key that is no text."""
+    """Raises `ValueError` for a key that is not a string."""
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
         if isinstance(values, dict) and not isinstance(key, str):
             raise ValueError(f"{entry or 'the settings'}: a key must be text, not {shown(key)}")
@@ -318,7 +318,7 @@ def _check_keys(values: Any, entry: str) -> None:
 
 
 def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
-    """What a stored configuration has under a dotted key. Raises `UserError` if it is missing or of another type."""
+    """The value of a dotted key in a stored configuration. Raises `UserError` if it is missing or of another type."""
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -329,17 +329,17 @@ def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) ->
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes plain values, as a file that appears whole. Raises `OSError`."""
+    """Atomically writes plain values. Raises `OSError`."""
     write_atomic(path, to_yaml(values))
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Plain values as `load_yaml` reads them."""
+    """Plain values as YAML for `load_yaml`."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(values)))
 
 
 def _escaped(node: Any) -> Any:
-    """Plain values in which no text is an interpolation."""
+    """Plain values with interpolations escaped."""
     if isinstance(node, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", node)
     if isinstance(node, Mapping):
@@ -348,26 +348,26 @@ def _escaped(node: Any) -> Any:
 
 
 def split_paths(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
-    """Takes the arguments `key=path` for some keys off the others, which `parse` reads.
+    """Separates the arguments `key=path` for some keys from the other arguments, which are for `parse`.
 
-    A path is what follows the first `=`, as it is: it may hold what means something in the language of overrides.
+    A path is everything after the first `=`, and may contain characters that have a meaning in overrides.
     """
-    others: list[str] = []
+    remaining: list[str] = []
     paths: dict[str, str | None] = {}
     for argument in arguments:
         key, equals, path = argument.lstrip("+").partition("=")
         if equals and key in keys:
             paths[key] = None if path == "null" else path
         else:
-            others.append(argument)
-    return others, paths
+            remaining.append(argument)
+    return remaining, paths
 
 
 def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
-    """Parses `key=value` arguments, of which a `sweep` may give several values.
+    """Parses `key=value` arguments, which may have several values in a `sweep`.
 
     Raises:
-        UserError: Something is no override, or stands for several values where one is expected.
+        UserError: An argument is not an override, or has several values outside a sweep.
     """
     parser, overrides = OverridesParser.create(), []
     for argument in arguments:
@@ -375,8 +375,8 @@ def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
             override = parser.parse_override(argument)
         except HydraException as error:
             raise UserError(
-                f"Cannot read the command line: {argument!r} is not key=value. Quotes of its own let a value hold "
-                "any character, and the shell has its own: 'key=\"a, b\"'."
+                f"Cannot read the command line: {argument!r} is not key=value. Quote values with special "
+                "characters, once more for the shell: 'key=\"a, b\"'."
             ) from error
         if override.is_sweep_override() and not sweep:
             raise UserError(f"{argument} stands for several values, which only a sweep takes: python -m mtrl.train -m.")
@@ -385,31 +385,31 @@ def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
 
 
 def split_folders(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Takes `--config-dir DIR`, a user's own folder of presets, off the other arguments. Raises `UserError`."""
-    others: list[str] = []
+    """Separates `--config-dir DIR`, a user's folder of presets, from the other arguments. Raises `UserError`."""
+    remaining: list[str] = []
     folders: list[Path] = []
-    rest = iter(arguments)
-    for argument in rest:
+    iterator = iter(arguments)
+    for argument in iterator:
         flag, equals, value = argument.partition("=")
         if flag not in ("--config-dir", "-cd"):
-            others.append(argument)
+            remaining.append(argument)
             continue
-        if not (path := value if equals else next(rest, "")):
+        if not (path := value if equals else next(iterator, "")):
             raise UserError(f"{flag} needs a folder of presets: {flag} DIR.")
         folders.append(Path(path))
-    return others, folders
+    return remaining, folders
 
 
 def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, folders: Sequence[Path] = ()) -> list[str]:
-    """Overrides as Hydra takes them, checked, with errors that name the nearest valid key or option.
+    """Checks overrides and converts them for Hydra. Errors name the nearest valid key or option.
 
-    Options of components are passed on to be checked by the component that gets them. To name a component is to choose
-    it: `weighting.name=dwa` is `weighting=dwa`, and `network.trunk.name=mlp` drops what the trunk had for options, but
-    those that are given with it.
+    Options of components are passed on and checked by the component that gets them. Naming a component chooses it:
+    `weighting.name=dwa` is `weighting=dwa`, and `network.trunk.name=mlp` replaces the trunk with all its options except
+    those given on the command line.
 
     Args:
-        sweep: Whether they may give several values.
-        folders: Where there are further presets.
+        sweep: Whether overrides may have several values.
+        folders: Folders with further presets.
     """
     base, overrides = load_yaml_of(config_name), parse(arguments, sweep)
     pairs = zip(arguments, overrides, strict=True)
@@ -418,7 +418,7 @@ def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, fol
     replaced = [node for node, _, key in nodes if key == "name" and node.count(".") and node.split(".")[0] in GROUPS]
     dropped = [f"++{node}=null" for node in dict.fromkeys(replaced)]
     if "network.trunk" in replaced:
-        dropped.append("++network.value=null")  # options of the trunk as well
+        dropped.append("++network.value=null")  # these are options of the trunk, too
     return [*dropped, *passed]
 
 
@@ -436,13 +436,13 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
         for choice in choices:
             if choice not in valid:
                 raise UserError(unknown(key, choice, valid))
-        if isinstance(override.value(), Glob):  # Hydra would not look for it in a user's own folders
+        if isinstance(override.value(), Glob):  # Hydra would not search the user's folders
             if not choices:
                 raise UserError(f"{argument} matches no {key}. Valid: {', '.join(valid)}.")
             plain = f"{key}={','.join(choices)}"
-        return f"+{plain}" if key == "experiment" else plain  # no experiment is chosen by default
+        return f"+{plain}" if key == "experiment" else plain  # there is no default experiment
     if first in GROUPS and rest:
-        return f"++{plain}"  # the component that gets it knows whether it is valid
+        return f"++{plain}"  # checked by the component that gets it
     section = base.get(first)
     if rest and isinstance(section, dict):
         if rest not in section:
@@ -453,7 +453,7 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
 
 
 def _choices(override: Override, options: list[str]) -> Iterable[Any]:
-    """The options that an override chooses, all of them in a sweep."""
+    """The options that an override chooses; several in a sweep."""
     value: Any = override.value()
     if isinstance(value, Glob):
         return value.filter(options)
@@ -461,22 +461,22 @@ def _choices(override: Override, options: list[str]) -> Iterable[Any]:
 
 
 def load_yaml_of(config_name: str) -> dict[str, Any]:
-    """Keys of a primary config file itself."""
+    """The settings in a primary config file, without its groups."""
     values = to_plain(OmegaConf.load(config_dir() / f"{config_name}.yaml"))
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
 def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """The configuration that a command line means, as plain values. Raises `UserError`.
+    """The configuration described by a command line, as plain values. Raises `UserError`.
 
-    What an experiment says of a group's options is about the choice that it makes: another choice is without it.
+    An experiment's settings for a group are dropped if the command line chooses another option of that group.
     """
     overrides = checked(arguments, config_name, folders=folders)
     keys = [override.key_or_group for override in parse(overrides)]
     offer_components(folders)
 
     def without(left_out: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Settings and choices."""
+        """Settings and choices, with the overrides of some keys left out."""
         kept = [override for override, key in zip(overrides, keys, strict=True) if key not in left_out]
         config = compose(config_name, [*search_path(folders), *kept], return_hydra_config=True)
         choices = to_plain(config.hydra.runtime.choices)
@@ -488,30 +488,30 @@ def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path]
         with nullcontext() if in_sweep else initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
             values, choices = without(())
             if "experiment" in choices:
-                (_, theirs), (others, _) = without(GROUPS), without(["experiment"])
-                values |= {group: others[group] for group in GROUPS if choices.get(group) != theirs.get(group)}
+                (_, of_experiment), (plain, _) = without(GROUPS), without(["experiment"])
+                values |= {group: plain[group] for group in GROUPS if choices.get(group) != of_experiment.get(group)}
             return values
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from error
 
 
 def search_path(folders: Sequence[Path]) -> list[str]:
-    """The override that lets Hydra find presets in a user's own folders."""
-    # Hydra's quotes: of backslashes, only those before a quote are escaped.
+    """The override with which Hydra finds presets in the user's folders."""
+    # Hydra's quoting: only backslashes before a quote are escaped.
     paths = [re.sub(r'\\+(?="|$)', r"\g<0>\g<0>", str(folder.resolve())).replace('"', r"\"") for folder in folders]
     return ["hydra.searchpath=[" + ",".join(f'"file://{path}"' for path in paths) + "]"] if paths else []
 
 
 def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Iterable[str] = ()) -> dict[str, Any]:
-    """A stored configuration with what a resumed run may be given anew.
+    """A stored configuration with the changes for a resumed run.
 
     Args:
-        paths: Keys that were given beside the overrides.
+        paths: Keys given in addition to the overrides.
 
     Raises:
-        UserError: An override of something else: the run would not go on, but be another.
+        UserError: An override changes a setting that is not `CHANGEABLE`.
     """
-    # With the settings that are newer than the run.
+    # Includes defaults of settings that are newer than the run.
     config = OmegaConf.create(_escaped({**stored, **train_config(stored).plain()}))
     absent = object()
     for key in (*paths, *(override.key_or_group for override in overrides)):
@@ -538,9 +538,9 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
 
 
 def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
-    """Keys of settings in which a configuration is not that of a run that it could go on with."""
-    other = stored.lasting()
-    return [key for key, value in config.lasting().items() if value != other[key]]
+    """Keys of the settings that prevent a stored run from being continued with a configuration."""
+    expected = stored.lasting()
+    return [key for key, value in config.lasting().items() if value != expected[key]]
 
 
 def _first_line(error: Exception) -> str:
@@ -548,7 +548,7 @@ def _first_line(error: Exception) -> str:
 
 
 def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
-    """Runs a command; a user's mistake is one line on standard error and exit code 2."""
+    """Runs a command. A `UserError` becomes one line on standard error and exit code 2."""
     if "--version" in arguments:
         print(f"mtrl {mtrl.__version__}")
         sys.exit(0)

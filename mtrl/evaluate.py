@@ -36,15 +36,15 @@ def evaluate_run(
     out: str | None = None,
     env: dict[str, Any] | None = None,
 ) -> EvalResult:
-    """Evaluates a run's last whole checkpoint, or one checkpoint of it, prints the table and writes `eval.json`.
+    """Evaluates a run's newest intact checkpoint, or a given one, prints the table and writes `eval.json`.
 
     Args:
         run: Run folder or a checkpoint in it.
-        video: Also film one episode of each task.
-        episodes_per_task: By default the run's own setting.
-        max_episode_steps: Likewise.
-        out: Where to write; by default the run folder.
-        env: Changes of the environment's settings.
+        video: Whether to record a video of one episode of each task.
+        episodes_per_task: By default the run's setting.
+        max_episode_steps: By default the run's setting.
+        out: Output folder; by default the run folder.
+        env: Changes to the environment's settings.
     """
     folder = Path(run)
     run_dir = next((f for f in (folder, *folder.parents) if (f / "config.yaml").is_file()), None)
@@ -56,7 +56,7 @@ def evaluate_run(
     stored_entry(config, "env.name", str, stored)
     node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
     if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
-        raise UserError(f"env.{wrong[0]} does not exist: it is no setting of an environment.")
+        raise UserError(f"env.{wrong[0]} is not a setting of an environment.")
     if episodes_per_task is None:
         episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
     if max_episode_steps is None:
@@ -64,7 +64,7 @@ def evaluate_run(
         if "max_episode_steps" in config["eval"]:  # not in runs of earlier versions
             max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
     policy = load_policy(policy_folder, device)
-    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch does not know of quotas
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores CPU quotas
     protocol = mtrl.envs.evaluation_protocol(node, seed)
     evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device)
     try:
@@ -92,7 +92,7 @@ def evaluate_run(
 
 
 def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
-    """Films goal 0 of every task."""
+    """Records a video of goal 0 of every task."""
     try:
         env: Any = mtrl.envs.make(**evaluator.settings, seed=evaluator.seed, num_envs=None, render=True)
     except UserError as error:
@@ -125,8 +125,8 @@ def _main(arguments: list[str]) -> int:
         return 0
     keywords: dict[str, Any] = {}
     changes: dict[str, Any] = {}
-    others, paths = split_paths(arguments, ("run", "out"))
-    for override in parse(others):
+    settings, paths = split_paths(arguments, ("run", "out"))
+    for override in parse(settings):
         key, value = override.key_or_group, override.value()
         if key.startswith("env."):
             changes[key.removeprefix("env.")] = value

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON that every reader takes. No torch here: workers import it."""
+"""Atomic writing of files, and standard JSON. No torch here, because workers import this."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path` to write to; that file takes the place of `path` at the end. Makes the folder.
+    """Yields a temporary path in the folder of `path`, and moves that file to `path` on exit. Makes the folder.
 
-    After an error it vanishes, and what `path` was stays. The name is another each time, so that two processes that
-    write `path` at once do not meet: the last one wins.
+    After an error the temporary file is removed and `path` is unchanged. Temporary names are random: if two processes
+    write `path` at the same time, the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replaces a file with `text`; a kill leaves the old content or the new. Makes the folder. Raises `OSError`."""
+    """Atomically replaces the content of a file with `text`. Makes the folder. Raises `OSError`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         sync(temporary)
@@ -38,7 +38,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file or folder is on the disk, as far as the system knows. Raises `OSError`."""
+    """Flushes a file or folder to the disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,12 +47,12 @@ def sync(path: Path) -> None:
 
 
 def json_text(values: Any, indent: int | None = None) -> str:
-    """Plain values as JSON; NaN and infinity, for which it has no words, become null."""
+    """Plain values as JSON, with null for NaN and infinity."""
     return json.dumps(_finite(values), allow_nan=False, indent=indent)
 
 
 def stored_number(stored: float | None) -> float:
-    """A number out of such JSON: NaN for null."""
+    """A number from such JSON, with NaN for null."""
     return math.nan if stored is None else stored
 
 

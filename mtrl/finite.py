@@ -1,4 +1,4 @@
-"""What an environment gives must be finite. Looked at where it comes in, while it is known whose fault it is."""
+"""Checks that observations and rewards are finite, as early as possible, so that the error can name their source."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from mtrl.types import EnvSpec, Step, UserError
 
 
 def check_step(step: Step, length: Shaped[Tensor, " B"], spec: EnvSpec) -> None:
-    """Checks rewards, and the observations that they came with.
+    """Checks rewards and observations of a step.
 
     Args:
-        length: Of each slot's episode, this step included.
+        length: Length of each slot's episode, including this step.
 
     Raises:
-        UserError: One is NaN or infinite.
+        UserError: A value is NaN or infinite.
     """
     _check("reward", step.reward, step.task, length, spec)
     _check("observation", step.final_obs, step.task, length, spec)
 
 
 def check_first(obs: Shaped[Tensor, "B *obs"], task: Int[Tensor, " B"], spec: EnvSpec) -> None:
-    """Checks observations of which some begin an episode. Raises `UserError` if one is NaN or infinite."""
+    """Checks the first observations of episodes. Raises `UserError` if one is NaN or infinite."""
     _check("observation", obs, task, torch.zeros_like(task), spec)
 
 
 def _check(what: str, values: Tensor, task: Int[Tensor, " B"], length: Shaped[Tensor, " B"], spec: EnvSpec) -> None:
-    # A sum is finite only if all of it is, and is an eighth of the work.
+    # A sum is finite only if all values are, and takes an eighth of the time.
     if not values.is_floating_point() or values.sum().isfinite():
         return
     finite = values.isfinite()
-    if finite.all():  # their sum was too large
+    if finite.all():  # the sum has overflowed
         return
     slot, *index = (~finite).nonzero()[0].tolist()
     place = f"{what} at {index}" if index else what

@@ -1,8 +1,8 @@
-"""What is looked at before a run folder is used: it may be damaged, edited, or a stranger's."""
+"""Checks of a run folder before it is used, since it may be damaged, edited or untrusted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from mtrl.build import build_episodes
 from mtrl.config import TrainConfig
 from mtrl.data.experience import EpisodeStatistics
-from mtrl.policy import read_policy
+from mtrl.policy import read_policy, stored_tasks
 from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
 from mtrl.run.checkpoint.rotation import checkpoints, newest_valid
 from mtrl.run.checkpoint.transfer import networks_of
@@ -22,7 +22,7 @@ from mtrl.types import Learner, State, UserError
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Raises `UserError` if something that a run reads or writes leads out of its folder, or there is no checkpoint."""
+    """Raises `UserError` if a path that a run uses leads out of its folder, or if there is no checkpoint."""
     for name in ("eval", "checkpoints", "tensorboard", "config.yaml", "metrics.jsonl", "env.txt"):
         path = run_dir / name
         try:
@@ -32,19 +32,19 @@ def check_run_dir(run_dir: Path) -> None:
         except ValueError as error:
             raise UserError(f"{path} cannot be used: {error}.") from error
     if not checkpoints(run_dir / "checkpoints"):
-        newest_valid(run_dir / "checkpoints")  # says what is there instead
+        newest_valid(run_dir / "checkpoints")  # raises an error that lists what is there instead
 
 
 def check_planned(
     config: TrainConfig, run_dir: Path, make_learner: Callable[[TrainConfig, EpisodeStatistics], Learner]
 ) -> None:
-    """Compares the learner that a configuration describes with the checkpoints, before memory is taken for it.
+    """Compares the learner that a configuration describes with the checkpoints, before memory is allocated for it.
 
     Args:
-        make_learner: Makes it.
+        make_learner: Makes the learner.
 
     Raises:
-        UserError: It is that of no checkpoint, or cannot be made.
+        UserError: The learner fits no checkpoint, or cannot be made.
     """
     problems = []
     for path in checkpoints(run_dir / "checkpoints"):
@@ -68,9 +68,9 @@ def _check_fits(
     learner, data = (load_state(path / "training_state" / name, headers_only=True) for name in ("learner", "data"))
     num_envs = config.env.get("num_envs") or config.data.get("slots_per_task", 1) * spec.num_tasks
     collector = data.get("collector")
-    held = collector.get("task") if isinstance(collector, Mapping) else None  # none with actors beside the learner
-    if isinstance(held, Tensor) and len(held) != num_envs:
-        raise ValueError(f"expected {num_envs:,} slots, found {len(held):,}")
+    task = collector.get("task") if isinstance(collector, Mapping) else None  # no collector with actors
+    if isinstance(task, Tensor) and len(task) != num_envs:
+        raise ValueError(f"expected {num_envs:,} slots, found {len(task):,}")
     networks = networks_of(learner)
     described = ("network", "torso", "core", "task_encoder", "value_head")
     check_sizes({key: getattr(config, key) for key in described}, count(networks), "")
@@ -84,18 +84,29 @@ def _check_fits(
         check_like(learner, plan, "learner")
 
 
+def check_tasks(policy: Path, tasks: Sequence[str]) -> None:
+    """Raises `UserError` unless a stored policy has the same tasks in the same order."""
+    have = stored_tasks(policy)
+    if have != tuple(tasks):
+        raise UserError(
+            f"The run cannot continue with other tasks or another order: its checkpoint has [{', '.join(have)}], the "
+            f"environment now [{', '.join(tasks)}]. Put back what was changed in its config.yaml, or use init_from to "
+            "start a new run from this one's weights."
+        )
+
+
 def save_settings(config: TrainConfig, folder: Path) -> None:
-    """Stores in a checkpoint what it was made with: `config.yaml` has no checksum, and may be edited."""
+    """Stores the settings in a checkpoint, because `config.yaml` has no checksum and may be edited."""
     save_state(folder / "settings", config.lasting())
 
 
-def _check_same(found: Any, stored: Any, entry: str = "") -> None:
-    """Raises `ValueError` for the first setting that is another. Settings that are not stored are of later versions."""
-    if isinstance(found, Mapping) and isinstance(stored, Mapping):
+def _check_same(given: Any, stored: Any, entry: str = "") -> None:
+    """Raises `ValueError` for the first setting that differs. Settings that are not stored come from later versions."""
+    if isinstance(given, Mapping) and isinstance(stored, Mapping):
         for key in stored:
-            _check_same(found.get(key), stored[key], f"{entry}.{key}" if entry else str(key))
-    elif found != stored:
+            _check_same(given.get(key), stored[key], f"{entry}.{key}" if entry else str(key))
+    elif given != stored:
         raise ValueError(
-            f"{entry}: expected {shown(stored)}, with which the checkpoint was made, found {shown(found)}: put it "
+            f"{entry}: expected {shown(stored)}, with which the checkpoint was made, found {shown(given)}: put it "
             "back, or use init_from to start a new run from this one's weights"
         )

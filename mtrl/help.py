@@ -1,4 +1,4 @@
-"""What `python -m mtrl.train --help` prints: every setting, option and component, from what defines them."""
+"""The output of `python -m mtrl.train --help`: every setting, option and component, generated from their sources."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ WITHIN = {
     "agent.obs_norm": "obs_norm",
     "env.physics": "physics",
 }
-"""Settings that name a component and are no group of their own."""
+"""Settings that name a component and are not groups."""
 SKIPPED = ("# @package", "defaults:", "  - ", "name: ")
-"""How lines begin that are no setting of an option."""
+"""Beginnings of the lines in a file that are not settings."""
 FROM_THE_RUN = ("seed", "device", "slots_per_task", "render", "log_alpha")
-"""What components can be given beside their settings."""
+"""Arguments of components that are not settings."""
 
 
 def help_text(usage: str, folders: Sequence[Path] = ()) -> str:
-    """The whole text.
+    """The complete help text.
 
     Args:
-        usage: How the command is used, which comes first.
-        folders: Where there are further presets.
+        usage: Usage of the command, which comes first.
+        folders: Folders with further presets.
     """
     settings, _, _ = (config_dir() / "train.yaml").read_text(encoding="utf-8").partition("\nhydra:")
     lines = [usage.strip(), "", "Choices, `group=option`, with the default of each group:"]
@@ -44,8 +44,8 @@ def help_text(usage: str, folders: Sequence[Path] = ()) -> str:
     for group in (*GROUPS, "experiment"):
         files = presets(group, folders)
         for option in options(group, folders):
-            found = _of_file(group, files[option]) if option in files else _of_component(group, option)
-            lines += ["", f"{group}={option}", *(f"  {line}" for line in found)]
+            described = _of_file(group, files[option]) if option in files else _of_component(group, option)
+            lines += ["", f"{group}={option}", *(f"  {line}" for line in described)]
     return "\n".join(lines) + "\n"
 
 
@@ -56,22 +56,22 @@ def _default_choices() -> dict[str, str]:
 
 
 def _of_file(group: str, path: Path) -> list[str]:
-    """The lines of an option's file, and those settings of a trunk that the file leaves at their defaults."""
+    """The lines of an option's file, and the settings of a trunk that are not in the file."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith(SKIPPED)]
     trunk = load_yaml(path).get("trunk", {}) if group == "network" else {}
     return lines + _defaults(group, lookup("trunk", trunk["name"]), trunk) if "name" in trunk else lines
 
 
 def _of_component(group: str, name: str) -> list[str]:
-    """What a component without a file is, in its own words, and its settings."""
+    """The first line of the docstring of a component without a file, and its settings."""
     component = lookup(KINDS.get(group, group), name)
     component = component.func if isinstance(component, partial) else component
     return [f"# {line}" for line in (component.__doc__ or "").splitlines()[:1]] + _defaults(group, component)
 
 
 def _defaults(group: str, component: Callable[..., Any], given: Collection[str] = FROM_THE_RUN) -> list[str]:
-    """Settings of a component that have a default, but those that are `given`."""
+    """Settings of a component that have a default, except those that are `given`."""
     key = {"network": "network.trunk"}.get(group, group)
     parameters = inspect.signature(component).parameters.values()
-    others = [p for p in parameters if p.default is not p.empty and p.name not in given]
-    return [f"# {key}.{p.name}={p.default} ({getattr(p.annotation, '__name__', p.annotation)})" for p in others]
+    settings = [p for p in parameters if p.default is not p.empty and p.name not in given]
+    return [f"# {key}.{p.name}={p.default} ({getattr(p.annotation, '__name__', p.annotation)})" for p in settings]

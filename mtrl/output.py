@@ -1,4 +1,4 @@
-"""Standard output and error that cannot end a program. No torch here: workers import it."""
+"""Standard output and error whose failures do not end the program. No torch here, because workers import this."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, TextIO, cast
 
 
 class Unbreakable:
-    """A text stream of which reports are lost, rather than the program, while nobody reads it or its disk is full."""
+    """A text stream that drops output instead of raising when its reader is gone or its disk is full."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        # ValueError: it was closed, or cannot encode the text. RuntimeError: a signal's handler writes amid a write.
+        # ValueError: it was closed, or cannot encode the text. RuntimeError: a signal handler writes during a write.
         with suppress(OSError, ValueError, RuntimeError):
             self._stream.write(text)
         return len(text)
@@ -32,7 +32,7 @@ class Unbreakable:
 
 @contextmanager
 def unbreakable_output() -> Iterator[None]:
-    """Within, what becomes of standard output and error is no matter to the program, nor is it when it ends."""
+    """Ignores failures of standard output and error inside the block, and when the program ends."""
     before = sys.stdout, sys.stderr
     # None: it was closed before the program began.
     streams = [stream or Path(os.devnull).open("w") for stream in before]  # noqa: SIM115
@@ -41,12 +41,12 @@ def unbreakable_output() -> Iterator[None]:
         yield
     finally:
         for stream in streams:
-            _give_up_what_is_left(stream)
+            _flush_or_drop(stream)
         sys.stdout, sys.stderr = before
 
 
-def _give_up_what_is_left(stream: Any) -> None:
-    """What cannot be written is dropped: the interpreter would try again at its end, and exit with code 120."""
+def _flush_or_drop(stream: Any) -> None:
+    """Drops output that cannot be written: the interpreter would try again at exit, and end with code 120."""
     try:
         stream.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Plot what a run logged about itself.
+"""Plot the metrics of a run.
 
 python -m mtrl.plot run=runs/...                                # runs/.../plots/*.png
 python -m mtrl.plot run=runs/... out=folder
@@ -29,9 +29,9 @@ CURVES: dict[str, tuple[str, ...]] = {
     "value_scale": ("train/value_scale",),
     "network_usage": ("train/*_dormant_ratio", "train/*_effective_rank"),
 }
-"""Files, and which metrics are in them, one below the other; a metric of tasks has a line for each."""
+"""Files and the metrics in each, one below the other; a per-task metric has a line for each task."""
 CURRENT: dict[str, str] = {"cosine": "grad/*_cosine", "routing": "train/*_routing"}
-"""Files of matrices as they were when last logged: a task's cosines to the others, its use of each module."""
+"""Files of matrices, with the values logged last: cosines between tasks, and each task's use of modules."""
 
 Series = tuple[list[int], list[float]]
 """Steps and values."""
@@ -52,39 +52,39 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
-    """Metrics by name, each with a line per task, or one called ""."""
-    found: dict[str, dict[str, Series]] = defaultdict(lambda: defaultdict(lambda: ([], [])))
+    """Metrics by name, each with a line per task, or a single one called ""."""
+    lines: dict[str, dict[str, Series]] = defaultdict(lambda: defaultdict(lambda: ([], [])))
     for row in rows:
         for key, value in row.items():
             if not isinstance(value, list):
                 group, _, rest = key.partition("/")
                 name, _, task = rest.partition("/")
-                steps, values = found[f"{group}/{name}"][task]
+                steps, values = lines[f"{group}/{name}"][task]
                 steps.append(row["step"])
                 values.append(stored_number(value))
-    return found
+    return lines
 
 
 def matrices(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[str], list[list[float]]]]:
-    """By metric: names of rows, names of columns and the numbers, as they were when last logged."""
+    """By metric: names of rows, names of columns and the numbers logged last."""
     last = {key: value for row in rows for key, value in row.items()}
     tasks = list(dict.fromkeys(key.split("/", 2)[2] for key in last if key.startswith("train/task_share/")))
-    found: dict[str, tuple[list[str], list[str], list[list[float]]]] = {}
+    tables: dict[str, tuple[list[str], list[str], list[list[float]]]] = {}
     for key, value in last.items():
         if isinstance(value, list):
-            found[key] = (tasks, tasks, [[stored_number(x) for x in numbers] for numbers in value])
+            tables[key] = (tasks, tasks, [[stored_number(x) for x in numbers] for numbers in value])
     modules: dict[str, dict[str, list[float]]] = defaultdict(dict)
     uses = (key for key in last if fnmatch(key, "train/*_routing_[0-9]*/*"))
     for name in dict.fromkeys("/".join(key.split("/")[:2]) for key in uses):
         network, _, module = name.partition("_routing_")
         modules[f"{network}_routing"][module] = [stored_number(last.get(f"{name}/{task}")) for task in tasks]
     for name, columns in modules.items():
-        found[name] = (tasks, list(columns), [list(numbers) for numbers in zip(*columns.values(), strict=True)])
-    return found
+        tables[name] = (tasks, list(columns), [list(numbers) for numbers in zip(*columns.values(), strict=True)])
+    return tables
 
 
 def plot(run: str, out: str | None = None) -> list[Path]:
-    """Draws what a run has. Returns the files. Raises `UserError` if there is nothing to draw or to draw with."""
+    """Plots the metrics of a run. Returns the files. Raises `UserError` if there are no metrics or no matplotlib."""
     rows = read(Path(run) / "metrics.jsonl")
     try:
         import matplotlib as mpl
@@ -104,8 +104,8 @@ def plot(run: str, out: str | None = None) -> list[Path]:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from error
 
 
-def _matching(found: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
-    return {name: found[name] for pattern in patterns for name in found if fnmatch(name, pattern)}
+def _matching(metrics: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    return {name: metrics[name] for pattern in patterns for name in metrics if fnmatch(name, pattern)}
 
 
 def _draw_curves(path: Path, shown: Mapping[str, Mapping[str, Series]]) -> Path:
@@ -159,8 +159,8 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nKeys: run, out")
         return 0
-    others, paths = split_paths(arguments, ("run", "out"))
-    keywords = {override.key_or_group: override.value() for override in parse(others)}
+    settings, paths = split_paths(arguments, ("run", "out"))
+    keywords = {override.key_or_group: override.value() for override in parse(settings)}
     for path in construct("plot", plot, {**keywords, **paths}):
         print(path)
     return 0

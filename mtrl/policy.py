@@ -30,17 +30,17 @@ from mtrl.types import Actor, EnvSpec, UserError, match_tasks
 FORMAT = 1
 
 Tasks = str | int | np.integer | Sequence[str | int] | np.ndarray | Tensor
-"""A task's name or id, or one for each observation."""
+"""Name or id of a task, or one for each observation."""
 
 
 class Policy:
-    """A trained policy, ready to act. One with memory remembers: tell it with `reset` where episodes end.
+    """A trained policy, ready to act. Call `reset` at the end of episodes if the policy has memory.
 
     Attributes:
-        spec: Of the environment it was trained for.
-        network: The module itself.
-        tasks: Names of the tasks it can act in, in the order of their ids: those it was trained for, or an
-            environment's (`for_env`).
+        spec: Spec of the environment it was trained in.
+        network: The underlying module.
+        tasks: Names of the tasks it can act in, in the order of their ids: those it was trained in, or those of an
+            environment (`for_env`).
         actor: Acts on these ids.
     """
 
@@ -50,14 +50,14 @@ class Policy:
         self._state = network.initial_state(0)
 
     def for_env(self, spec: EnvSpec) -> Policy:
-        """The same policy with the tasks of an environment that has others, or has them in another order.
+        """The same policy for an environment with other tasks, or with its tasks in another order.
 
-        Its task ids are those of the environment: `policy.for_env(env.spec).act(obs, env.task)`. In a task that it was
-        not trained for (see Raises) it explores as in the first that it was trained for.
+        Its task ids are those of the environment: `policy.for_env(env.spec).act(obs, env.task)`. In tasks that it was
+        not trained in (see Raises) it explores as in the first task that it was trained in.
 
         Raises:
-            UserError: Observations or actions differ, or tasks that it was not trained for while it reads their ids. A
-                policy of a single task has nothing to read, and acts in any.
+            UserError: Observations or actions differ, or the policy reads task ids and was not trained in some of the
+                tasks. A policy of a single task does not depend on ids and can act in any task.
         """
         for field in ("obs_shape", "history", "action_kind", "action_dim"):
             expected, found = getattr(self.spec, field), getattr(spec, field)
@@ -68,8 +68,8 @@ class Policy:
         readers = self.network.task_readers if self.spec.num_tasks > 1 else ()
         if new and readers:
             raise UserError(
-                f"The policy was not trained in {', '.join(new)} and cannot act there, as it is told its task's id "
-                f"({', '.join(readers)}). One that finds out its task can: train with env.history=8 "
+                f"The policy was not trained in {', '.join(new)} and cannot act there, because it reads the task's id "
+                f"({', '.join(readers)}). A policy that infers its task can: train with env.history=8 "
                 "task_encoder=context network=mlp."
             )
         ids = [place or 0 for place in places]
@@ -82,7 +82,7 @@ class Policy:
         return policy
 
     def reset(self, ended: np.ndarray | Tensor | None = None) -> None:
-        """Forgets what was observed: everything, or that of the observations in the mask `ended` (N,)."""
+        """Clears the memory: all of it, or only where the mask `ended` (N,) is true."""
         if ended is None:
             self._state = self._state[:0]
         else:
@@ -92,7 +92,7 @@ class Policy:
     def act(self, obs: np.ndarray | Tensor, task: Tasks, explore: bool = False) -> np.ndarray | Tensor:
         """Actions for raw observations: deterministic, or sampled with `explore`.
 
-        Memory is of the N observations of the call before, and begins anew if there were more or fewer.
+        Memory belongs to the N observations of the previous call, and is cleared if N changes.
 
         Args:
             obs: (N, *obs_shape), or one observation (*obs_shape).
@@ -102,10 +102,10 @@ class Policy:
             Actions (N, A) in [-1, 1], or (N,) if discrete; without N for one observation; numpy for numpy, else tensor.
 
         Raises:
-            UserError: An unknown task, or observations of another shape.
+            UserError: A task is unknown, or observations have another shape.
         """
         device = next(self.network.parameters()).device
-        # A copy, and in numpy: torch takes no negative strides and no foreign byte order.
+        # Copied by numpy, because torch supports neither negative strides nor foreign byte orders.
         values = np.array(obs, dtype=_numpy_dtype(self.spec)) if isinstance(obs, np.ndarray) else obs
         batch = torch.as_tensor(values, device=device)
         single = batch.ndim == len(self.spec.obs_shape)
@@ -140,10 +140,10 @@ class Policy:
 
 
 class Renumbered:
-    """An actor for an environment that numbers the tasks in another way.
+    """An actor for an environment with different task ids.
 
     Args:
-        ids: (K,) the actor's id of each of the environment's tasks.
+        ids: (K,) the actor's task id for each task of the environment.
     """
 
     def __init__(self, actor: Actor, ids: Tensor) -> None:
@@ -151,7 +151,7 @@ class Renumbered:
         self.initial_state = actor.initial_state
 
     def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Actor.act`; `task` as the environment numbers them."""
+        """See `Actor.act`; `task` are ids of the environment."""
         return self.actor.act(obs, self.ids[task], state, explore)
 
 
@@ -164,7 +164,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, Any], spec: EnvSpec) -> None:
-    """Writes a policy; the weights need no code of a checkpoint to be read."""
+    """Writes a policy as `config.json` and `model.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
@@ -180,7 +180,7 @@ def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, 
 
 
 def find_policy(path: str | Path) -> Path:
-    """The policy folder in a run (its last whole checkpoint), a checkpoint, or the folder itself.
+    """The policy folder in a run (its newest intact checkpoint), a checkpoint, or the folder itself.
 
     Raises:
         UserError: There is none, or the checkpoint is damaged.
@@ -201,7 +201,7 @@ def find_policy(path: str | Path) -> Path:
             check_inside(path / "checkpoints", path)
         except ValueError as error:
             raise UserError(f"{path / 'checkpoints'} cannot be read: {error}.") from error
-        return newest_valid(path / "checkpoints", use=lambda whole: read_policy(whole / "policy")) / "policy"
+        return newest_valid(path / "checkpoints", use=lambda intact: read_policy(intact / "policy")) / "policy"
     raise UserError(
         f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
         f"folder (with config.json), found {_listing(path)}."
@@ -217,7 +217,7 @@ def _listing(path: Path) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises `UserError` for a device that is not there, or that cannot be used."""
+    """Raises `UserError` for a device that does not exist or cannot be used."""
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     here = ["cpu", *(["cuda", *gpus] if gpus else [])]
     if device not in here:
@@ -241,10 +241,10 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
     """Loads a policy for acting, evaluation or transfer. Nothing is unpickled.
 
     Args:
-        path: A run folder (its last whole checkpoint is taken), a checkpoint or a policy folder.
+        path: A run folder (its newest intact checkpoint is used), a checkpoint or a policy folder.
 
     Raises:
-        UserError: There is no policy, its files are damaged or of a later format, or there is no such device.
+        UserError: There is no policy, its files are damaged or have a later format, or there is no such device.
     """
     check_device(device)
     stored = read_policy(find_policy(path))
@@ -255,26 +255,26 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
 
 @dataclass(frozen=True)
 class StoredPolicy:
-    """What is in a policy folder: files that fit each other."""
+    """The content of a policy folder, after its files were checked against each other."""
 
     spec: EnvSpec
     network: dict[str, Any]
-    """What `build_policy` needs."""
+    """The arguments of `build_policy`."""
     tensors: dict[str, Tensor]
-    """Of the network, by name."""
+    """Tensors of the network, by name."""
 
 
 def read_policy(folder: Path) -> StoredPolicy:
-    """Reads the files of a policy folder, and compares them before memory is taken for what they describe.
+    """Reads the files of a policy folder, and checks them before memory is allocated for the network.
 
     Raises:
-        CheckpointError: They are damaged or of a later format; names file and entry.
+        CheckpointError: They are damaged or have a later format; names file and entry.
     """
     file = "config.json"
     try:
         config = _config(read_json(folder / file, folder))
         spec = _spec(config.spec)
-        none = {"name": "none"}  # in policies that were stored before there were torsos and cores
+        none = {"name": "none"}  # for policies stored by versions without torsos and cores
         network = vars(construct("network", _Network, {"torso": none, "core": none, **config.network}))
         file = "model.safetensors"
         if config.weights is not None:
@@ -296,18 +296,18 @@ def read_policy(folder: Path) -> StoredPolicy:
 
 @dataclass(frozen=True)
 class _Config:
-    """What `config.json` holds, besides its own sha256."""
+    """Content of `config.json`, without its sha256."""
 
     format: int
     spec: dict[str, Any]
     network: dict[str, Any]
     weights: dict[str, Any] | None = None
-    """`Content` of the other file. Policies that were stored before there was this have no checksums at all."""
+    """`Content` of the other file. Policies stored by versions without this have no checksums at all."""
 
 
 @dataclass(frozen=True)
 class _Network:
-    """What `build_policy` needs."""
+    """The arguments of `build_policy`."""
 
     obs_norm: dict[str, Any]
     torso: dict[str, Any]
@@ -320,8 +320,8 @@ class _Network:
 
 def _config(document: Any) -> _Config:
     entries = document if isinstance(document, dict) else {}
-    if (found := entries.get("format", FORMAT)) != FORMAT:
-        raise ValueError(f"it has format {shown(found)}; this version reads {FORMAT}")
+    if (stored := entries.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"it has format {shown(stored)}; this version reads {FORMAT}")
     has_checksums = not entries.keys().isdisjoint(("weights", "sha256"))
     config: _Config = construct("a policy", _Config, open_sealed(document) if has_checksums else document)
     return config
@@ -335,7 +335,7 @@ def _spec(fields: Mapping[str, Any]) -> EnvSpec:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"spec: obs_dtype must be a dtype, not {shown(fields.get('obs_dtype'))}")
     restored = {key: tuples(value) for key, value in fields.items()}
-    if "has_success" in restored:  # in policies that were stored before each task said it of itself
+    if "has_success" in restored:  # in policies stored by versions without per-task `reports_success`
         restored["reports_success"] = (restored.pop("has_success"),) * len(restored["task_names"])
         restored["comparable_returns"] = len(restored["task_names"]) == 1
     spec: EnvSpec = construct("spec", EnvSpec, {**restored, "obs_dtype": dtype})

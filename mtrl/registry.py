@@ -51,7 +51,7 @@ def names(kind: str) -> list[str]:
 
 
 def lookup(kind: str, name: str) -> Callable[..., Any]:
-    """The component registered under a name. Raises `UserError` with the valid names and the nearest."""
+    """The component registered under a name. Raises `UserError` with the valid names and the nearest match."""
     valid = names(kind)
     if name not in valid:
         raise UserError(unknown(kind, str(name), valid))
@@ -59,7 +59,7 @@ def lookup(kind: str, name: str) -> Callable[..., Any]:
 
 
 def unknown(what: str, found: str, valid: Iterable[str]) -> str:
-    """The message for a name that does not exist: nearest match and all valid names."""
+    """The message for an unknown name: nearest match and all valid names."""
     valid = list(valid)
     nearest = difflib.get_close_matches(found[:80], valid, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
@@ -67,7 +67,7 @@ def unknown(what: str, found: str, valid: Iterable[str]) -> str:
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:
-    """The error for an optional package that is needed and not installed: `mtrl` is installed from a checkout."""
+    """The error for an optional package that is not installed. `mtrl` is installed from a checkout."""
     return UserError(f'{what} needs {package}: pip install -c constraints.txt -e ".[{extra}]" in the checkout of mtrl.')
 
 
@@ -78,7 +78,7 @@ def build(kind: str, node: Any, **runtime: Any) -> Any:
         kind: Kind of component ("trunk", "weighting", ...).
         node: `{"name": ..., **keywords}`, plain values from a config.
         runtime: Objects known only at run time (sizes, the environment's spec). Those that the constructor does not
-            name are left out, so that a simple component need not accept what it does not use.
+            name are left out, so that components need not accept what they do not use.
 
     Raises:
         UserError: Unknown name or keyword, missing keyword, or a value of the wrong type.
@@ -94,7 +94,7 @@ def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime
     """Calls `component` with keywords from a config and objects from the run, checked as `build` describes.
 
     Args:
-        what: What the messages call it.
+        what: Name of the component in error messages.
     """
     if not isinstance(keywords, Mapping):
         raise UserError(f"{what} must be settings, not {shown(keywords)}.")
@@ -121,7 +121,7 @@ def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime
 
 
 def check_type(what: str, key: str, value: Any, hint: Any) -> None:
-    """Raises `UserError` unless a value from a config or a file is what an annotation says."""
+    """Raises `UserError` unless a value from a config or a file matches an annotation."""
     if not _fits(value, hint):
         raise UserError(f"{what}: {key} must be {_describe(hint)}, not {shown(value)}.")
 
@@ -141,13 +141,13 @@ def _describe(hint: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a config value fits an annotation; annotations other than plain scalars and their unions always fit."""
+    """Whether a config value matches an annotation. Annotations of other types match any value."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # as torch takes it
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # torch's range
     if hint is float:
         return isinstance(value, float) or _fits(value, int)
     if hint in (bool, str, dict, list, type(None)):

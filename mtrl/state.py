@@ -1,4 +1,4 @@
-"""What states look like: a saved one must fit the object that is to take it."""
+"""Comparison of saved states with the objects that load them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ T = TypeVar("T")
 
 
 def check_like(found: Any, fresh: Any, entry: str = "") -> None:
-    """Compares a saved state with the `state_dict` of an object that has just been made.
+    """Compares a saved state with the `state_dict` of a new object.
 
-    Keys, types, dtypes and shapes must be the same, but for what a new object has not got yet: an empty dict, None, and
-    an axis of length 0 may have become anything of their kind. What is in lists, `load_state_dict` must look at itself.
+    Keys, types, dtypes and shapes must be the same, except where the new object is empty: an empty dict, None and an
+    axis of length 0 match anything of their kind. Elements of lists are not compared; `load_state_dict` must check
+    them.
 
     Args:
-        found: Only looked at: its tensors may be on the device "meta".
+        found: The saved state; its tensors may be on the device "meta".
 
     Raises:
-        ValueError: The first difference, by the path of keys to it.
+        ValueError: Names the first difference by its path of keys.
     """
     if fresh is None and not isinstance(found, Tensor | Mapping | list | tuple):
         return
@@ -46,7 +47,7 @@ def check_like(found: Any, fresh: Any, entry: str = "") -> None:
 
 
 def described(value: Any) -> str:
-    """What something in a state is, in a few words."""
+    """A short description of a value in a state."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, Mapping | list | tuple) or value is None:
@@ -55,7 +56,7 @@ def described(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """The `repr` of a value from a file, as much as a line has room for."""
+    """The `repr` of a value from a file, shortened to fit a line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -78,17 +79,17 @@ def _kind(value: Any) -> str:
 
 
 def planned(build: Callable[[], T], parameters: int) -> T | None:
-    """What `build` makes, without memory for its tensors, so that their shapes can be looked at first.
+    """Calls `build` without allocating memory for tensors, so that their shapes can be checked first.
 
     Args:
         build: Makes modules on torch's default device.
-        parameters: About this many are expected. A description of a billion layers would keep us waiting for ever.
+        parameters: Approximate number of parameters to expect; a description of a billion layers would never finish.
 
     Returns:
-        Its result, on the device "meta"; None if it looks at the values of tensors, which have none there.
+        The result, on the device "meta"; None if `build` reads values of tensors, which do not exist there.
 
     Raises:
-        ValueError: More parameters, or a tensor larger than torch allows.
+        ValueError: There are more parameters, or a tensor is larger than torch allows.
     """
     try:
         with torch.device("meta"), _at_most(parameters):
@@ -101,12 +102,12 @@ def planned(build: Callable[[], T], parameters: int) -> T | None:
 
 @contextmanager
 def _at_most(parameters: int) -> Iterator[None]:
-    left = 10 * parameters + 100  # modules may be made and thrown away on the way
+    remaining = 10 * parameters + 100  # some modules may be temporary
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
             raise ValueError("it describes far more parameters than there are")
 
     hook = register_module_parameter_registration_hook(count)

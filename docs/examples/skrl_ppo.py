@@ -1,4 +1,4 @@
-"""PPO of skrl, a library that knows nothing of Meta-World, on the batched simulation: pip install skrl.
+"""PPO of skrl on the batched Meta-World simulation: pip install skrl.
 
 python docs/examples/skrl_ppo.py
 """

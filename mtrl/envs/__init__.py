@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def register_all() -> None:
-    """Registers the environments of this package under the kind "env", and what belongs to them under other kinds.
+    """Registers the environments of this package under the kind "env".
 
-    These are "evaluation" (how policies are evaluated) and, for Meta-World, "physics" (what simulates).
+    Their evaluation protocols are registered under "evaluation", and the simulations of Meta-World under "physics".
     """
     import mtrl.envs.atari.suite
     import mtrl.envs.metaworld.physics
@@ -57,12 +57,12 @@ def make(
 
     Args:
         name: Registered name: "mt10", "atari", "gym", "toy_reach", ...
-        num_envs: Slots of all tasks together, a multiple of the tasks; by default `slots_per_task` times them.
-        seed: Start of the random numbers (and, for Meta-World, of the 50 official goals).
-        device: Where the tensors of a step lie.
+        num_envs: Total number of slots, a multiple of the number of tasks; by default `slots_per_task` for each task.
+        seed: Seed of the random numbers and, for Meta-World, of the 50 official goals.
+        device: Device of the tensors in a step.
         slots_per_task: See `num_envs`.
-        history: Transitions of the past to put into each observation (`mtrl.envs.history`).
-        options: What the environment's factory takes, for example `physics="official"`.
+        history: Number of past transitions in each observation (`mtrl.envs.history`).
+        options: Options of the environment's factory, for example `physics="official"`.
 
     Raises:
         UserError: Unknown name or option, or a value that does not fit.
@@ -84,18 +84,18 @@ def make(
 
 
 def evaluation_protocol(settings: Mapping[str, Any], seed: int) -> EvaluationProtocol:
-    """How policies are evaluated that were trained in an environment: as its suite says, if it says anything.
+    """The evaluation protocol of an environment: the one registered under its name, or else the default.
 
     Args:
-        settings: `name` and options that `make` takes.
-        seed: Of the run.
+        settings: `name` and options of `make`.
+        seed: Seed of the run.
     """
     from mtrl import registry
     from mtrl.types import EvaluationProtocol
 
     register_all()
     name = settings["name"]
-    settings = {key: value for key, value in settings.items() if key != "num_envs"}  # says nothing of the problem
+    settings = {key: value for key, value in settings.items() if key != "num_envs"}  # not part of the problem
     if name not in registry.names("evaluation"):
         return EvaluationProtocol(settings, seed)
     protocol: EvaluationProtocol = registry.build("evaluation", {"name": name}, settings=settings, seed=seed)

@@ -1,4 +1,4 @@
-"""`counting`: an environment whose observations say where they come from, so that tests can tell what was mixed up."""
+"""`counting`: an environment whose observations identify their origin, so that tests detect any mix-up."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mtrl.types import EnvSpec
 class CountingEnv(TorchVecEnv):
     """Observation: (task, goal, episode, step, slot), whole numbers as float32. Actions change nothing.
 
-    `episode` counts the episodes of the slot, also those begun by `reset`, and `step` the steps of the episode. The
-    reward of a transition is `1000 * task + step`, with the step it led to. Episodes that terminate end in success.
+    `episode` counts the episodes of the slot, including those begun by `reset`, and `step` the steps of the episode.
+    The reward of a transition is `1000 * task + step`, with the step it leads to. Terminated episodes are successful.
 
     Args:
         num_tasks: K.
         episode_length: Steps of an episode in slot 0.
-        stagger: Slot i has `i % (stagger + 1)` steps more, so that slots are not done together.
-        terminate_every: Episodes whose number is a multiple of this terminate, the others are truncated; 0 for none.
+        stagger: Episodes of slot i have `i % (stagger + 1)` more steps, so that slots are not done together.
+        terminate_every: Episodes whose number is a multiple of this terminate; the others are truncated. 0 for none.
         action_kind: "continuous" or "discrete".
         action_dim: Size of the action, or number of actions.
         num_goals: Goals per task.

@@ -18,39 +18,39 @@ from mtrl.envs.worker import EnvPool
 SUCCESS_KEYS = ("is_success", "success")
 
 Layout = Literal["flat", "grey", "first", "last"]
-"""Of observations: numbers, or an image without an axis of channels, or with that axis first or last."""
+"""Layout of observations: a vector, or an image with no channel axis, or with that axis first or last."""
 
 
 @dataclass(frozen=True)
 class GymTask:
-    """What a worker makes the environment of a task from."""
+    """Everything a worker needs to make the environment of a task."""
 
     registered: EnvSpec
-    """What the id stands for: the id itself may be known only in the process that registered it."""
+    """The registration behind the id, which may be known only in the process that registered it."""
     kwargs: Mapping[str, Any]
     layout: Layout
 
 
 def make_env(registered: str | EnvSpec, kwargs: Mapping[str, Any], render: bool = False) -> gymnasium.Env[Any, Any]:
-    """The environment as registered, time limit included; without the checker, which warns about each oddity."""
-    drawn = {"render_mode": "rgb_array"} if render else {}  # not every constructor takes it
-    return gymnasium.make(registered, **{"disable_env_checker": True, **kwargs, **drawn})
+    """Makes an environment as registered, including its time limit, but without Gymnasium's environment checker."""
+    mode = {"render_mode": "rgb_array"} if render else {}  # not every constructor accepts it
+    return gymnasium.make(registered, **{"disable_env_checker": True, **kwargs, **mode})
 
 
 def arrange(obs: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """An image with its channels first."""
+    """Moves the channels of an image to the first axis."""
     if layout == "grey":
         return obs[None]
     return np.moveaxis(obs, -1, 0) if layout == "last" else obs
 
 
 def rescale(action: NDArray[np.float32], space: spaces.Box) -> NDArray[Any]:
-    """A point of [-1, 1]^A in a space of A numbers: its ends are exact, and what lies between them stays inside."""
+    """Rescales an action from [-1, 1]^A to the bounds of a space. Bounds map exactly; no result is outside of them."""
     is_integer = np.issubdtype(space.dtype, np.integer)
-    # Which of two integers is nearer can hang on the last digit of a float64.
+    # The last digit of a float64 can decide which of two integers is nearer.
     wide: type[np.floating[Any]] = np.longdouble if is_integer else np.float64
-    low, high, own = space.low.astype(wide), space.high.astype(wide), action.reshape(space.shape).astype(wide)
-    point = (1 - own) / 2 * low + (1 + own) / 2 * high
+    low, high, unit = space.low.astype(wide), space.high.astype(wide), action.reshape(space.shape).astype(wide)
+    point = (1 - unit) / 2 * low + (1 + unit) / 2 * high
     if is_integer:
         point = np.rint(point)
     return np.clip(point.astype(space.dtype), space.low, space.high)
@@ -61,8 +61,8 @@ class GymSlot:
 
     Args:
         pool: Shared by the slots of a process.
-        layouts: Of each task.
-        obs_shape: Of all tasks. A smaller observation is flattened and followed by zeros.
+        layouts: Layout of the observations of each task.
+        obs_shape: Shape of all observations. Smaller ones are flattened and padded with zeros.
     """
 
     def __init__(

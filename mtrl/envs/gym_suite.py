@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 NUM_SEEDS = 2**31 - 1
 """Goals are the seeds of episodes."""
 TRIAL_STEPS = 1000
-"""Of a trial episode that has no time limit."""
+"""Length of a trial episode without a time limit."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A task, as the user writes it among the `ids`."""
+    """A task, as written in `ids`."""
 
     id: str
-    """As `gymnasium.make` takes it: `module:id` imports the module that registers it."""
+    """Id for `gymnasium.make`: `module:id` imports the module that registers it."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `gymnasium.make`."""
     name: str | None = None
-    """Of the task; by default the id, followed by the arguments."""
+    """Name of the task; by default the id, followed by the arguments."""
 
     @property
     def task_name(self) -> str:
@@ -65,27 +65,27 @@ def gym(
     """Gymnasium environments, a list of tasks, spread over processes.
 
     Observations are flattened (discrete ones become one-hot) and padded with zeros to the longest. Images, which are
-    bytes in two or three axes, are brought into the shape (channels, height, width), the same in all tasks. Actions are
-    all continuous, rescaled from [-1, 1] to the task's bounds and padded, or all discrete; `spec.action_mask` says
-    which exist. Success is what `info` reports under "is_success" or "success". A task reports it
-    (`spec.reports_success`) if either is in the info of any step of a trial episode: random actions, the same every
-    time, to its end or for 1,000 steps where it has no time limit.
+    uint8 with two or three axes, are arranged as (channels, height, width), the same in all tasks. Actions are all
+    continuous, rescaled from [-1, 1] to the task's bounds and padded, or all discrete; `spec.action_mask` marks those
+    that exist. Success is read from `info` under "is_success" or "success". A task reports it
+    (`spec.reports_success`) if either key is in the info of any step of a trial episode with random actions, the same
+    every time, which lasts until its end, or 1,000 steps if there is no time limit.
 
     Args:
-        ids: Of registered environments, for example `["Pendulum-v1", "MountainCarContinuous-v0"]`, or what `Entry`
-            holds: `{"id": "Pendulum-v1", "kwargs": {"g": 9.0}, "name": "heavy"}`.
-        num_envs: Slots of all tasks together; None for `slots_per_task` times the tasks.
-        seed: Of the episodes' seeds.
-        device: Of the tensors in a step.
+        ids: Ids of registered environments, for example `["Pendulum-v1", "MountainCarContinuous-v0"]`, or the fields
+            of `Entry`: `{"id": "Pendulum-v1", "kwargs": {"g": 9.0}, "name": "heavy"}`.
+        num_envs: Total number of slots; None for `slots_per_task` for each task.
+        seed: Seed of the generator that draws the episodes' seeds.
+        device: Device of the tensors in a step.
         num_workers: Processes; None for one per core.
-        render: Whether `SlotVecEnv.render` is wanted.
-        reports_success: Of all tasks, or of each; None for a trial. An environment that mentions success only where
-            there is some needs to have it said.
-        channels: Where images have their channels; None where their sizes tell: the first or the last axis is then
-            at most half as long as the others.
+        render: Whether `SlotVecEnv.render` will be used.
+        reports_success: For all tasks, or for each; None to try. Must be given for an environment whose info mentions
+            success only when there is one.
+        channels: Position of the channel axis of images; None to infer it from the sizes, if the first or the last axis
+            is at most half as long as the others.
 
     Raises:
-        UserError: An environment that does not exist or cannot be made, or spaces that do not go together.
+        UserError: An environment does not exist or cannot be made, or the spaces are incompatible.
     """
     from mtrl.envs.gym_slot import make_slots
 
@@ -109,21 +109,21 @@ def gym(
 
 
 class GymTasks(SlotVecEnv):
-    """Says so, once in a process, when a task that its trial took for silent reports a success.
+    """Warns once per process if a task whose trial reported no success reports one later.
 
     Args:
-        tried: (K,) of which tasks a trial decided whether they report success.
-        others: Of `SlotVecEnv`.
+        tried: (K,) tasks for which a trial decided whether they report success.
+        arguments: Arguments of `SlotVecEnv`.
     """
 
-    def __init__(self, tried: Bool[Tensor, " K"], *others: Any) -> None:
-        super().__init__(*others)
+    def __init__(self, tried: Bool[Tensor, " K"], *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._silent = (tried & ~torch.tensor(self.spec.reports_success)).to(self.task.device)
 
     def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         step = super().step(action, truncate)
-        found = step.success & self._silent[step.task]
-        for task in step.task[found].unique().tolist():
+        unexpected = step.success & self._silent[step.task]
+        for task in step.task[unexpected].unique().tolist():
             _warn_of_success(self.spec.task_names, self.spec.reports_success, task)
         return step
 
@@ -153,7 +153,7 @@ def _examine(
     channels: Literal["first", "last"] | None,
     render: bool,
 ) -> tuple[EnvSpec, list[GymTask]]:
-    """Makes each environment once to learn its spaces, its time limit, and if it is not `said`, who reports success."""
+    """Makes each environment once to find its spaces, its time limit and, if not `said`, whether it reports success."""
     import gymnasium
 
     from mtrl.envs.gym_slot import GymTask
@@ -190,10 +190,10 @@ def _examine(
 
 
 def _make(entry: Entry, render: bool) -> gymnasium.Env[Any, Any]:
-    """The environment of a task, which draws if it is to.
+    """Makes the environment of a task, and checks that it renders if it should.
 
     Raises:
-        UserError: It does not exist, cannot be made or does not draw.
+        UserError: It does not exist, cannot be made or cannot render.
     """
     import gymnasium
 
@@ -242,14 +242,14 @@ def _unregistered(env_id: str) -> str:
     if of_metaworld := _of_metaworld(name):
         return f"Unknown gymnasium environment {env_id!r}.{of_metaworld}"
     registered = [known for known, spec in gymnasium.registry.items() if spec.entry_point is not None]
-    same = [known for known in registered if known.split("-v")[0] == name.split("-v")[0]]
-    others = [known for known in registered if known.rpartition("/")[0] == name.rpartition("/")[0]]
-    message = unknown("gymnasium environment", env_id, same or others or registered)
+    same_name = [known for known in registered if known.split("-v")[0] == name.split("-v")[0]]
+    same_namespace = [known for known in registered if known.rpartition("/")[0] == name.rpartition("/")[0]]
+    message = unknown("gymnasium environment", env_id, same_name or same_namespace or registered)
     return message if module else f"{message} If a module of yours registers it, write module:id: my_envs:{name}."
 
 
 def _of_metaworld(env_id: str) -> str:
-    """A hint, if the id is like that of a task of Meta-World."""
+    """A hint, if the id resembles that of a Meta-World task."""
     near = difflib.get_close_matches(env_id.rpartition("/")[2], MT50, n=1, cutoff=0.8)
     return f" Meta-World's tasks are in env=metaworld 'env.tasks=[{near[0]}]'." if near else ""
 
@@ -257,10 +257,10 @@ def _of_metaworld(env_id: str) -> str:
 def _check_workers_can_make(entry: Entry, task: GymTask) -> None:
     """Raises `UserError` if another process could not import what the environment is made from."""
     try:
-        reaches = b"__main__" not in pickle.dumps(task)
+        importable = b"__main__" not in pickle.dumps(task)
     except (pickle.PicklingError, AttributeError, TypeError):
-        reaches = False
-    if not reaches:
+        importable = False
+    if not importable:
         raise UserError(
             f"{entry.id!r} is made by something that worker processes cannot import ({task.registered.entry_point}): "
             "put it into a module that registers it and write module:id, or use num_workers=0."
@@ -268,14 +268,14 @@ def _check_workers_can_make(entry: Entry, task: GymTask) -> None:
 
 
 def _layout(name: str, space: Any, channels: Literal["first", "last"] | None) -> Layout:
-    """How the observations of a task are laid out. Raises `UserError` if nobody can tell."""
+    """The layout of a task's observations. Raises `UserError` if it cannot be inferred."""
     from gymnasium import spaces
 
     if not isinstance(space, spaces.Box):
-        if hidden := [part for part in _parts(space) if _is_image(part)]:
+        if images := [part for part in _parts(space) if _is_image(part)]:
             raise UserError(
-                f"The observations of {name!r} are a {type(space).__name__} with an image {hidden[0].shape} in it: "
-                "wrap the environment so that the image is all, or that it is left out."
+                f"The observations of {name!r} are a {type(space).__name__} with an image {images[0].shape} in it: "
+                "wrap the environment so that the observation is only the image, or does not include it."
             )
         if not space.is_np_flattenable:
             raise UserError(f"The observations of {name!r} cannot be flattened to an array: {space}.")
@@ -310,7 +310,7 @@ def _is_image(space: Any) -> bool:
 
 
 def _parts(space: Any) -> Iterator[Any]:
-    """A space, and those that it is made of."""
+    """A space and, recursively, the spaces inside it."""
     yield space
     inside = getattr(space, "spaces", ())
     for part in inside.values() if isinstance(inside, Mapping) else inside:
@@ -320,7 +320,7 @@ def _parts(space: Any) -> Iterator[Any]:
 def _common_observation(
     names: Sequence[str], observations: Sequence[Any], layouts: Sequence[Layout]
 ) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of all tasks. Raises `UserError` for images that are not all alike."""
+    """Shape and dtype of all observations. Raises `UserError` for images of different shapes."""
     from gymnasium import spaces
 
     from mtrl.envs.gym_slot import arrange
@@ -332,8 +332,8 @@ def _common_observation(
         for space, layout in zip(observations, layouts, strict=True)
     ]
     if len(set(shapes)) > 1:
-        found = ", ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
-        raise UserError(f"Images must have the same shape (channels, height, width) in all tasks, found {found}.")
+        listed = ", ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise UserError(f"Images must have the same shape (channels, height, width) in all tasks, found {listed}.")
     return shapes[0], torch.uint8
 
 
@@ -348,5 +348,5 @@ def _actions(names: Sequence[str], actions: Sequence[Any]) -> tuple[Literal["con
             if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
                 raise UserError(f"The actions of {name!r} have no bounds to rescale to: {space}.")
         return "continuous", [int(np.prod(space.shape)) for space in actions]
-    found = ", ".join(f"{name}: {type(space).__name__}" for name, space in zip(names, actions, strict=True))
-    raise UserError(f"Actions must be all Box (continuous) or all Discrete, found {found}.")
+    listed = ", ".join(f"{name}: {type(space).__name__}" for name, space in zip(names, actions, strict=True))
+    raise UserError(f"Actions must be all Box (continuous) or all Discrete, found {listed}.")

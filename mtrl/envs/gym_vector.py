@@ -1,7 +1,7 @@
 """Any `VecEnv` as a `gymnasium.vector.VectorEnv`, and one slot as a `gymnasium.Env`, for use with other libraries.
 
-`import mtrl` registers the ids that `gymnasium.make_vec` takes: `mtrl/MT10-v0`, `mtrl/ML45-v0`, ... for the benchmarks,
-and each of the 50 tasks under its official name, `mtrl/reach-v3`. Those of one task also work with `gymnasium.make`.
+`import mtrl` registers ids for `gymnasium.make_vec`: `mtrl/MT10-v0`, `mtrl/ML45-v0`, ... for the benchmarks, and each
+of the 50 tasks under its official name, `mtrl/reach-v3`. Ids of a single task also work with `gymnasium.make`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ METADATA = {"render_modes": ["rgb_array"], "render_fps": 80}
 
 
 class GymVectorEnv(VectorEnv[Array, Array, Array]):
-    """Numpy in, numpy out.
+    """Takes and returns numpy arrays.
 
-    Infos, each (B,): `task`, `goal` (what each slot runs now), `success` (of the step just made), and where the
-    environment has them the official fields (`near_object`, `grasp_success`, ...). With same-step autoreset, where an
-    episode ended, `final_obs` (B, *obs) holds its last observation and `final_info` its `task`, `goal` and the rest,
-    with the masks `_final_obs` and `_final_info` as in Gymnasium's own vector environments; elsewhere these rows mean
-    nothing.
+    Infos, each (B,): `task` and `goal` (those that each slot runs now), `success` (of the step just taken), and the
+    official fields (`near_object`, `grasp_success`, ...) if the environment has them. With same-step autoreset, where
+    an episode ended, `final_obs` (B, *obs) holds its last observation and `final_info` its `task`, `goal` and the
+    other infos, with the masks `_final_obs` and `_final_info` as in Gymnasium's vector environments. The other rows
+    have no meaning.
 
     Args:
-        env: What is stepped. `assign` on it decides which tasks and goals the slots run next.
-        use_one_hot: Append the task, one-hot, to flat observations, as Meta-World's option of that name does.
-        autoreset_mode: Gymnasium's, or its value: "SameStep", "NextStep" or "Disabled". Slots cannot stand still while
-            others go on, so the last two need episodes that end in all slots together, as Meta-World's do.
-        render_mode: "rgb_array" if `render` is wanted, and the environment was made for it.
+        env: The environment. Call its `assign` to choose the tasks and goals that the slots run next.
+        use_one_hot: Append the one-hot task to flat observations, like Meta-World's option of that name.
+        autoreset_mode: Gymnasium's mode, or its value: "SameStep", "NextStep" or "Disabled". Slots cannot wait for
+            each other, so the last two need episodes that end in all slots together, like those of Meta-World.
+        render_mode: "rgb_array" for `render`; the environment must have been made for it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
         self._one_hot = np.eye(spec.num_tasks if use_one_hot else 0, dtype=np.float32)
         self._begun: Array | None = None
-        """First observations of episodes that have begun in `env`, and that the user has not seen yet."""
+        """First observations of episodes that have begun in `env` but have not been returned to the user yet."""
         shape = (spec.obs_shape[0] + spec.num_tasks,) if use_one_hot else spec.obs_shape
         dtype = np.dtype(str(spec.obs_dtype).removeprefix("torch."))
         low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -72,11 +72,11 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Begins a new episode in every slot; a seed restarts the goals drawn.
+        """Begins a new episode in every slot.
 
         Args:
-            seed: Of the goals.
-            options: `reset_mask` (B,) bool, as Gymnasium has it for `Disabled`; it must be true everywhere.
+            seed: Reseeds the drawing of goals.
+            options: `reset_mask` (B,) bool, as defined by Gymnasium for `Disabled`; it must be true everywhere.
         """
         if not np.all((options or {}).get("reset_mask", True)):
             raise ValueError("reset_mask must be true for all slots: their episodes end together.")
@@ -89,7 +89,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         """Steps every slot. Actions outside the space are clipped; NaN raises `ValueError`.
 
         Raises:
-            ResetNeeded: EpisodeStatistics have ended, and there is no autoreset.
+            ResetNeeded: The episodes have ended, and autoreset is disabled.
         """
         if self._begun is not None:
             if self.autoreset_mode == AutoresetMode.DISABLED:
@@ -121,7 +121,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         return obs, _numpy(step.reward), _numpy(step.terminated), _numpy(step.truncated), infos
 
     def render(self) -> tuple[Array, ...]:
-        """An image (height, width, 3) uint8 of each slot; after an end, already of the next episode."""
+        """An image (height, width, 3) uint8 of each slot; after the end of an episode it shows the next one."""
         if self.render_mode is None:
             raise ValueError('There are no images: make the environment with render_mode="rgb_array".')
         return tuple(self.env.render(slot) for slot in range(self.num_envs))  # type: ignore[attr-defined]
@@ -144,7 +144,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
 
 
 class GymEnv(gymnasium.Env[Array, Any]):
-    """A `GymVectorEnv` of one slot, without autoreset, as an ordinary environment."""
+    """A `GymVectorEnv` with one slot and no autoreset as a `gymnasium.Env`."""
 
     metadata = METADATA
 
@@ -155,7 +155,7 @@ class GymEnv(gymnasium.Env[Array, Any]):
         self.observation_space, self.action_space = vector.single_observation_space, vector.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode; a seed restarts the goals drawn. There are no options."""
+        """Begins an episode; `seed` reseeds the drawing of goals. `options` are ignored."""
         super().reset(seed=seed)
         obs, infos = self.vector.reset(seed=seed)
         return obs[0], _of_slot(infos)
@@ -190,19 +190,19 @@ def make(
     max_episode_steps: int | None = None,
     **options: Any,
 ) -> GymVectorEnv:
-    """What `gymnasium.make_vec` calls.
+    """Entry point of `gymnasium.make_vec`.
 
     Args:
-        num_envs: Slots. Gymnasium says 1 where the user says nothing, which then means one for each task.
+        num_envs: Number of slots. 1, Gymnasium's default, means one for each task.
         name: See `mtrl.envs.make`.
         use_one_hot: See `GymVectorEnv`.
         autoreset_mode: See `GymVectorEnv`.
-        render_mode: "rgb_array" if `render` is wanted; the published environments are simulated then.
-        max_episode_steps: Gymnasium's word for `horizon`.
-        options: Others of `mtrl.envs.make`.
+        render_mode: "rgb_array" for `render`, which uses the published environments.
+        max_episode_steps: Gymnasium's name for `horizon`.
+        options: Other options of `mtrl.envs.make`.
 
     Raises:
-        TypeError: An option that does not exist, in the words that other libraries look for.
+        TypeError: An option does not exist. The message has the wording that other libraries look for.
     """
     mtrl.envs.register_all()
     known = (*signature(mtrl.envs.make).parameters, *signature(lookup("env", name)).parameters)
@@ -219,7 +219,7 @@ def make(
 
 
 def make_single(name: str, **options: Any) -> GymEnv:
-    """What `gymnasium.make` calls: as `make`, of one task and in this process."""
+    """Entry point of `gymnasium.make`: like `make`, for one task and in this process."""
     vector = make(1, name, autoreset_mode=AutoresetMode.DISABLED, **{"num_workers": 0, **options})
     if vector.num_envs != 1:
         vector.close()

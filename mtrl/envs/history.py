@@ -1,4 +1,4 @@
-"""What came before, as part of the observation: `env.history=H`, for policies that have to find out their task."""
+"""Past transitions as part of the observation: `env.history=H`, for policies that have to infer their task."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class History:
     """A `VecEnv` whose observations (H * W + D) begin with the last H transitions of the episode, the oldest first.
 
     A transition is the observation (D) before it, the action (A; a discrete one as one-hot) and the reward:
-    W = D + A + 1 numbers, all zero before the episode's first. Being part of the observation, it needs nothing from
-    learners, replays and policies; `spec.history` says where it is, for those that look at it
-    (`task_encoder=context`). Everything else is that of the environment.
+    W = D + A + 1 numbers, all zero before the episode's first step. Since the history is part of the observation,
+    learners, replays and policies need no support for it; `spec.history` gives its shape to networks that use it
+    (`task_encoder=context`). Everything else is passed on to the environment.
 
     Args:
-        env: With flat observations of floating point.
+        env: An environment with flat floating-point observations.
         length: H.
 
     Raises:
-        UserError: Other observations.
+        UserError: The environment has other observations.
     """
 
     def __init__(self, env: VecEnv, length: int) -> None:
@@ -47,7 +47,7 @@ class History:
         self.task, self.goal = env.task, env.goal
 
     def __getattr__(self, name: str) -> Any:
-        """What only some environments have: `render`, `info`."""
+        """Methods that only some environments have: `render`, `info`."""
         return getattr(self.env, name)
 
     def reset(self, seed: int | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-# What gymnasium does for an image of MuJoCo. In a process of its own, as a driver may end the process that tries it.
+# What gymnasium does to render with MuJoCo. Run in a separate process, because a driver may crash it.
 _TRIAL = """
 import os, mujoco
 from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
@@ -27,25 +27,25 @@ def image(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
     """RGB image (height, width, 3) of an environment that was made with `render_mode="rgb_array"`.
 
     Raises:
-        RuntimeError: It gives something else.
+        RuntimeError: The environment returns something else.
     """
     viewer = getattr(getattr(env.unwrapped, "mujoco_renderer", None), "viewer", None)
     if viewer is not None:
-        # Each scene has an OpenGL context of its own, but is drawn with the one that is current in this process: that
-        # of the scene which was first drawn last, as gymnasium makes a context current only when it creates it.
+        # Each scene has its own OpenGL context, but is rendered with the current one of this process. Gymnasium makes
+        # a context current only when it creates it, so that would be the context created last.
         viewer.make_context_current()
-    drawn = np.asarray(env.render())
-    if drawn.ndim != 3 or drawn.shape[-1] != 3 or drawn.dtype != np.uint8:
-        found = "nothing" if drawn.dtype == object else f"{drawn.dtype} of shape {drawn.shape}"
-        raise RuntimeError(f"The environment gives no uint8 image (height, width, 3) when it is drawn, but {found}.")
-    return drawn
+    pixels = np.asarray(env.render())
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        result = "nothing" if pixels.dtype == object else f"{pixels.dtype} of shape {pixels.shape}"
+        raise RuntimeError(f"The environment gives no uint8 image (height, width, 3) when it is drawn, but {result}.")
+    return pixels
 
 
 def check_mujoco_draws() -> None:
-    """Makes sure that MuJoCo can draw in the processes that this one starts; without `MUJOCO_GL`, chooses how.
+    """Checks that MuJoCo can render in the processes that this one starts. Sets `MUJOCO_GL` if it is not set.
 
     Raises:
-        UserError: It cannot.
+        UserError: It cannot render.
     """
     from mtrl.types import UserError
 
@@ -66,7 +66,7 @@ def check_mujoco_draws() -> None:
 
 @functools.cache
 def _obstacle(backend: str) -> str:
-    """Why MuJoCo cannot draw with a back end; empty if it can."""
+    """Why MuJoCo cannot render with a backend; empty if it can."""
     environment = {**os.environ, "MUJOCO_GL": backend, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", _TRIAL], env=environment, capture_output=True, text=True)
     if done.returncode == 0:

@@ -1,4 +1,4 @@
-"""`SlotVecEnv` makes a `VecEnv` of single-slot numpy environments, spread over a few worker processes."""
+"""`SlotVecEnv`: a `VecEnv` of single-slot numpy environments in a few worker processes."""
 
 from __future__ import annotations
 
@@ -81,20 +81,20 @@ def _close_workers(workers: list[_Worker]) -> None:
 class SlotVecEnv:
     """A `VecEnv` over `Slot`s. Trajectories do not depend on the number of workers.
 
-    An episode is its task, its goal and the actions taken so far; `state_dict` holds these, and `load_state_dict` takes
-    the actions again. That is exact for every deterministic environment, and needs nothing of its internals.
+    `state_dict` holds the task, the goal and the actions so far of each episode, and `load_state_dict` repeats these
+    actions. That is exact for every deterministic environment, and needs no access to its internals.
 
     Args:
         make_slots: Makes the slots of one worker, inside the worker.
-        spec: What `spec` returns.
-        num_envs: B; None for `slots_per_task` times the tasks.
+        spec: Spec of the environment.
+        num_envs: B; None for `slots_per_task` for each task.
         num_goals: Goals are drawn from 0 to this, exclusive.
-        seed: Of the goals drawn.
-        device: Of the tensors in a step.
+        seed: Seed of the drawing of goals.
+        device: Device of the tensors in a step.
         num_workers: Processes; None for one per core, 0 to step in this process.
 
     Raises:
-        UserError: `num_envs` is no multiple of the number of tasks.
+        UserError: `num_envs` is not a multiple of the number of tasks.
         SlotError: A slot could not be made.
     """
 
@@ -119,12 +119,12 @@ class SlotVecEnv:
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, but is {num_workers}.")
         num_workers = min(num_workers, self.num_envs)
-        # Slots of one task are neighbours; dealing them out in turn gives each worker its share of slow tasks.
+        # Slots of one task are adjacent; assigning them in turn gives each worker its share of the slow tasks.
         self._indices = [np.arange(i, self.num_envs, max(1, num_workers)) for i in range(max(1, num_workers))]
         dtype = str(spec.obs_dtype).removeprefix("torch.")
         self._workers: list[Any] = []
         self._finalizer = weakref.finalize(self, _close_workers if num_workers else _close_local, self._workers)
-        self._finalizer.atexit = num_workers > 0  # without workers nothing outlives this process
+        self._finalizer.atexit = num_workers > 0  # without workers, nothing outlives this process
         try:
             for i, indices in enumerate(self._indices):
                 group = (make_slots, indices.tolist(), spec.obs_shape, dtype)
@@ -204,10 +204,10 @@ class SlotVecEnv:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Returns to the saved moment by taking the actions of the running episodes again, in all workers at once.
+        """Restores the running episodes by repeating their actions, in all workers at once.
 
         Raises:
-            ValueError: The state has another number of slots.
+            ValueError: The state has a different number of slots.
         """
         self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])
@@ -224,8 +224,8 @@ class SlotVecEnv:
         (self._obs,) = self._exchange("replay", self._task.numpy(), self._goal.numpy(), saved, self._lengths)
         if not np.array_equal(self._obs, state["obs"].cpu().numpy(), equal_nan=self._obs.dtype.kind == "f"):
             warnings.warn(
-                "Taking the saved actions again led to other observations than when they were saved: the environment "
-                "is not deterministic, or its version or the machine is another. The run goes on, but not exactly.",
+                "Repeating the saved actions led to other observations than when they were saved: the environment is "
+                "not deterministic, or its version or the machine differs. The run continues, but not exactly.",
                 stacklevel=2,
             )
 
@@ -243,7 +243,7 @@ class SlotVecEnv:
             for worker, indices in zip(self._workers, self._indices, strict=True):
                 worker.send(method, *(argument[indices] for argument in args))
             parts = [worker.receive() for worker in self._workers]
-        except BaseException:  # also an interrupt: replies left in the pipes would answer the wrong question
+        except BaseException:  # also an interrupt: replies left in the pipes would be taken for those of the next call
             self.close()
             raise
         parts = [part if isinstance(part, tuple) else (part,) for part in parts]
@@ -261,7 +261,7 @@ class SlotVecEnv:
         self._lengths += 1
 
     def _grow(self, length: int) -> None:
-        """Makes room for `length` actions per episode: environments without a horizon have no longest episode."""
+        """Makes room for `length` actions per episode, which has no upper bound without a horizon."""
         room = self._actions.shape[1]
         if length > room:
             wider = np.zeros((self.num_envs, max(length, 2 * room), *self._actions.shape[2:]), self._actions.dtype)

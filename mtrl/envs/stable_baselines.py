@@ -1,4 +1,4 @@
-"""A `VecEnv` of ours as one of Stable-Baselines3, which takes no `gymnasium.vector.VectorEnv`."""
+"""Environments for Stable-Baselines3, which does not accept a `gymnasium.vector.VectorEnv`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Array = NDArray[Any]
 
 
 class StableBaselinesEnv(VecEnv):
-    """For `PPO("MlpPolicy", StableBaselinesEnv(gymnasium.make_vec("mtrl/MT10-v0", num_envs=40)))` and the like.
+    """A `VecEnv` of Stable-Baselines3 over a vector environment of Gymnasium.
 
-    Where an episode ended, the slot's info holds `terminal_observation`, `TimeLimit.truncated` and what was true of
-    that episode, with `is_success`: whether it succeeded in any step, which is what Meta-World counts.
+    For example `PPO("MlpPolicy", StableBaselinesEnv(gymnasium.make_vec("mtrl/MT10-v0", num_envs=40)))`. Where an
+    episode ended, the slot's info holds `terminal_observation`, `TimeLimit.truncated`, the final info of that episode
+    and `is_success`: whether it succeeded in any step, as Meta-World counts it.
 
     Args:
-        env: With same-step autoreset; may be in wrappers of Gymnasium's that keep it.
+        env: An environment with same-step autoreset, possibly in Gymnasium wrappers that keep it.
     """
 
     def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
@@ -40,7 +41,7 @@ class StableBaselinesEnv(VecEnv):
         self._succeeded = np.zeros(env.num_envs, bool)
 
     def reset(self) -> Array:
-        # All slots have one generator: of the seeds that SB3 counts up for them, the first.
+        # All slots share one generator, which gets the first of the seeds that SB3 provides for them.
         obs, infos = self.env.reset(seed=self._seeds[0])
         self._reset_seeds()
         self._succeeded[:] = False
@@ -73,7 +74,7 @@ class StableBaselinesEnv(VecEnv):
         return images or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of the whole, once for each slot asked for."""
+        """An attribute of the vector environment, once for each requested slot."""
         return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
@@ -89,5 +90,5 @@ class StableBaselinesEnv(VecEnv):
 
 
 def _row(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
-    """What infos of all slots, nested as Gymnasium's are, say of one."""
+    """The info of one slot from Gymnasium's nested infos of all slots."""
     return {name: _row(value, slot) if isinstance(value, Mapping) else value[slot] for name, value in infos.items()}

@@ -1,6 +1,6 @@
-"""Multi-task problems that train in seconds, batched on any device. The observation does not tell the task.
+"""Multi-task problems that train in seconds, batched on any device. Observations do not reveal the task.
 
-A goal is where an episode starts, so that the goals of an evaluation are the same every time.
+Goals are start positions, so that the episodes of an evaluation are the same every time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_STARTS = 50
 
 @register("env", "toy_reach")
 class ToyReach(TorchVecEnv):
-    """A point in the square [-1, 1]^2 must go to the target of its task, which it does not see.
+    """A point in the square [-1, 1]^2 must go to the target of its task, which is not observed.
 
     Observation: position (2,). Action: displacement (2,), times 0.2. Reward: minus the distance to the target, after
     the step. Success: within 0.1 of it. The K targets lie on a circle of radius 0.7. Truncated at the horizon.
@@ -81,7 +81,7 @@ class ToyReach(TorchVecEnv):
 
 @register("env", "toy_scale")
 class ToyScale(ToyReach):
-    """`ToyReach` with rewards of different size: those of task i are scaled by 10^(-1.5 + 3 i / (K - 1)).
+    """`ToyReach` with rewards of different scales: those of task i are multiplied by 10^(-1.5 + 3 i / (K - 1)).
 
     Args:
         num_tasks: K.
@@ -104,14 +104,14 @@ class ToyScale(ToyReach):
 
 @register("env", "toy_grid")
 class ToyGrid(TorchVecEnv):
-    """A walker on a square grid must go to the corner of its task, which it does not see.
+    """A walker on a square grid must go to the corner of its task, which is not observed.
 
     Observation: one-hot cell (size^2,). Actions: 0 up, 1 down, 2 left, 3 right; walls stop it. Arriving gives a reward
     of 1, terminates, and is a success; otherwise the reward is 0. Truncated at the horizon. Starts: all but corners.
 
     Args:
         size: Cells along a side, at least 3.
-        horizon: Most steps of an episode.
+        horizon: Maximal length of an episode.
     """
 
     def __init__(

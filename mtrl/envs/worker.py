@@ -1,4 +1,4 @@
-"""Single-slot numpy environments, and the process that steps many. No torch here: workers start fast and small."""
+"""Single-slot numpy environments, and the process that steps many. No torch here, so that workers start fast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtrl.system.process import EnvironmentFailedError
 
 @runtime_checkable
 class Slot(Protocol):
-    """One environment for any of the tasks. What follows a reset depends on (task, goal) and the actions only."""
+    """One environment for any of the tasks. Episodes depend only on (task, goal) and the actions."""
 
     def reset(self, task: int, goal: int) -> NDArray[Any]:
         """Begins an episode of a task; returns the first observation."""
@@ -38,10 +38,10 @@ E = TypeVar("E")
 
 
 class EnvPool(Generic[E]):
-    """Environments of one process that no slot is using, by task: a slot that changes task need not build one anew.
+    """Keeps the unused environments of one process by task, so that slots that change their task can reuse them.
 
     Args:
-        make: Builds an environment for a task. It must have `close`.
+        make: Makes an environment for a task. It must have `close`.
     """
 
     def __init__(self, make: Callable[[int], E]) -> None:
@@ -62,11 +62,11 @@ class EnvPool(Generic[E]):
 
 
 MakeSlots = Callable[[int], Sequence[Slot]]
-"""Makes n slots that live in one process. Must pickle (a function of a module, or a partial of one)."""
+"""Makes n slots of one process. Must be picklable (a function of a module, or a partial of one)."""
 
 
 class SlotError(EnvironmentFailedError):
-    """An environment failed, or the process that it lives in."""
+    """An environment or its worker process failed."""
 
 
 class SlotGroup:
@@ -76,7 +76,7 @@ class SlotGroup:
         self._indices = tuple(indices)
         self._slots = make_slots(len(indices))
         self._running = [(-1, -1)] * len(indices)  # (task, goal), for messages
-        self._current = 0  # the slot at work, for messages
+        self._current = 0  # the slot that is being stepped, for messages
         self._shape, self._dtype = (len(indices), *obs_shape), np.dtype(dtype)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -126,9 +126,9 @@ class SlotGroup:
     def replay(
         self, task: NDArray[np.int64], goal: NDArray[np.int64], action: NDArray[Any], length: NDArray[np.int64]
     ) -> NDArray[Any]:
-        """Resets each slot and takes the first `length` of its `action` (n, longest, ...) again.
+        """Resets each slot and repeats the first `length` of its actions (n, longest, ...).
 
-        The exact way back into an episode. Returns the observations it leads to.
+        Returns the observations after these actions.
         """
         obs = self.reset(task, goal)
         for i, slot in enumerate(self._slots):
@@ -148,7 +148,7 @@ class SlotGroup:
 
 
 def main(fd: int) -> None:
-    """Serves the parent at the other end of a pipe until it closes, also when the parent is killed: no orphans."""
+    """Serves the parent through a pipe until it closes, which also happens when the parent is killed."""
     connection = Connection(fd)
     try:
         group: SlotGroup | None = None

@@ -1,4 +1,4 @@
-"""Cores: what a network remembers of an episode, between its torso and its trunks."""
+"""Cores: the memory of a network, between its torso and its trunks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtrl.registry import register
 
 
 class Core(nn.Module):
-    """Base of the cores. The state of an episode that begins is zero."""
+    """Base of the cores. The state at the beginning of an episode is zero."""
 
     out_features: int
     """H, the size of an output."""
@@ -24,19 +24,19 @@ class Core(nn.Module):
         """Outputs for N sequences of L steps, and the state after each step.
 
         Args:
-            is_first: Steps with which an episode begins: the state before them counts as zero.
-            state: Before the first step.
+            is_first: First steps of episodes: the state before them is replaced by zero.
+            state: State before the first step.
         """
         raise NotImplementedError
 
     def sequences(self, values: Shaped[Tensor, "T B *rest"]) -> Shaped[Tensor, "L N *rest"]:
-        """Of a rollout, what has to be learned from together, in columns."""
+        """Rearranges a rollout into the sequences that have to be learned from as a whole, as columns."""
         raise NotImplementedError
 
 
 @register("core", "none")
 class NoCore(Core):
-    """Remembers nothing: S is 0, and every step is a sequence of its own."""
+    """No memory: S is 0, and every step is a sequence of length 1."""
 
     state_size = 0
 
@@ -55,13 +55,13 @@ class NoCore(Core):
 
 @register("core", "lstm")
 class LSTM(Core):
-    """A layer of LSTM units; the state is the output beside the cell, S = 2 * width.
+    """A layer of LSTM units. The state is the concatenation of output and cell, S = 2 * width.
 
-    Unrolled from the state that the actor had when the rollout began (Espeholt et al. 2018, section 3), which the
-    policy of then computed.
+    Unrolled from the actor's state at the beginning of the rollout (Espeholt et al. 2018, section 3), which was
+    computed by the policy of that time.
 
     Differences from the paper:
-        1. The features only: the last reward and action are not among the inputs.
+        1. The input is only the features, without the last reward and action.
     """
 
     def __init__(self, features: int, width: int = 256) -> None:

@@ -1,4 +1,4 @@
-"""How much of its width a network uses, from the features of its last hidden layer."""
+"""How much of its width a network uses, measured on the features of its last hidden layer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from mtrl.types import Metrics
 
 MAX_SAMPLES = 512
-"""Looked at; the cost of singular values grows with the square of their number."""
+"""Samples used; the cost of singular values grows with the square of their number."""
 
 
 def some(samples: Shaped[Tensor, "*batch"], feature_axes: int) -> Shaped[Tensor, "..."]:
-    """At most `MAX_SAMPLES` samples, evenly spread, on one axis."""
+    """At most `MAX_SAMPLES` evenly spaced samples, on one axis."""
     flat = samples.flatten(0, -1 - feature_axes)
     index = torch.linspace(0, len(flat) - 1, min(len(flat), MAX_SAMPLES), device=flat.device, dtype=torch.float64)
     return flat[index.long()]
@@ -25,7 +25,7 @@ def usage(features: Float[Tensor, "N H"]) -> Metrics:
 
 
 def dormant_ratio(features: Float[Tensor, "N H"], tau: float = 0.025) -> Float[Tensor, ""]:
-    """Share of the units whose mean magnitude is at most tau times the mean over all units of the layer.
+    """Fraction of the units whose mean magnitude is at most tau times the mean over all units of the layer.
 
     Sokar et al., "The Dormant Neuron Phenomenon in Deep RL" (2023), definition 1.
     """
@@ -34,7 +34,7 @@ def dormant_ratio(features: Float[Tensor, "N H"], tau: float = 0.025) -> Float[T
 
 
 def effective_rank(features: Float[Tensor, "N H"], delta: float = 0.01) -> Float[Tensor, ""]:
-    """How many of the largest singular values make up 1 - delta of the sum of all; at most min(N, H).
+    """Number of the largest singular values that make up 1 - delta of the sum of all; at most min(N, H).
 
     Kumar et al., "Implicit Under-Parameterization Inhibits Data-Efficient Deep RL" (2021), srank in section 3.
     """

@@ -1,4 +1,4 @@
-"""Distributions over actions. Masked components count for nothing: action 0, log-probability 0, entropy 0."""
+"""Distributions over actions. Masked components have action 0, log-probability 0 and entropy 0."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What an actor's forward pass returns."""
+    """The output of a policy."""
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """An action and its log-probability; differentiable (reparametrised) where the action is continuous."""
+        """An action and its log-probability; differentiable (reparametrised) if the action is continuous."""
         ...
 
     def log_prob(self, action: Tensor) -> Tensor: ...
@@ -26,7 +26,7 @@ class Distribution(Protocol):
     def entropy(self) -> Tensor: ...
 
     def entropy_bonus(self) -> Tensor:
-        """The entropy, as far as it is worth having: what exploration is rewarded by."""
+        """The part of the entropy that is rewarded as exploration."""
         ...
 
     def mode(self) -> Tensor:
@@ -34,19 +34,19 @@ class Distribution(Protocol):
         ...
 
     def kl_divergence(self, other: Any) -> Tensor:
-        """KL(self || other), in nats, of another distribution of the same kind over the same actions."""
+        """KL(self || other) in nats, for another distribution of the same kind over the same actions."""
         ...
 
 
 def _gaussian_kl(p: Gaussian | TanhGaussian, q: Gaussian | TanhGaussian) -> Float[Tensor, "*batch"]:
-    """Of the Gaussians; that of any one-to-one function of them is the same."""
+    """KL divergence of the Gaussians, which is invariant under one-to-one functions of the action."""
     z = (p.mean - q.mean) * (-q.log_std).exp()
-    ratio = 2 * (p.log_std - q.log_std)  # of the variances, logarithmic
+    ratio = 2 * (p.log_std - q.log_std)  # log ratio of the variances
     return (0.5 * (ratio.exp() + z.square() - 1 - ratio) * p.mask).sum(-1)
 
 
 class Gaussian:
-    """Independent Gaussians. Samples may leave [-1, 1] (the environment clips); the mode is clipped."""
+    """Independent Gaussians. Samples may be outside [-1, 1] (the environment clips them); the mode is clipped."""
 
     def __init__(
         self, mean: Float[Tensor, "*batch A"], log_std: Float[Tensor, "*batch A"], mask: Bool[Tensor, "*batch A"]
@@ -65,10 +65,10 @@ class Gaussian:
         return ((0.5 + HALF_LOG_2PI + self.log_std) * self.mask).sum(-1)
 
     def entropy_bonus(self) -> Float[Tensor, "*batch"]:
-        """Standard deviations above 1 count as 1.
+        """The entropy with standard deviations clipped to 1.
 
-        The environment clips what leaves [-1, 1], and where no advantage holds it, the bonus would widen the Gaussian
-        without limit.
+        Actions outside [-1, 1] are clipped by the environment, so that the bonus would widen the Gaussian without limit
+        unless advantages prevent it.
         """
         return Gaussian(self.mean, self.log_std.clamp(max=0), self.mask).entropy()
 
@@ -93,7 +93,7 @@ class TanhGaussian:
         return unsquashed.tanh() * self.mask, self._log_prob(unsquashed)
 
     def log_prob(self, action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
-        """Of actions in [-1, 1]; the ends are taken one float32 step inside."""
+        """Log-probability of actions in [-1, 1]; the bounds are moved inside by one float32 step."""
         limit = 1 - torch.finfo(torch.float32).eps
         return self._log_prob(action.clamp(-limit, limit).atanh())
 
@@ -118,7 +118,7 @@ class TanhGaussian:
 
 
 class Categorical:
-    """Over the actions that the mask admits."""
+    """Distribution over the discrete actions in the mask."""
 
     def __init__(self, logits: Float[Tensor, "*batch A"], mask: Bool[Tensor, "*batch A"]) -> None:
         # A finite floor instead of -inf: 0 * log(0) in the entropy would be NaN.

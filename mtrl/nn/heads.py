@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.nn.distributions import Categorical, Distribution, Gaussian, TanhGaussian
-from mtrl.nn.layers import mark_per_task, own
+from mtrl.nn.layers import mark_per_task, select
 from mtrl.registry import build, register
 from mtrl.types import EnvSpec, TaskAxes, TaskContext
 
@@ -33,9 +33,10 @@ class SharedHead(nn.Module):
 
 @register("head", "per_task")
 class PerTaskHead(nn.Module):
-    """One linear layer for each task: weight (K, O, H), bias (K, O). All K are computed and each sample picks its own.
+    """One linear layer for each task: weight (K, O, H), bias (K, O).
 
-    That costs K times the FLOPs of one head, little beside a trunk, and keeps shapes static.
+    All K layers are applied to every sample and the one of its task is selected. That costs K times the FLOPs of one
+    head, little compared with a trunk, and keeps shapes static.
     """
 
     reads_task = True
@@ -51,11 +52,11 @@ class PerTaskHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Float[Tensor, "*batch O"]:
         every = functional.linear(features, self.weight.flatten(0, 1), self.bias.flatten())
-        return own(every.unflatten(-1, self.bias.shape), context.task)
+        return select(every.unflatten(-1, self.bias.shape), context.task)
 
 
 class ActionHead(nn.Module):
-    """Turns features into a distribution over actions, with the components that a task lacks masked out."""
+    """Turns features into a distribution over actions. Components that a task does not have are masked."""
 
     action_mask: Tensor
 
@@ -68,13 +69,13 @@ class ActionHead(nn.Module):
 
     @property
     def reads_task(self) -> bool:
-        """Whether the mode depends on the task's id, but for the mask. So does a head that does not say."""
+        """Whether the mode depends on the task's id, apart from the mask. True for a head that does not declare it."""
         return getattr(self.head, "reads_task", True)
 
 
 @register("action_head", "gaussian")
 class GaussianHead(ActionHead):
-    """Gaussian whose standard deviation depends on the task only: a parameter `log_std` (K, A)."""
+    """Gaussian whose standard deviation depends only on the task: a parameter `log_std` (K, A)."""
 
     task_axes: ClassVar[TaskAxes] = {"log_std": (0,)}
 

@@ -1,4 +1,4 @@
-"""Layers that trunks are made of."""
+"""Building blocks of trunks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mtrl.types import TaskAxes
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 Activation = Literal["relu", "tanh", "elu", "silu"]
 Init = Literal["orthogonal", "he_uniform"]
-"""Initial weights: orthogonal with gain sqrt(2), or the published MT-SAC's. Biases are zero."""
+"""Initial weights: orthogonal with gain sqrt(2), or those of the published MT-SAC. Biases are zero."""
 
 
 def initialise(weight: Float[Tensor, "O I"], init: Init) -> None:
-    """Fills the weight of one linear layer."""
+    """Initialises the weight of one linear layer."""
     if init == "orthogonal":
         nn.init.orthogonal_(weight, 2**0.5)
     else:
@@ -44,7 +44,7 @@ def mlp(sizes: Sequence[int], activation: Activation, init: Init) -> nn.Sequenti
 
 
 class StackedLinear(nn.Module):
-    """n linear layers side by side, each on an input of its own: weight (n, O, I), bias (n, O)."""
+    """n parallel linear layers with separate inputs: weight (n, O, I), bias (n, O)."""
 
     def __init__(self, count: int, inputs: int, outputs: int, init: Init) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TaskLinear(StackedLinear):
 
 
 class StackedMLP(nn.Module):
-    """n MLPs side by side on the same input, with activations between their layers but none after the last."""
+    """n parallel MLPs on the same input, with activations between their layers but none after the last."""
 
     def __init__(self, count: int, sizes: Sequence[int], activation: Activation, init: Init) -> None:
         super().__init__()
@@ -83,20 +83,20 @@ def spread(x: Float[Tensor, "*batch I"], count: int) -> Float[Tensor, "*batch n 
     return x[..., None, :].expand(*x.shape[:-1], count, x.shape[-1])
 
 
-def own(every: Float[Tensor, "*batch K H"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch H"]:
-    """Of what was computed for all tasks, each sample's own."""
-    index = task[..., None, None].expand(*task.shape, 1, every.shape[-1])
-    return every.gather(-2, index).squeeze(-2)
+def select(every: Float[Tensor, "*batch n H"], index: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch H"]:
+    """Selects, for each sample, one of n results (for example that of its task)."""
+    expanded = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
+    return every.gather(-2, expanded).squeeze(-2)
 
 
 def mark_per_task(*parameters: nn.Parameter) -> None:
-    """Marks parameters whose rows belong to one task each: gradient surgery passes these by."""
+    """Marks parameters whose rows belong to one task each; gradient surgery skips them."""
     for parameter in parameters:
         parameter.is_per_task = True  # type: ignore[attr-defined]
 
 
 class TaskTable(nn.Module):
-    """Numbers of each task's own: weight (K, *shape), all `initial` at first."""
+    """Parameters of each task: weight (K, *shape), initialised to `initial`."""
 
     task_axes: ClassVar[TaskAxes] = {"weight": (0,)}
 

@@ -1,4 +1,4 @@
-"""Whole networks: torso, core, task encoder, trunk and head put together, for a policy and for values."""
+"""Complete networks of a torso, core, task encoder, trunk and head: policies and value functions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mtrl.registry import build
 from mtrl.types import EnvSpec, Metrics, TaskAxes, TaskContext, UserError
 
 AUX_STRIDE = 8
-"""`aux` looks at one in this many samples: it computes anew what the forward pass already had."""
+"""`aux` uses one in this many samples, since it repeats part of the forward pass."""
 
 
 class _ConditionedTrunk(nn.Module):
-    """What all networks share: a trunk that is told the task."""
+    """Base of all networks: a trunk conditioned on the task."""
 
     def __init__(self, task_encoder: TaskEncoder, trunk: Trunk, head: nn.Module) -> None:
         super().__init__()
@@ -35,41 +35,40 @@ class _ConditionedTrunk(nn.Module):
 
     @property
     def task_axes(self) -> TaskAxes:
-        """Where the embedding is one-hot: each task's column of the layers that read it."""
+        """With a one-hot embedding, the columns of the layers that read it."""
         if not self.task_encoder.one_hot:
             return {}
         layers = self.trunk.named_modules(prefix="trunk")
         reading = [name for name, x in layers if isinstance(x, nn.Linear) and "task_input" in name.split(".")]
         return {f"{name}.weight": (1,) for name in reading}
 
-    def _told(
+    def _trunk_inputs(
         self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
     ) -> tuple[Float[Tensor, "*batch G"], TaskContext]:
-        """What the trunk sees: the encoder has what comes before it."""
+        """Features and context for the trunk. The first features may be a history, which the encoder reads."""
         size = self.task_encoder.history_size
         return features[..., size:], self.task_encoder(task, features[..., :size])
 
-    def _through(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Any:
-        """What the head makes of features."""
-        own, context = self._told(features, task)
-        return self.head(self.trunk(own, context), context)
+    def _head_output(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Any:
+        trunk_features, context = self._trunk_inputs(features, task)
+        return self.head(self.trunk(trunk_features, context), context)
 
     def aux(
         self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Loss and diagnostics of the trunk (`Trunk.aux`), from some of the samples."""
-        return self.trunk.aux(*self._told(features[..., ::AUX_STRIDE, :], task[..., ::AUX_STRIDE]))
+        return self.trunk.aux(*self._trunk_inputs(features[..., ::AUX_STRIDE, :], task[..., ::AUX_STRIDE]))
 
     @torch.no_grad()
     def usage(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Metrics:
         """How much of the last hidden layer is in use (`mtrl.nn.diagnostics`)."""
-        return usage(self.trunk(*self._told(some(features, 1), some(task, 0))))
+        return usage(self.trunk(*self._trunk_inputs(some(features, 1), some(task, 0))))
 
 
 class PolicyNetwork(_ConditionedTrunk):
     """The deployable module: raw observations and task ids to a distribution over actions.
 
-    Torso and core know nothing of the task. Learners give their features to the value networks too.
+    Torso and core do not depend on the task. Learners also pass their features to the value networks.
     """
 
     def __init__(
@@ -80,11 +79,11 @@ class PolicyNetwork(_ConditionedTrunk):
         self.torso: Torso = torso
         self.core: Core = core
         self.description: dict[str, Any] = {}
-        """What `build_policy` made it from."""
+        """The arguments of `build_policy`."""
 
     @property
     def task_readers(self) -> tuple[str, ...]:
-        """The parts that make the mode of the distribution depend on the task's id, but for the mask of its actions."""
+        """The parts that make the mode of the distribution depend on the task's id, apart from the action mask."""
         readers = {
             "obs_norm": self.obs_norm.reads_task,
             "task_encoder": self.trunk.reads_embedding and self.task_encoder.reads_task,
@@ -104,11 +103,11 @@ class PolicyNetwork(_ConditionedTrunk):
         return self.core(self.torso(self.obs_norm(obs, task)), is_first, state)
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
-        """What `forward` gives, from the features of `unroll`."""
-        return self._through(features, task)
+        """Like `forward`, from the features of `unroll`."""
+        return self._head_output(features, task)
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Distribution:
-        """Of every observation (*batch, *obs) by itself, as if an episode began with it."""
+        """The distribution for each observation (*batch, *obs), as if an episode began with it."""
         N = task.numel()
         alone = obs.reshape(1, N, *obs.shape[task.ndim :])
         is_first = task.new_ones(1, N, dtype=torch.bool)
@@ -116,7 +115,7 @@ class PolicyNetwork(_ConditionedTrunk):
         return self.distribution(features.reshape(*task.shape, -1), task)
 
     def initial_state(self, num: int) -> Float[Tensor, "{num} S"]:
-        """Of episodes that begin: zeros; S is 0 without memory."""
+        """State at the beginning of episodes: zeros. S is 0 without memory."""
         parameter = next(self.head.parameters())
         return parameter.new_zeros(num, self.core.state_size)
 
@@ -124,7 +123,7 @@ class PolicyNetwork(_ConditionedTrunk):
     def act(
         self, obs: Shaped[Tensor, "B *obs"], task: Int[Tensor, " B"], state: Float[Tensor, "B S"], explore: bool
     ) -> tuple[Tensor, Float[Tensor, " B"], Float[Tensor, "B S"]]:
-        """Actions, their log-probabilities, and the state for the next call: sampled when exploring, else the mode."""
+        """Actions (sampled if `explore`, else the mode), their log-probabilities, and the state for the next call."""
         features, states = self.unroll(obs[None], task[None], torch.zeros_like(task, dtype=torch.bool)[None], state)
         distribution = self.distribution(features[0], task)
         if explore:
@@ -134,24 +133,24 @@ class PolicyNetwork(_ConditionedTrunk):
 
 
 class ValueNetwork(_ConditionedTrunk):
-    """A policy's features (with the action beside them for a Q-function) and task ids to one value each."""
+    """A policy's features (concatenated with the action for a Q-function) and task ids to values."""
 
     def __init__(self, task_encoder: TaskEncoder, trunk: Trunk, head: nn.Module, value_head: ValueHead) -> None:
         super().__init__(task_encoder, trunk, head)
         self.value_head: ValueHead = value_head
 
     def forward(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        return self.value_head(self._through(features, task))
+        return self.value_head(self._head_output(features, task))
 
     def loss(
         self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"], target: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
-        """Of each sample, for a target in the units of the output."""
-        return self.value_head.loss(self._through(features, task), target)
+        """The loss of each sample, for a target in the units of the output."""
+        return self.value_head.loss(self._head_output(features, task), target)
 
 
 class Ensemble(nn.ModuleList):
-    """N value networks that all see the same."""
+    """N value networks with the same inputs."""
 
     def __iter__(self) -> Iterator[ValueNetwork]:
         return cast(Iterator[ValueNetwork], super().__iter__())
@@ -212,7 +211,7 @@ def build_value(
     features: int,
     gain: float = 1.0,
 ) -> ValueNetwork:
-    """Builds a value network from the same nodes as a policy, for inputs of `features` numbers; `gain` of its head."""
+    """Builds a value network from the same nodes as a policy. `features` is its input size, `gain` that of its head."""
     encoder, trunk = _encoder_and_trunk(description, features, spec)
     value = build("value_head", value_head)
     sizes = {"features": trunk.out_features, "outputs": value.outputs, "num_tasks": spec.num_tasks, "gain": gain}

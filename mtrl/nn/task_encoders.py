@@ -1,4 +1,4 @@
-"""Task encoders: task ids to the `TaskContext` that is all that networks see of a task."""
+"""Task encoders: task ids to the `TaskContext`, which is all that networks know about a task."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class TaskEncoder(nn.Module):
     dim: int
     """E, the size of an embedding."""
     history_size: int = 0
-    """Features, the first ones, that this encoder reads in place of the trunk: what came before in the episode."""
+    """Number of features, the first ones, that this encoder reads instead of the trunk: the history of the episode."""
     reads_task: bool = True
     """Whether an embedding depends on the task's id."""
     one_hot: bool = False
-    """Whether each component of an embedding is a task's own."""
+    """Whether each component of an embedding belongs to one task."""
 
     def forward(self, task: Int[Tensor, "*batch"], history: Float[Tensor, "*batch F"]) -> TaskContext:
         raise NotImplementedError
@@ -51,7 +51,7 @@ class OneHot(TaskEncoder):
 class Embedding(TaskEncoder):
     """A learned vector of length 1 for each task (as in BRC and FastTD3).
 
-    Normalised in the forward pass, not by `max_norm`, which changes the weights in place.
+    Normalised in the forward pass rather than by `max_norm`, which changes the weights in place.
     """
 
     task_axes: ClassVar[TaskAxes] = {"weight": (0,)}
@@ -70,10 +70,10 @@ class Embedding(TaskEncoder):
 
 @register("task_encoder", "language")
 class Language(TaskEncoder):
-    """Fixed vectors of length 1, made of the tasks' descriptions; they ship with the package for Meta-World's tasks.
+    """Fixed vectors of length 1, computed from the tasks' descriptions. The package has those of Meta-World's tasks.
 
-    So that tasks with like descriptions are alike from the start, as in CARE (Sodhani et al. 2021). There the vectors
-    are RoBERTa's; these are the TF-IDF of words, by `scripts/task_vectors.py`.
+    Tasks with similar descriptions are similar from the start, as in CARE (Sodhani et al. 2021). There the vectors come
+    from RoBERTa; these are TF-IDF vectors of words, made by `scripts/task_vectors.py`.
     """
 
     vectors: Tensor
@@ -84,7 +84,7 @@ class Language(TaskEncoder):
         known = json.loads(Path(__file__).with_name("task_vectors.json").read_text(encoding="utf-8"))
         missing = [name for name in task_names if name not in known]
         if missing:
-            raise ValueError(f"there are vectors of Meta-World's tasks only, and none of {', '.join(missing)}.")
+            raise ValueError(f"there are vectors for Meta-World's tasks only, not for {', '.join(missing)}.")
         self.register_buffer("vectors", torch.tensor([known[name] for name in task_names]))
         self.dim = self.vectors.shape[1]
 
@@ -94,15 +94,15 @@ class Language(TaskEncoder):
 
 @register("task_encoder", "context")
 class Context(TaskEncoder):
-    """What the last transitions of the episode tell of the task: the mean of their embeddings, at length 1.
+    """Infers the task from the last transitions of the episode: the mean of their embeddings, normalised to length 1.
 
-    As in PEARL (Rakelly et al. 2019) the order of the transitions does not matter. The task id is not looked at: heads
-    and value scalings per task still have it, the trunk does not. Needs `env.history`.
+    As in PEARL (Rakelly et al. 2019) the order of the transitions does not matter. The task id is ignored: per-task
+    heads and value scalings still use it, the trunk does not. Needs `env.history`.
 
     Differences from the paper:
         1. A vector, not a distribution to sample from.
-        2. Of the running episode alone, so that it knows nothing in the first step.
-        3. Trained by whatever loss the network has, not by the critic's alone.
+        2. Only transitions of the running episode are used, so that there is no information in its first step.
+        3. Trained by all losses of the network, not only by the critic's.
     """
 
     reads_task = False
@@ -111,7 +111,7 @@ class Context(TaskEncoder):
         super().__init__()
         positive(dim=dim, width=width)
         if not history[0]:
-            raise ValueError("it needs to see what came before: set env.history, for example to 8.")
+            raise ValueError("it needs past transitions: set env.history, for example to 8.")
         self.dim, self.shape = dim, history
         self.history_size = history[0] * history[1]
         self.embed = nn.Sequential(nn.Linear(history[1], width), nn.ReLU(), nn.Linear(width, dim))

@@ -1,4 +1,4 @@
-"""Torsos: normalised observations to flat features, what trunks work on."""
+"""Torsos: normalised observations to flat features, the input of trunks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Torso(MixedPrecision):
     """Base of the torsos."""
 
     out_features: int
-    """F, the size of what `forward` returns."""
+    """F, the size of the output."""
 
     def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         """Features of normalised observations (*batch, *obs)."""
@@ -27,7 +27,7 @@ class Torso(MixedPrecision):
 
 @register("torso", "none")
 class NoTorso(Torso):
-    """Leaves flat observations as they are."""
+    """Identity on flat observations."""
 
     def __init__(self, obs_shape: Sequence[int]) -> None:
         super().__init__()
@@ -68,15 +68,15 @@ class PixelTorso(Torso):
 
 
 def check_pixels(obs_shape: Sequence[int]) -> None:
-    """Raises `ValueError` for the shape of no image."""
+    """Raises `ValueError` unless the shape is that of an image."""
     if len(obs_shape) != 3:
         raise ValueError(
-            f"observations of shape {tuple(obs_shape)} are no images: use torso=none and obs_norm=none or running."
+            f"observations of shape {tuple(obs_shape)} are not images: use torso=none and obs_norm=none or running."
         )
 
 
 def orthogonal(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """The layer with orthogonal initial weights, for a ReLU after it, and biases of zero."""
+    """Initialises a layer with orthogonal weights, for a ReLU after it, and zero biases. Returns the layer."""
     nn.init.orthogonal_(layer.weight, 2**0.5)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -84,7 +84,7 @@ def orthogonal(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def convolutions(obs_shape: Sequence[int], sizes: Sequence[tuple[int, int, int]]) -> nn.Sequential:
-    """Convolutions of (channels, kernel, stride), each with a ReLU, without padding."""
+    """Convolutions of (channels, kernel, stride) without padding, each followed by a ReLU."""
     check_pixels(obs_shape)
     modules: list[nn.Module] = []
     inputs = obs_shape[0]
@@ -105,7 +105,7 @@ class NatureCNN(PixelTorso):
 
 @register("torso", "shallow_cnn")
 class ShallowCNN(PixelTorso):
-    """Two convolutions: IMPALA's shallow network, A3C's before it (Mnih et al. 2016); a third of Nature's FLOPs."""
+    """Two convolutions: the shallow network of IMPALA and A3C (Mnih et al. 2016), with a third of Nature's FLOPs."""
 
     def __init__(self, obs_shape: Sequence[int], width: int = 256) -> None:
         super().__init__(obs_shape, convolutions(obs_shape, ((16, 8, 4), (32, 4, 2))), width)
@@ -128,10 +128,10 @@ class ResidualBlock(nn.Module):
 class ImpalaResNet(PixelTorso):
     """IMPALA's deep network: 15 convolutions in three sections (Espeholt et al. 2018, figure 3).
 
-    Each section: a convolution, max-pooling with stride 2, two residual blocks. Initial weights are torch's.
+    Each section: a convolution, max-pooling with stride 2, two residual blocks. Initial weights are torch's defaults.
 
     Args:
-        channels: Of each section.
+        channels: Channels of each section.
     """
 
     def __init__(self, obs_shape: Sequence[int], width: int = 256, channels: Sequence[int] = (16, 32, 32)) -> None:

@@ -1,4 +1,4 @@
-"""Value heads: what the last layer of a value network means, as a value and as a loss."""
+"""Value heads: how the last layer of a value network is read as a value, and its loss."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class ValueHead(nn.Module):
     """Base of the value heads."""
 
     outputs: int
-    """O, what the last layer must have."""
+    """O, the required number of outputs of the last layer."""
 
     def forward(self, raw: Float[Tensor, "*batch O"]) -> Float[Tensor, "*batch"]:
         """The value."""
         raise NotImplementedError
 
     def loss(self, raw: Float[Tensor, "*batch O"], target: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """How far each sample is from its target value; not negative."""
+        """The non-negative loss of each sample for its target value."""
         raise NotImplementedError
 
 
 @register("value_head", "scalar")
 class ScalarValue(ValueHead):
-    """The output is the value; half the squared error."""
+    """The output is the value; the loss is half the squared error."""
 
     outputs = 1
 
@@ -42,11 +42,11 @@ class ScalarValue(ValueHead):
 
 
 class CategoricalValue(ValueHead):
-    """Base of the heads that give a probability to each of `outputs` values; cross-entropy to the target's.
+    """Base of the heads that predict a distribution over `outputs` fixed values; the loss is the cross-entropy.
 
-    The values are evenly spaced from `minimum` to `maximum`, for symlog in units of sign(v) log(1 + |v|). Targets
-    outside count as the end. The value is the mean (with symlog, as in TD-MPC2, the mean is taken in those units).
-    PopArt cannot rescale probabilities and is refused: the range stays what it is given as.
+    The values are evenly spaced from `minimum` to `maximum`, with symlog in units of sign(v) log(1 + |v|). Targets are
+    clipped to this range. The predicted value is the mean (with symlog, as in TD-MPC2, the mean in those units). The
+    range is fixed: PopArt cannot rescale probabilities and is refused.
     """
 
     support: Tensor
@@ -60,7 +60,7 @@ class CategoricalValue(ValueHead):
         self.register_buffer("support", torch.linspace(minimum, maximum, bins), persistent=False)
 
     def probabilities(self, target: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch O"]:
-        """The distribution that stands for a target within the range."""
+        """The distribution that represents a target within the range."""
         raise NotImplementedError
 
     def forward(self, raw: Float[Tensor, "*batch O"]) -> Float[Tensor, "*batch"]:
@@ -76,7 +76,7 @@ class CategoricalValue(ValueHead):
 
 @register("value_head", "two_hot")
 class TwoHot(CategoricalValue):
-    """A target is shared by the two values beside it, so that their mean is the target (Schrittwieser et al., 2020)."""
+    """Represents a target by its two neighbouring values, whose mean is the target (Schrittwieser et al., 2020)."""
 
     def __init__(self, bins: int = 101, minimum: float = -10.0, maximum: float = 10.0, symlog: bool = True) -> None:
         super().__init__(bins, minimum, maximum, symlog)
@@ -88,9 +88,9 @@ class TwoHot(CategoricalValue):
 
 @register("value_head", "hl_gauss")
 class HLGauss(CategoricalValue):
-    """A target is a Gaussian around it, cut off at the ends (Imani and White, 2018; Farebrother et al., 2024).
+    """Represents a target by a truncated Gaussian around it (Imani and White, 2018; Farebrother et al., 2024).
 
-    Each of the values takes the Gaussian's mass in the interval of one spacing around it.
+    Each value gets the Gaussian's mass in the interval of one spacing around it.
 
     Args:
         sigma: Standard deviation, in units of the spacing; 0.75 in "Stop Regressing" (Farebrother et al.).

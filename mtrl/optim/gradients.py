@@ -1,4 +1,4 @@
-"""Each task's gradient of the shared parameters: from two backward passes where the network allows it, else from K.
+"""Per-task gradients of the shared parameters, from two backward passes if the network allows it, else from K.
 
 The loss of a sample belongs to one task. Where samples meet parameters in a product Y = X M (a linear layer: X and Y
 have a row for each sample), task k's gradient of M is therefore the sum of x_n^T g_n over the samples n of task k, with
@@ -6,17 +6,17 @@ g_n their rows of the gradient of the *sum* of the losses. So one backward pass 
 the products of all tasks together cost the FLOPs of the ordinary gradient of M (as for the per-sample gradients of
 Goodfellow, "Efficient per-example gradient computations", 2015).
 
-The products are found in autograd's graph of the losses. So networks need not know of it, a layer may be used any
-number of times, and M may be any function of parameters. The result is right if
+The products are found in autograd's graph of the losses. So networks need no support for this, a layer may be used any
+number of times, and M may be any function of parameters. The result is correct if
 
     1. every path from the losses to a shared parameter passes through the M of exactly one product, and
-    2. row n of every Y reaches the loss of sample n's task alone.
+    2. row n of every Y only affects the loss of sample n's task.
 
 The graph shows the first. It does not show the second: a product may have as many rows as there are samples by chance.
-So another backward pass tests it, in which the loss of each task counts a power of two of its own: each g_n must be
-that of its task times what it was, to the last bit, as powers of two do not change how numbers are rounded.
+So a second backward pass tests it, in which the loss of each task is multiplied by a different power of two: each g_n
+must be multiplied by that of its task, to the last bit, since powers of two do not change rounding.
 
-Where either does not hold, the gradients come from K backward passes, in one batched call.
+If either does not hold, the gradients come from K backward passes, in one batched call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch.autograd.graph import GradientEdge, Node
 def per_task_gradients(
     losses: Float[Tensor, " K"],
     shared: Sequence[nn.Parameter],
-    own: Sequence[nn.Parameter],
+    per_task: Sequence[nn.Parameter],
     task: Int[Tensor, "*samples"],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of the losses of K tasks.
@@ -43,22 +43,22 @@ def per_task_gradients(
     Args:
         losses: Loss k depends on samples of task k only.
         shared: Parameters that tasks share.
-        own: Parameters whose rows belong to one task each.
+        per_task: Parameters whose rows belong to one task each.
         task: Task of each sample, in the order in which networks hold their samples.
 
     Returns:
-        For each shared parameter the K gradients (K, *shape); for each own one the gradient of the sum (*shape).
+        For each shared parameter the K gradients (K, *shape); for each per-task one the gradient of the sum (*shape).
     """
     uses = _find_uses(losses, shared, task.numel())
-    found = _backward(losses, [*(use.output for use in uses), *own], torch.ones_like(losses))  # of the sum
-    of_uses, of_own = found[: len(uses)], found[len(uses) :]
+    of_sum = _backward(losses, [*(use.output for use in uses), *per_task], torch.ones_like(losses))
+    of_uses, of_per_task = of_sum[: len(uses)], of_sum[len(uses) :]
     if uses and _are_rows_of_samples(uses, of_uses, losses, task.flatten()):
         rows = _from_products(uses, of_uses, shared, _Groups(task.flatten(), len(losses)))
     else:
         rows = _from_many_backwards(losses, shared)
     return (
         _fill_in(rows, [p.new_zeros(()).expand(len(losses), *p.shape) for p in shared]),
-        _fill_in(of_own, [torch.zeros_like(p) for p in own]),
+        _fill_in(of_per_task, [torch.zeros_like(p) for p in per_task]),
     )
 
 
@@ -72,7 +72,7 @@ def _from_products(
 ) -> Sequence[Tensor | None]:
     operands = [use.operand for use in uses]
     gradients = [use.gradients(g.reshape(use.rows), groups) for use, g in zip(uses, of_sum, strict=True)]
-    # From M to the parameters that it is made of: mostly a transposition.
+    # From M to the parameters that it is computed from: usually a transposition.
     return torch.autograd.grad(operands, shared, gradients, is_grads_batched=True, allow_unused=True)
 
 
@@ -85,9 +85,9 @@ def _backward(losses: Float[Tensor, " K"], wanted: Sequence[Any], weights: Tenso
 def _are_rows_of_samples(
     uses: Sequence[_Use], of_sum: Sequence[Tensor], losses: Float[Tensor, " K"], task: Int[Tensor, " N"]
 ) -> bool:
-    """Whether row n of every use reaches the loss of sample n's task alone.
+    """Whether row n of every use only affects the loss of sample n's task.
 
-    False besides for more than 250 tasks, where the powers of two leave the range of a float32.
+    Also false for more than 250 tasks, for which the powers of two exceed the range of a float32.
     """
     half = len(losses) // 2
     weights = losses.new_tensor([2.0 ** (k - half) for k in range(len(losses))])
@@ -97,7 +97,7 @@ def _are_rows_of_samples(
         (w.reshape(use.rows) - g.reshape(use.rows) * of_each).abs().amax()
         for use, w, g in zip(uses, weighted, of_sum, strict=True)
     ]
-    return bool(torch.stack(differences).amax() < 1e-30)  # numbers near to the smallest there are do lose digits
+    return bool(torch.stack(differences).amax() < 1e-30)  # subnormal numbers do lose digits
 
 
 def _fill_in(gradients: Sequence[Tensor | None], zeros: Sequence[Tensor]) -> list[Tensor]:
@@ -105,7 +105,7 @@ def _fill_in(gradients: Sequence[Tensor | None], zeros: Sequence[Tensor]) -> lis
 
 
 class _Groups:
-    """Gathers the rows of N samples by task: (..., N, F) to (..., K, n, F), n of the task that has most."""
+    """Gathers the rows of N samples by task: (..., N, F) to (..., K, n, F), n the largest number per task."""
 
     def __init__(self, task: Int[Tensor, " N"], num_tasks: int) -> None:
         counts = task.bincount(minlength=num_tasks)
@@ -114,8 +114,8 @@ class _Groups:
         self.index = task.argsort(stable=True)[(begin[:, None] + nth).clamp(max=len(task) - 1)]
         self.present = (nth < counts[:, None])[..., None]
 
-    def __call__(self, rows: Float[Tensor, "*others N F"]) -> Float[Tensor, "*others K n F"]:
-        """The rows of each task; what a task with fewer than n has after its own is arbitrary."""
+    def __call__(self, rows: Float[Tensor, "*lead N F"]) -> Float[Tensor, "*lead K n F"]:
+        """The rows of each task; those of tasks with fewer than n samples are followed by arbitrary ones."""
         return rows[..., self.index, :]
 
 
@@ -124,27 +124,27 @@ PerTask = Callable[[Tensor, _Groups], Tensor]
 
 
 class _Use(NamedTuple):
-    """An operand made of parameters, in a product in which samples meet it."""
+    """A product of samples with an operand that is computed from parameters."""
 
     output: GradientEdge
     operand: GradientEdge
     rows: tuple[int, ...]
-    """Shape (*others, N, F) of the output, with the samples as rows."""
+    """Shape (*lead, N, F) of the output, with the samples as rows."""
     gradients: PerTask
 
 
-def _matrix(x: Float[Tensor, "*others N I"]) -> PerTask:
-    """Of M in Y = X M."""
+def _matrix(x: Float[Tensor, "*lead N I"]) -> PerTask:
+    """Gradients of M in Y = X M."""
 
-    def gradients(g: Float[Tensor, "*others N O"], groups: _Groups) -> Float[Tensor, "K *others I O"]:
-        # Computed as (O, I), which is how a linear layer holds it.
+    def gradients(g: Float[Tensor, "*lead N O"], groups: _Groups) -> Float[Tensor, "K *lead I O"]:
+        # Computed as (O, I), the layout of a linear layer's weight.
         return ((groups(g) * groups.present).mT @ groups(x)).movedim(-3, 0).mT
 
     return gradients
 
 
 def _elements(shape: Sequence[int]) -> PerTask:
-    """Of b in Y = b + ..., element by element, the same b of that shape for every sample."""
+    """Gradients of b in Y = b + ..., element by element, where b has this shape for every sample."""
 
     def gradients(g: Float[Tensor, "N F"], groups: _Groups) -> Float[Tensor, "K *shape"]:
         return (groups(g) * groups.present).sum(-2).reshape(-1, *shape)
@@ -153,7 +153,7 @@ def _elements(shape: Sequence[int]) -> PerTask:
 
 
 def _scales(node: Any, shape: Sequence[int]) -> PerTask:
-    """Of the weight of a LayerNorm."""
+    """Gradients of the weight of a LayerNorm."""
     of_product = _elements(shape)
 
     def gradients(g: Float[Tensor, "N F"], groups: _Groups) -> Float[Tensor, "K *shape"]:
@@ -164,13 +164,13 @@ def _scales(node: Any, shape: Sequence[int]) -> PerTask:
 
 
 def _use(node: Any, place: int, num_samples: int) -> _Use | None:
-    """Operand `place`, if the operation is known and it has as many rows as there are samples."""
+    """Operand `place` of an operation, if the operation is supported and has one row per sample."""
     operand, number = node.next_functions[place]
     if operand is None:
         return None
     shape, operand_shape = node._input_metadata[0].shape, operand._input_metadata[number].shape
-    others = shape[: len(shape) - len(operand_shape)]
-    is_same_for_all = math.prod(others) == num_samples and shape[len(others) :] == operand_shape
+    lead = shape[: len(shape) - len(operand_shape)]
+    is_same_for_all = math.prod(lead) == num_samples and shape[len(lead) :] == operand_shape
     rows: tuple[int, ...] = (num_samples, -1)
     match node.name(), place:
         case "AddBackward0", _ if is_same_for_all and (place == 0 or node._saved_alpha == 1):
@@ -179,7 +179,7 @@ def _use(node: Any, place: int, num_samples: int) -> _Use | None:
             gradients = _elements(operand_shape)
         case "AddmmBackward0", 2 if shape[0] == num_samples and node._saved_alpha == 1:  # torch.nn.functional.linear
             gradients = _matrix(node._saved_mat1)
-        case "MmBackward0", 1 if shape[0] == num_samples:  # the same without bias
+        case "MmBackward0", 1 if shape[0] == num_samples:  # linear without bias
             gradients = _matrix(node._saved_self)
         case "BmmBackward0", 1 if shape[1] == num_samples:  # stacked layers, torch.einsum
             rows, gradients = (shape[0], num_samples, -1), _matrix(node._saved_self)
@@ -193,19 +193,19 @@ def _use(node: Any, place: int, num_samples: int) -> _Use | None:
 
 
 def _find_uses(losses: Float[Tensor, " K"], shared: Sequence[nn.Parameter], num_samples: int) -> list[_Use]:
-    """Every way in which shared parameters reach the losses; empty if one of them is not known."""
+    """Every product through which shared parameters affect the losses; empty if one is not supported."""
     wanted = {id(parameter) for parameter in shared}
     uses: list[_Use] = []
 
     def is_made_of_parameters(operand: Node) -> bool:
-        """And of nothing that is a use itself, or what lies below that one would count twice."""
+        """Also false if it contains another use, whose parameters would count twice."""
         nodes = list(_nodes(operand, _operands))
         return any(_leaf(node) in wanted for node in nodes) and not any(
             _use(node, place, num_samples) for node in nodes for place in range(len(node.next_functions))
         )
 
-    def others(node: Node) -> Iterator[Node | None]:
-        """Where parameters may still come from, beside the uses."""
+    def not_used(node: Node) -> Iterator[Node | None]:
+        """Operands that are not uses; collects the uses."""
         for place, (operand, _) in enumerate(node.next_functions):
             use = _use(node, place, num_samples)
             if use and operand and is_made_of_parameters(operand):
@@ -213,7 +213,7 @@ def _find_uses(losses: Float[Tensor, " K"], shared: Sequence[nn.Parameter], num_
             else:
                 yield operand
 
-    if any(_leaf(node) in wanted for node in _nodes(losses.grad_fn, others)):
+    if any(_leaf(node) in wanted for node in _nodes(losses.grad_fn, not_used)):
         return []
     return uses
 
@@ -235,5 +235,5 @@ def _operands(node: Node) -> Iterator[Node | None]:
 
 
 def _leaf(node: Node) -> int:
-    """The id of the parameter that the node of a leaf stands for."""
+    """The id of the parameter of a leaf node."""
     return id(getattr(node, "variable", None))

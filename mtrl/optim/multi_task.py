@@ -1,4 +1,4 @@
-"""`MultiTaskOptimizer`: the only way from per-task losses to changed parameters, in every learner."""
+"""`MultiTaskOptimizer`: from per-task losses to updated parameters, in every learner."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mtrl.types import Metrics, NonFiniteLossError, State
 class MultiTaskOptimizer:
     """Weighting, then gradient aggregation, then clipping by global norm, then the optimiser.
 
-    A weighting that requires positive losses weighs the losses given as `positive` and leaves the `signed` ones alone;
-    any other weighs the sum of the two.
+    A weighting that requires positive losses weights only the losses passed as `positive`; any other weights the sum of
+    `positive` and `signed`.
 
     Args:
-        parameters: What the losses may change.
+        parameters: Parameters to optimise.
         max_grad_norm: Global norm to clip to; infinity for none.
-        has_positive: Whether the caller gives `positive` losses.
+        has_positive: Whether the caller passes `positive` losses.
 
     Raises:
         ValueError: The weighting requires positive losses, and there are none.
@@ -58,10 +58,10 @@ class MultiTaskOptimizer:
         """One step on the losses of K tasks, computed from samples of the tasks `task`.
 
         Args:
-            aux: A loss of no task: its gradient is added to what the tasks' gradients are combined to.
+            aux: A loss that belongs to no task: its gradient is added to the combined gradient of the tasks.
 
         Raises:
-            NonFiniteLossError: A loss is NaN or infinite. Nothing has been changed.
+            NonFiniteLossError: A loss is NaN or infinite. No parameter is changed.
         """
         given = [losses for losses in (signed, positive) if losses is not None]
         total = torch.stack(given).sum(0)
@@ -69,20 +69,21 @@ class MultiTaskOptimizer:
             raise NonFiniteLossError((~torch.isfinite(total)).nonzero().flatten().tolist())
         if self.weighting.requires_positive:
             assert positive is not None
-            seen, others = positive, signed
+            to_weight, unweighted = positive, signed
         else:
-            seen, others = total, None
-        weighted = self.weighting(seen)
+            to_weight, unweighted = total, None
+        weighted = self.weighting(to_weight)
         needs_norm = self.weighting.requires_task_norm
         norm = {"task_norm": task_norm(weighted, self.parameters, task)} if needs_norm else {}
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self.aggregation.backward(weighted if others is None else weighted + others, self.parameters, task)
+        losses = weighted if unweighted is None else weighted + unweighted
+        metrics = self.aggregation.backward(losses, self.parameters, task)
         if aux is not None and aux.requires_grad:
             aux.backward()
         metrics["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
-        self.weighting.after_step(seen.detach(), metrics | norm)
-        metrics["task_weight"] = (weighted / seen).detach()  # NaN for an absent task
+        self.weighting.after_step(to_weight.detach(), metrics | norm)
+        metrics["task_weight"] = (weighted / to_weight).detach()  # NaN for an absent task
         return metrics
 
     def set_lr_factor(self, factor: float) -> None:
@@ -91,7 +92,7 @@ class MultiTaskOptimizer:
             group["lr"] = group["initial_lr"] * factor
 
     def restart(self, fresh: State) -> None:
-        """Forgets what the optimiser has seen, and makes weighting and aggregation what they were (`state_dict`)."""
+        """Clears the state of the optimiser, and sets weighting and aggregation to those in `fresh` (`state_dict`)."""
         self.optimizer.state.clear()
         self.weighting.load_state_dict(fresh["weighting"])
         self.aggregation.load_state_dict(fresh["aggregation"])
@@ -110,7 +111,7 @@ class MultiTaskOptimizer:
 
 
 class SeparateSteps:
-    """Of a policy and a value network that share nothing: a step and an optimiser each."""
+    """Updates a policy and a value network that share no parameters, each with its own optimiser."""
 
     def __init__(self, policy: MultiTaskOptimizer, value: MultiTaskOptimizer) -> None:
         self.by_name = {"policy": policy, "value": value}
@@ -133,7 +134,7 @@ class SeparateSteps:
 
 
 class JointStep:
-    """Of a policy and a value network on a torso that both losses form: one step on their sum."""
+    """Updates a policy and a value network with a common torso by one step on the sum of their losses."""
 
     def __init__(self, step: MultiTaskOptimizer) -> None:
         self.by_name = {"joint": step}

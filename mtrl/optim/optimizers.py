@@ -1,4 +1,4 @@
-"""torch's optimisers under the registry, so that a config can name them."""
+"""torch's optimisers, registered so that a config can name them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from mtrl.state import check_like
 def adam(parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> torch.optim.Optimizer:
     """Adam. The parameter groups keep the initial rate as `initial_lr` for schedules.
 
-    Rows of a task that is absent from a batch have no gradient, but go on by their momentum: about nine learning rates
-    in all, if their gradient had one direction before. So does a shared parameter whose gradient ends.
+    Rows of a task that is absent from a batch have no gradient, but momentum still moves them: by about nine learning
+    rates in total, if their previous gradients had one direction. The same holds for a shared parameter whose gradient
+    becomes zero.
     """
     positive(lr=lr, eps=eps)
     return torch.optim.Adam([{"params": list(parameters), "initial_lr": lr}], lr=lr, eps=eps, fused=True)
@@ -48,37 +49,38 @@ def rmsprop(
 
 
 def restore(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """`optimizer.load_state_dict`, after a look at what torch takes unseen. Settings of other versions are ignored.
+    """`optimizer.load_state_dict` with checks that torch lacks. Settings of other versions are ignored.
 
     Raises:
-        ValueError: The state is not one of this optimiser with these parameters; names the entry.
+        ValueError: The state does not fit this optimiser and its parameters; names the entry.
     """
     if not isinstance(state, Mapping) or not isinstance(state.get("param_groups"), list):
         raise ValueError("optimizer: expected state and param_groups")
-    own, groups = optimizer.state_dict()["param_groups"], state["param_groups"]
-    if [group.get("params") for group in groups if isinstance(group, Mapping)] != [group["params"] for group in own]:
+    expected, groups = optimizer.state_dict()["param_groups"], state["param_groups"]
+    parameter_ids = [group.get("params") for group in groups if isinstance(group, Mapping)]
+    if parameter_ids != [group["params"] for group in expected]:
         raise ValueError("optimizer/param_groups: expected other parameters")
-    for fresh, group in zip(own, groups, strict=True):
+    for fresh, group in zip(expected, groups, strict=True):
         known = {key: group.get(key, value) for key, value in fresh.items()}
         check_like(_numbered(known), _numbered(fresh), "optimizer/param_groups")
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     like = _after_a_step(optimizer)
-    for number, found in state["state"].items():
+    for number, stored in state["state"].items():
         if number not in parameters:
             raise ValueError(f"optimizer/state: there is no parameter {number!r}")
         moment = torch.empty_like(parameters[number], device="meta")
         fresh = {key: moment if value.ndim else value for key, value in like.items()}
-        check_like(found, fresh, f"optimizer/state/{number}")
+        check_like(stored, fresh, f"optimizer/state/{number}")
     optimizer.load_state_dict(dict(state))
 
 
 def _numbered(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's settings, with those that are lists as dicts, so that what is in them is compared."""
+    """A group's settings with lists as dicts, whose elements `check_like` compares."""
     return {key: dict(enumerate(value)) if isinstance(value, list | tuple) else value for key, value in group.items()}
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser of this kind keeps of a parameter, here of one axis."""
+    """The state that an optimiser of this kind keeps for a parameter of one axis."""
     probe = nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
     options = inspect.signature(type(optimizer)).parameters

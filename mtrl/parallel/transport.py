@@ -1,4 +1,4 @@
-"""How weights reach actors, and rollouts come back: processes of this machine, or what others make of it."""
+"""How weights reach actors and rollouts come back: a protocol, and its implementation with local processes."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from mtrl.types import Rollout, UserError
 
 
 class ActorError(UserError, EnvironmentFailedError):
-    """An actor failed in a way that starting another would not mend."""
+    """An actor failed in a way that restarting it would not fix."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What an actor has collected."""
+    """A rollout from an actor."""
 
     actor: int
     rollout: Rollout
     version: int
-    """Of the weights that acted, counted from 1: the first that were published."""
+    """Version of the weights that acted; the first published version is 1."""
     ended: Ended
-    """Episodes that ended in it."""
+    """Episodes that ended in the rollout."""
 
 
 @dataclass(frozen=True)
 class Death:
-    """An actor has ended without being told to."""
+    """An actor has ended unexpectedly."""
 
     actor: int
     description: str
-    """Which it was, and how it ended: "Actor 1 (process 77) ended with exit code 3"."""
+    """For example "Actor 1 (process 77) ended with exit code 3"."""
 
 
 @runtime_checkable
 class Transport(Protocol):
-    """Actors, numbered from 0, wherever they run."""
+    """Connection to actors, numbered from 0, wherever they run."""
 
     @property
     def version(self) -> int:
-        """Number of the newest weights."""
+        """Version of the newest weights."""
         ...
 
     def publish(self, weights: Tree) -> None:
-        """Makes these the newest weights: every rollout begins with the newest there are."""
+        """Publishes weights. Every rollout begins with the newest ones."""
         ...
 
     def start(self, actor: int, recipe: Recipe) -> None:
-        """Starts an actor, or another in the place of one that has died. After the first `publish`."""
+        """Starts an actor, or replaces one that has died. Must be called after the first `publish`."""
         ...
 
     def receive(self, most: int) -> Iterable[Delivery | Death]:
-        """Waits until there is something, and gives that, `most` at most; the rest stays for the next call.
+        """Waits for messages and returns at most `most` of them; the rest stays for the next call.
 
         Raises:
-            ActorError: An actor failed and says why, or nothing came although the run has been asked to stop.
+            ActorError: An actor failed and reports why, or there was no message in time after a request to stop.
         """
         ...
 
@@ -71,12 +71,12 @@ class Transport(Protocol):
 
 
 class LocalProcesses:
-    """Actors in processes of this machine, with memory that they share with the learner's.
+    """Actors in processes of this machine, which share memory with the learner's process.
 
-    Each has room for one rollout, fills it while the learner learns, and waits until it has been taken.
+    Each has room for one rollout, fills it while the learner learns, and waits until it has been received.
 
     Args:
-        device: Where rollouts go.
+        device: Device of the received rollouts.
     """
 
     def __init__(self, device: str) -> None:
@@ -127,12 +127,12 @@ class LocalProcesses:
 
 
 class ActorProcess(ServingProcess):
-    """An actor, and its slot."""
+    """The process of an actor and its memory for a rollout."""
 
     def __init__(self, recipe: Recipe, broadcast: WeightBroadcast) -> None:
         super().__init__("mtrl.parallel.actor")
         self._slot: SharedTensors | None = None
-        with suppress(OSError):  # it has died already, as the first `receive` will find
+        with suppress(OSError):  # it has already died; the first `receive` reports it
             self.connection.send(recipe)
             broadcast.memory.send(self.connection)
 
@@ -140,8 +140,8 @@ class ActorProcess(ServingProcess):
         """A copy of the rollout in the slot, the version of its weights, and the episodes that ended in it.
 
         Raises:
-            ActorError: The actor failed, and says why.
-            EOFError, OSError: It has died.
+            ActorError: The actor failed, and reports why.
+            EOFError, OSError: The actor has died.
         """
         message = self.connection.recv()
         if isinstance(message, str):

@@ -1,4 +1,4 @@
-"""Where a run is: drawn in place on a terminal, else as a line now and then."""
+"""Shows the progress of a run: updated in place on a terminal, as occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class TaskResults:
-    """How each task goes, as far as known: success rates, or returns where no task reports success."""
+    """The latest result of each task: success rates, or returns if no task reports success."""
 
     measure: str
     """success or return."""
     by_task: Mapping[str, float]
-    """NaN for a task without episodes, or without success where others report it."""
+    """NaN for a task without episodes, or one that reports no success while others do."""
     averaged: bool = True
-    """Whether the mean over tasks says something."""
+    """Whether the mean over tasks is meaningful."""
 
     def text(self, value: float) -> str:
-        """A result of this kind."""
+        """A result as text."""
         if math.isnan(value):
             return " -- "
         return f"{value:.2f}" if self.measure == "success" else f"{value:,.1f}"
 
     def mean(self) -> str | None:
-        """Over the tasks with results, with its name."""
+        """The mean over the tasks with results, with the name of the measure; None if there is none."""
         known = [value for value in self.by_task.values() if not math.isnan(value)]
         return f"{self.measure} {self.text(sum(known) / len(known))}" if known and self.averaged else None
 
@@ -43,13 +43,13 @@ NO_RESULTS = TaskResults("success", {})
 
 
 class Progress:
-    """Rate, time left, result per task and time by phase: drawn in place on a terminal, else as a line now and then.
+    """Shows rate, time left, results per task and time by phase.
 
-    Used as a context manager; the console is free for other output again after it.
+    Used as a context manager, which releases the terminal on exit.
 
     Args:
         interval: Seconds between plain lines; a terminal is redrawn four times a second at most.
-        console: Default: standard output.
+        console: Standard output by default.
     """
 
     def __init__(self, interval: float = 30.0, console: Console | None = None) -> None:
@@ -70,7 +70,7 @@ class Progress:
             self._live.stop()
 
     def print(self, text: Any) -> None:
-        """Prints a line (or anything that rich can draw) above the display."""
+        """Prints a line (or any renderable of rich) above the display."""
         self.console.print(text, highlight=False, soft_wrap=isinstance(text, str), markup=False)
 
     def update(
@@ -83,15 +83,15 @@ class Progress:
         label: str = "training",
         unit: str = "steps",
     ) -> None:
-        """Shows where the run is, if it is time to.
+        """Shows the progress if the interval has passed.
 
         Args:
-            step: Done so far.
-            total: Where it ends.
+            step: Steps done so far.
+            total: Steps in total.
             rate: Steps per second.
             shares: Fraction of time by phase.
-            label: What is going on.
-            unit: What is counted.
+            label: Name of the activity.
+            unit: What a step is.
         """
         now = time.monotonic()
         if now < self._next and step < total:
@@ -116,7 +116,11 @@ def _headline(
 ) -> str:
     left = duration(max(total - step, 0) / rate) if rate > 0 else "?"
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-    parts = [f"{label} {step:,}/{total:,} ({min(1.0, step / max(total, 1)):.1%})", f"{speed} {unit}/s", f"{left} left"]
+    parts = [
+        f"{label} {step:,}/{total:,} ({min(1.0, step / max(total, 1)):.1%})",
+        f"{speed} {unit}/s",
+        f"{left} left",
+    ]
     if mean := results.mean():
         parts.append(mean)
     if shares:

@@ -1,4 +1,4 @@
-"""A file that one process has at a time."""
+"""A file lock that one process holds at a time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mtrl.types import UserError
 
 @contextmanager
 def locked(path: Path, new: bool = False) -> Iterator[None]:
-    """Within, no other process gets past here with the same file, which is made if it is missing.
+    """Locks a file for the block against other processes. The file is made if it is missing.
 
-    The system unlocks it when the process ends, however that happens. Where a file system has no locks, only `new`
-    keeps others away.
+    The system releases the lock when the process ends, however that happens. On file systems without locks, only `new`
+    keeps other processes out.
 
     Args:
-        new: The file must not be there yet: of several processes, one makes it.
+        new: The file must not exist yet. Only one of several processes can make it.
 
     Raises:
-        UserError: Another process has it.
-        OSError: It cannot be opened; `FileExistsError` if it is there and should be new.
+        UserError: Another process holds the lock.
+        OSError: The file cannot be opened; `FileExistsError` if it exists and should be new.
     """
-    # Not blocking: a pipe in its place would wait for a reader.
+    # Non-blocking: opening a pipe would wait for a reader.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | (os.O_EXCL if new else 0), 0o644)
     try:
         _lock(file, path)
@@ -40,5 +40,5 @@ def _lock(file: int, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"Another process is training in {path.parent}: wait until it has ended, or stop it.") from None
-    except (ImportError, OSError):  # no locks here
+    except (ImportError, OSError):  # the system has no locks
         pass

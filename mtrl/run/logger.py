@@ -1,4 +1,4 @@
-"""What a run says about itself: rows of metrics, of which `metrics.jsonl` is the truth."""
+"""Logs rows of metrics. `metrics.jsonl` is the reference; sinks get copies."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _warn = logging.getLogger(__name__).warning
 class Logger:
     """Appends one JSON row per call to `<run_dir>/metrics.jsonl`, and passes it to the sinks.
 
-    A row is there for every reader as soon as `log` returns. On a full disk, training goes on: rows wait in memory and
-    are written when there is room again.
+    Every reader sees a row as soon as `log` returns. Training continues on a full disk: rows are kept in memory and
+    written when there is room again.
 
     Args:
         run_dir: Must exist.
@@ -46,7 +46,7 @@ class Logger:
         """Logs scalars `()` under their names and vectors `(K,)` as `<name>/<task>`, without the NaN of absent tasks.
 
         Matrices `(K, K)` become lists of rows with three digits; sinks do not get them. Other NaN and infinite values
-        are null in the file, and as they are for the sinks.
+        become null in the file, and are passed unchanged to the sinks.
 
         Args:
             step: Environment steps over all tasks.
@@ -87,7 +87,7 @@ class Logger:
         """On resume: drops rows later than the checkpoint's step, and a last line torn by a kill.
 
         Args:
-            evaluating: The checkpoint was made before the evaluation of its step, whose row is dropped, too.
+            evaluating: The checkpoint was made before the evaluation of its step, so that row is dropped, too.
 
         Raises:
             UserError: The file cannot be written.
@@ -115,7 +115,7 @@ class Logger:
         self._write_bytes(json_text(row).encode() + b"\n")
 
     def _write_bytes(self, line: bytes) -> None:
-        # Unbuffered: a kill loses no row. What a full disk did not take (even half a row) goes first next time.
+        # Unbuffered: a kill loses no row. Bytes that a full disk did not accept (even half a row) go first next time.
         waiting = bool(self._unwritten)
         self._unwritten += line
         try:
@@ -127,24 +127,24 @@ class Logger:
 
 
 def _superseded(line: str, step: int, evaluating: bool) -> bool:
-    """Whether a row came after a checkpoint, or is torn."""
+    """Whether a row was logged after a checkpoint, or is incomplete."""
     try:
         row = json.loads(line)
-        found = float(row["step"])
+        row_step = float(row["step"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return True
-    again = evaluating and found == step and any(name.startswith("eval/") for name in row)
-    return found > step or again or not line.endswith("\n")
+    repeated = evaluating and row_step == step and any(name.startswith("eval/") for name in row)
+    return row_step > step or repeated or not line.endswith("\n")
 
 
 class MetricAccumulator:
     """Means of metrics between two rows of the log. Nothing is read from the device before the row is logged.
 
-    In vectors (K,), NaN means that the task was absent and does not count. A scalar NaN is a fault and stays visible.
+    In vectors (K,), NaN marks an absent task and does not count. A scalar NaN is an error and stays visible.
     """
 
     _FOLD = 256
-    """Values kept of a name before they are summed: summing them one by one would cost several times more."""
+    """Number of values of a metric that are summed at once; summing them one by one is several times slower."""
 
     def __init__(self) -> None:
         self._recent: dict[str, list[Tensor]] = {}
@@ -160,7 +160,7 @@ class MetricAccumulator:
                 self._fold(name)
 
     def mean(self) -> Metrics:
-        """Means of what was added since the last call; NaN for a task that was always absent."""
+        """Means of the values added since the last call; NaN for a task that was always absent."""
         for name in list(self._recent):
             self._fold(name)
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
@@ -168,12 +168,12 @@ class MetricAccumulator:
         return means
 
     def state_dict(self) -> State:
-        # Not folded: a run's sums must not depend on when it was saved.
+        # Not summed yet: a run's sums must not depend on when it was saved.
         recent = {name: torch.stack(values) for name, values in self._recent.items()}
         return {"recent": recent, "sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: State) -> None:
-        """Raises `ValueError` for what is no state of this."""
+        """Raises `ValueError` for an invalid state."""
         for part, values in state.items():
             if not all(isinstance(value, Tensor) for value in values.values()):
                 raise ValueError(f"{part}: expected tensors only")
@@ -185,7 +185,7 @@ class MetricAccumulator:
 
     def _fold(self, name: str) -> None:
         recent = self._recent.pop(name)
-        device = recent[-1].device  # what was loaded is on the CPU
+        device = recent[-1].device  # loaded values are on the CPU
         if len({value.shape for value in [*recent, self._sums.get(name, recent[0])]}) > 1:
             raise UserError(f"The metric {name} has another shape than in the checkpoint that was resumed.")
         values = torch.stack([value.to(device) for value in recent]).double()

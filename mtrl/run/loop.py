@@ -1,4 +1,4 @@
-"""The one training loop: collect, learn, and now and then log, evaluate, save."""
+"""The training loop: collect and learn; log, evaluate and save at intervals."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from mtrl.system.usage import peak_memory_bytes
 from mtrl.types import DataSource, EvalResult, Learner, NonFiniteLossError, State, UserError
 
 PATIENCE = 5.0
-"""Seconds that a process is waited for once a stop was asked for: one that hangs does not keep the run from saving."""
+"""Seconds to wait for a process after a stop was requested, so that one that hangs does not prevent saving."""
 
 Evaluate = Callable[[Callable[[int, int], None]], EvalResult]
-"""Evaluates the policy as it is now; told whom to call with the numbers of finished and of all episodes."""
+"""Evaluates the current policy. Takes a callback that receives the numbers of finished and of all episodes."""
 
 
 class InterruptedRunError(Exception):
-    """A signal asked the run to stop."""
+    """The run was stopped by a signal."""
 
 
 Clock = Literal["steps", "updates"]
-"""What training is measured by: environment steps over all slots, or updates."""
+"""The unit of training: environment steps over all slots, or updates."""
 
 
 class RunState:
-    """Savable: how far the run is.
+    """Savable: the progress of the run.
 
     Args:
         clock: What `step` counts.
@@ -58,26 +58,26 @@ class RunState:
         self.wall_time = 0.0
         """Seconds of collecting, learning and evaluating, over all sessions of the run."""
         self.training_time = 0.0
-        """The same without evaluating."""
+        """Seconds of collecting and learning."""
         self.evaluating = False
-        """An evaluation is due or under way: it comes first when the run goes on."""
+        """An evaluation is due or running: a resumed run begins with it."""
 
     @property
     def step(self) -> int:
-        """Where the run is: what its end, intervals and the rows of its log go by."""
+        """Progress in the unit of the clock, which the end, the intervals and the log use."""
         return self.env_steps if self.clock == "steps" else self.updates
 
     def state_dict(self) -> State:
         return {name: value for name, value in vars(self).items() if name != "clock"}
 
     def load_state_dict(self, state: State) -> None:
-        """Raises `ValueError` for what no run comes to."""
+        """Raises `ValueError` for negative values."""
         not_negative(**{key: state[key] for key in ("env_steps", "updates", "wall_time", "training_time")})
         vars(self).update(state)
 
 
 class Loop:
-    """Trains until `until` says so. Everything that a resumed run needs is in `savables()`.
+    """Trains while `until` is true. Everything that a resumed run needs is in `savables()`.
 
     Args:
         evaluate: Evaluates the policy by the protocol of the run.
@@ -113,11 +113,11 @@ class Loop:
         self.metrics = MetricAccumulator()
         self.last_evaluation: EvalResult | None = None
         self._results = NO_RESULTS
-        self._batch: Any = None  # the last of this iteration
+        self._batch: Any = None  # the last batch of this iteration
         self._stop: int | None = None
 
     def savables(self) -> dict[str, Any]:
-        """By name, without the random number generators."""
+        """Everything to save except the random number generators, by name."""
         return {
             "learner": self.learner,
             "data": self.source,
@@ -142,15 +142,15 @@ class Loop:
             except InterruptedRunError:
                 pass
             except Exception as error:
-                # An evaluation changes nothing, and an environment that fails leaves what was before its step.
+                # An evaluation changes nothing, and a failed environment leaves the state before its step.
                 if not (state.evaluating or isinstance(error, EnvironmentFailedError)):
                     raise
                 failure = error
-            # After a failure the steps of the rollout under way are missing: an exact checkpoint is not replaced then.
+            # After a failure the steps of the unfinished rollout are missing: keep an exact checkpoint of this step.
             if failure is None or not checkpointer.has(state.step):
                 checkpointer.save(state.step, self.save_policy)
             if failure is not None:
-                self._tell(failure)
+                self._report(failure)
         return self._stop
 
     def _run(self, checkpointer: Checkpointer) -> None:
@@ -160,7 +160,7 @@ class Loop:
         while self.until(state.step):
             self._train()
             at_end = not self.until(state.step)
-            # All are asked before any begins, so that their states do not depend on where a signal comes.
+            # All are evaluated before any action, so that their states do not depend on when a signal arrives.
             log, evaluate, save = (due(state.step) for due in (self.log_now, self.evaluate_now, self.save_now))
             if log or at_end:
                 self._log()
@@ -173,8 +173,8 @@ class Loop:
                 self._save(checkpointer)
             self._raise_if_stopped()
 
-    def _tell(self, failure: Exception) -> None:
-        """Ends the run with a failure, unless it was to end anyway."""
+    def _report(self, failure: Exception) -> None:
+        """Raises a failure, or only prints it if the run was stopping anyway."""
         if self._stop is not None:
             self.progress.print(f"WARNING: {failure}")
             return
@@ -292,23 +292,23 @@ class Loop:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """A signal stops the run after the current step; a second SIGINT or SIGTERM at once.
+        """A signal stops the run after the current step; a second SIGINT or SIGTERM stops it at once.
 
-        Those within a second are one: `timeout` and some shells send theirs to the process and to its group.
+        Signals within one second count as one: `timeout` and some shells signal both the process and its group.
         """
-        urged = math.inf  # when the first of them came
+        first_signal = math.inf  # time of the first SIGINT or SIGTERM
 
         def stop(number: int, frame: FrameType | None) -> None:
-            nonlocal urged
+            nonlocal first_signal
             if number in (signal.SIGINT, signal.SIGTERM):
-                if time.monotonic() > urged + 1:
+                if time.monotonic() > first_signal + 1:
                     raise KeyboardInterrupt
-                urged = min(urged, time.monotonic())
+                first_signal = min(first_signal, time.monotonic())
             if self._stop is None:
                 self._stop, ServingProcess.patience = number, PATIENCE
                 self.progress.print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping.")
 
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by `nohup`
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as `nohup` does
         numbers = [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
         before = {number: signal.signal(number, stop) for number in numbers}
         try:
@@ -320,7 +320,7 @@ class Loop:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators that learners draw from."""
+    """Seeds the global random number generators."""
     import random
 
     import numpy as np

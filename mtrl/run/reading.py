@@ -1,7 +1,7 @@
-"""Reading files that may be damaged, or made by strangers.
+"""Reading files that may be damaged or untrusted.
 
-A file is read only if it is an ordinary one inside the folder that was asked for, and what is in it is compared with
-what is expected before memory is taken for it. Nothing in a file is run, resolved or followed.
+A file is read only if it is a regular file inside the requested folder, and its content is compared with what is
+expected before memory is allocated for it. Nothing in a file is executed, resolved or followed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 from mtrl.state import shown
 
 DEEPEST = 100
-"""Levels of lists and objects within one another; what this package writes has a dozen."""
+"""Maximal nesting of lists and objects. Files of this package have about a dozen levels."""
 
 _SMALL = 10_000
-"""Integers up to this are not worth a question."""
+"""Integers up to this are never refused."""
 
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
@@ -34,11 +34,11 @@ _DTYPES = {
 
 
 def ordinary(path: Path, root: Path) -> Path:
-    """The path itself, of an ordinary file inside the folder `root`.
+    """Returns `path` if it is a regular file inside the folder `root`.
 
     Raises:
-        OSError: There is none.
-        ValueError: It is something else (a pipe would be waited for without end), or a link leads outside.
+        OSError: There is no such file.
+        ValueError: It is not a regular file (reading a pipe could block forever), or a link leads outside of `root`.
     """
     mode = path.stat().st_mode
     check_inside(path, root)
@@ -57,12 +57,12 @@ def check_inside(path: Path, root: Path) -> None:
 
 
 def read_text(path: Path, root: Path) -> str:
-    """Text in UTF-8. Raises `OSError` or `ValueError`, also for what `ordinary` refuses."""
+    """Text in UTF-8. Raises `OSError` or `ValueError`, also for files that `ordinary` refuses."""
     return ordinary(path, root).read_text(encoding="utf-8")
 
 
 def read_json(path: Path, root: Path) -> Any:
-    """A JSON document. Raises `OSError` or `ValueError`, as `read_text`."""
+    """A JSON document. Raises `OSError` or `ValueError`, like `read_text`."""
     try:
         value = json.loads(read_text(path, root), parse_constant=_no_constant)
     except RecursionError:
@@ -76,7 +76,7 @@ def _no_constant(name: str) -> None:
 
 
 def check_depth(value: Any) -> None:
-    """Raises `ValueError` for a document that functions which call themselves could not go through."""
+    """Raises `ValueError` for a document that is nested too deeply for recursive functions."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for node in level if isinstance(node, list | dict)
@@ -93,7 +93,7 @@ def read_tensors(path: Path, root: Path, headers_only: bool = False) -> dict[str
         headers_only: They have dtype and shape but no memory: they are on the device "meta".
 
     Raises:
-        OSError, ValueError: The file cannot be read, also for what `ordinary` refuses.
+        OSError, ValueError: The file cannot be read, or `ordinary` refuses it.
     """
     try:
         with safe_open(ordinary(path, root), framework="pt") as file:
@@ -114,17 +114,17 @@ def _header(tensor: Any) -> Tensor:
 
 
 def count(tensors: Mapping[str, Tensor]) -> int:
-    """Numbers in all tensors together."""
+    """Total number of elements."""
     return sum(tensor.numel() for tensor in tensors.values())
 
 
 def check_sizes(node: Any, most: int, entry: str) -> None:
-    """Refuses a description of networks with an integer that is larger than the number of their parameters.
+    """Refuses a description of networks with an integer larger than the number of their parameters.
 
-    Neither a width nor a number of layers can be, and a list of a billion widths would be memory taken.
+    No width or number of layers can be that large, and building such a network could exhaust the memory.
 
     Raises:
-        ValueError: Names the first.
+        ValueError: Names the first such integer.
     """
     if isinstance(node, dict):
         for key, value in node.items():
@@ -137,13 +137,13 @@ def check_sizes(node: Any, most: int, entry: str) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises `ValueError` for the first tensor with NaN or infinity in it."""
+    """Raises `ValueError` for the first tensor that contains NaN or infinity."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line and without the path that a message names anyway."""
+    """The message of an error in one line, without the path, which the caller's message names."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join(text.split()).rstrip(".")

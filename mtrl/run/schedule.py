@@ -1,4 +1,4 @@
-"""When things happen: small objects asked once per step, so that the loop reads as sentences and resumes exactly."""
+"""When things happen: small objects that the loop calls once per iteration, with state so that it resumes exactly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Every:
         return due
 
     def state_dict(self) -> State:
-        # The step and not a count of multiples: the interval may be changed when a run is resumed.
+        # The step rather than a count of multiples, because the interval may change when a run is resumed.
         return {"last": self._last}
 
     def load_state_dict(self, state: State) -> None:
@@ -38,7 +38,7 @@ class Every:
 
 
 class Until:
-    """True while the step is below `total`. Without state, so that a resumed run may be given a new total."""
+    """True while the step is below `total`. Has no state, so that a resumed run can have a new total."""
 
     def __init__(self, total: int) -> None:
         not_negative(total=total)

@@ -1,4 +1,4 @@
-"""Further places for rows of metrics: TensorBoard, Weights & Biases."""
+"""Sinks for rows of metrics besides the file: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mtrl.types import UserError
 
 @runtime_checkable
 class Sink(Protocol):
-    """A further place for metrics."""
+    """Receives rows of metrics."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes one row. An `OSError` ends the use of this sink, not the run."""
+        """Writes one row. After an `OSError` the run continues without this sink."""
         ...
 
     def close(self) -> None: ...
@@ -27,13 +27,13 @@ class TensorBoardSink:
 
     Args:
         folder: Made if missing.
-        purge_step: On resume, the checkpoint's step: TensorBoard hides what was logged after it.
+        purge_step: On resume, the checkpoint's step. TensorBoard hides rows that were logged after it.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # From the step after: the checkpoint's own row was logged before it.
+        # The row of the checkpoint's step was logged before the checkpoint, and stays.
         first = None if purge_step is None else purge_step + 1
         self._writer = SummaryWriter(str(folder), purge_step=first)
 
@@ -46,7 +46,7 @@ class TensorBoardSink:
 
 
 def check_wandb() -> Any:
-    """The module of Weights & Biases. Raises `UserError` if it is not installed, or not told who its user is."""
+    """The module of Weights & Biases. Raises `UserError` if it is not installed or nobody is logged in."""
     try:
         import wandb
     except ImportError as error:
@@ -61,26 +61,26 @@ def check_wandb() -> Any:
 
 
 class WandbSink:
-    """Weights & Biases. A run that goes on goes on there too: its id is kept in `<run_dir>/wandb/run_id`.
+    """Weights & Biases. A resumed run continues there, too: its id is stored in `<run_dir>/wandb/run_id`.
 
     Args:
         run_dir: Run folder.
-        options: Of `wandb.init` (project, name, config, ...).
+        options: Arguments of `wandb.init` (project, name, config, ...).
 
     Raises:
         UserError: wandb cannot be used.
     """
 
     def __init__(self, run_dir: Path, **options: Any) -> None:
-        wandb, kept = check_wandb(), run_dir / "wandb" / "run_id"
-        if kept.is_file():
-            # Rows after the checkpoint are there already, and wandb takes none twice.
-            options |= {"id": kept.read_text(encoding="utf-8"), "resume": "allow"}
+        wandb, id_file = check_wandb(), run_dir / "wandb" / "run_id"
+        if id_file.is_file():
+            # Rows after the checkpoint have been sent already; wandb ignores the repetition.
+            options |= {"id": id_file.read_text(encoding="utf-8"), "resume": "allow"}
         try:
             self._run = wandb.init(dir=str(run_dir), **options)
         except wandb.Error as error:
             raise UserError(f"log.wandb=true: {' '.join(str(error).split())}") from error
-        write_atomic(kept, self._run.id)
+        write_atomic(id_file, self._run.id)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 class PhaseTimer:
-    """Wall time by phase: `with timer("env"): ...`. A phase inside a phase is counted once, as the inner one.
+    """Wall time by phase: `with timer("env"): ...`. Time in nested phases counts for the innermost only.
 
-    Time outside all phases is `other`, so that the shares sum to 1. It is the host's time: kernels that a phase queued
-    on a GPU count where the host waits for them. Not for use from several threads.
+    Time outside all phases is `other`, so that the shares sum to 1. Host time is measured: GPU kernels count for the
+    phase in which the host waits for them. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -20,13 +20,13 @@ class PhaseTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Starts counting anew."""
+        """Sets all times to zero."""
         self._seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Counts the time until exit as this phase's."""
+        """Counts the time until exit for this phase."""
         self._charge()
         self._stack.append(phase)
         try:

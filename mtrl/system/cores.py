@@ -1,4 +1,4 @@
-"""Cores."""
+"""The cores that a process may use."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: fewer than the machine has under a job scheduler, `taskset` or in a container.
+    """Number of cores that this process may use, which job schedulers, `taskset` and containers can limit.
 
-    A limit of their time (cgroup quota) that is no whole number of cores counts as the next one.
+    A limit of CPU time (cgroup quota) is rounded up to whole cores.
 
     Args:
-        root: Where the system's `proc` and `sys` are.
+        root: Folder of the system's `proc` and `sys`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *map(math.ceil, _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores' worth of time that each Linux control group gives which this process is in, directly or as a part."""
+    """CPU quotas, in cores, of the Linux control groups of this process and of their ancestors."""
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -31,7 +31,7 @@ def _quotas(root: Path) -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")  # version 2 has one hierarchy, with no name
-        # In a container, the path may be the host's and what is mounted here the group itself.
+        # In a container, the path may be the host's, and the mounted folder the group itself.
         inside = mount / path.lstrip("/")
         for folder in (inside, *inside.parents):
             yield from _quota(folder)

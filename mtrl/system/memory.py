@@ -1,6 +1,6 @@
-"""Tensors in memory that processes share.
+"""Tensors in shared memory.
 
-The memory has no name in any file system: it goes with the last process that has it, however that ends.
+The memory has no name in any file system: the system frees it when the last process that uses it ends.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ def build_tree(tensors: dict[tuple[str, ...], Tensor]) -> Tree:
 
 
 def copy_into(target: Tree, source: Tree) -> None:
-    """Copies the tensors of `source` into those of `target`, a tree of the same form."""
-    for (path, to), (other, tensor) in zip(leaves(target), leaves(source), strict=True):
-        if path != other:
-            raise ValueError(f"Expected {'.'.join(path)}, found {'.'.join(other)}.")
+    """Copies the tensors of `source` into those of `target`, a tree of the same structure."""
+    for (path, to), (source_path, tensor) in zip(leaves(target), leaves(source), strict=True):
+        if path != source_path:
+            raise ValueError(f"Expected {'.'.join(path)}, found {'.'.join(source_path)}.")
         to.copy_(tensor)
 
 
 class SharedTensors:
-    """A tree of tensors for this process and those that it is sent to.
+    """A tree of tensors shared by this process and those that it is sent to.
 
     Args:
-        layout: Of the tree.
-        fd: Of the memory, large enough, which is taken over; None makes it.
+        layout: Layout of the tree.
+        fd: File descriptor of existing memory, which this object then owns; None allocates new memory.
 
     Attributes:
-        tensors: The tree: views of the memory, zero at first.
+        tensors: The tree, as views of the memory; new memory is zero.
     """
 
     def __init__(self, layout: Layout, fd: int | None = None) -> None:
@@ -82,18 +82,18 @@ class SharedTensors:
 
     @classmethod
     def like(cls, example: Tree) -> SharedTensors:
-        """Memory for tensors such as these; their values are not copied."""
+        """Allocates memory for a tree with the layout of `example`. Values are not copied."""
         return cls(tuple((path, tuple(tensor.shape), tensor.dtype) for path, tensor in leaves(example)))
 
     def send(self, connection: Connection) -> None:
-        """Lets the process at the other end of a (duplex) pipe `receive` the memory."""
+        """Sends the memory through a (duplex) pipe to a process that calls `receive`."""
         connection.send(self._layout)
         with _socket_of(connection) as end:
             socket.send_fds(end, [b"fd"], [self._fd])
 
     @classmethod
     def receive(cls, connection: Connection) -> SharedTensors:
-        """The memory that the other end sends. Raises `EOFError` if it has closed."""
+        """Receives the memory that the other end sends. Raises `EOFError` if the pipe is closed."""
         layout = connection.recv()
         with _socket_of(connection) as end:
             _, fds, _, _ = socket.recv_fds(end, 2, 1)
@@ -107,21 +107,21 @@ def _socket_of(connection: Connection) -> socket.socket:
 
 
 def _anonymous_file(size: int) -> int:
-    if sys.platform == "linux":  # memory, and not limited by the size of /dev/shm, which containers make small
+    if sys.platform == "linux":  # not limited by the size of /dev/shm, which is small in containers
         fd = os.memfd_create("mtrl")
     else:
-        with tempfile.TemporaryFile() as file:  # its name is gone already
+        with tempfile.TemporaryFile() as file:  # already unlinked
             fd = os.dup(file.fileno())
     os.truncate(fd, size)
     return fd
 
 
 class WeightBroadcast:
-    """The newest version of a tree, from one writer to readers in any process.
+    """Publishes the newest version of a tree from one writer to readers in any process.
 
-    Without a lock, which a reader that is killed would keep. Versions lie in two places in turn: what has been read is
-    whole unless another version was published meanwhile, after which the writer may have begun the one that takes the
-    same place. It is read again then.
+    There is no lock, since a reader that is killed would keep it. Versions alternate between two places. A copy is
+    consistent unless another version was published while it was read: the writer may then have begun to overwrite the
+    place that was being read. In that case it is read again.
 
     Args:
         memory: Made by `like`.
@@ -134,7 +134,7 @@ class WeightBroadcast:
 
     @classmethod
     def like(cls, example: Tree) -> WeightBroadcast:
-        """A broadcast of trees such as this one, with no version published."""
+        """A broadcast of trees with the layout of `example`, with no version published yet."""
         places = {"even": example, "odd": example}
         return cls(SharedTensors.like({"version": torch.zeros((), dtype=torch.int64), "places": places}))
 
@@ -144,13 +144,13 @@ class WeightBroadcast:
         return int(self._version)
 
     def publish(self, tree: Tree) -> None:
-        """Makes this the newest version."""
+        """Publishes a tree as the newest version."""
         version = self.version + 1
         copy_into(self._place(version), tree)
         self._version.fill_(version)
 
     def read(self, target: Tree) -> int:
-        """Copies the newest version into a tree of the same form; returns its number."""
+        """Copies the newest version into a tree of the same structure. Returns its number."""
         while True:
             version = self.version
             copy_into(target, self._place(version))

@@ -1,4 +1,4 @@
-"""Processes that serve this one over a pipe, and end with it."""
+"""Worker processes that serve this one through a pipe and end with it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from typing import Any, ClassVar, TypeVar
 from mtrl.output import unbreakable_output
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""What people, terminals and schedulers send to end a program."""
+"""Signals that users, terminals and schedulers send to end a program."""
 
 T = TypeVar("T")
 
 
 class EnvironmentFailedError(RuntimeError):
-    """An environment failed, or a process that acts in one. The state of the run is that before the step it was at."""
+    """An environment, or a process that acts in one, failed. The state of the run is the one before the failed step."""
 
 
 class ServingProcess:
-    """Runs `main(fd)` of a module in a process of its own, with one thread; `fd` is its end of the pipe.
+    """Runs `main(fd)` of a module in a separate process with one thread; `fd` is its end of the pipe.
 
-    It must end when the pipe closes, which also happens when this process is killed. Signals that ask for a stop do
-    nothing to it: schedulers send them to every process of a job, and this one decides what becomes of them.
+    The process must end when the pipe closes, which also happens when the parent is killed. It ignores stop signals:
+    schedulers send them to every process of a job, and the parent decides what to do.
 
     Started with `subprocess` rather than `multiprocessing`, whose start methods either copy a parent that has threads
-    (fork) or import its main script again (spawn, forkserver): slow, and wrong where that script has no guard.
+    (fork) or import its main script again (spawn, forkserver), which is slow, and wrong if the script has no guard.
 
     Attributes:
         connection: This end of the pipe.
@@ -42,7 +42,7 @@ class ServingProcess:
     """
 
     patience: ClassVar[float] = math.inf
-    """Seconds that any reply is waited for; finite once this process has been asked to stop."""
+    """Seconds to wait for any reply; finite after this process was asked to stop."""
 
     def __init__(self, module: str) -> None:
         self.connection, child = Pipe()
@@ -50,14 +50,14 @@ class ServingProcess:
         self._poll.register(self.connection.fileno(), select.POLLIN)
         single_threaded = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-        # The child inherits the mask, and with it nothing can end it before it has handlers of its own.
+        # The child inherits the mask, so that no signal can end it before it has installed its handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from {__name__} import serve; serve({module!r}, {child.fileno()})"],
                 pass_fds=[child.fileno()],
                 env={**os.environ, **single_threaded, "PYTHONPATH": path},
-                start_new_session=True,  # no terminal can stop it (Ctrl-Z) or hang it up
+                start_new_session=True,  # a terminal can neither suspend it (Ctrl-Z) nor hang it up
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -75,7 +75,7 @@ class ServingProcess:
         return self.connection.recv()
 
     def how_it_ended(self) -> str:
-        """In words, of a process that no longer answers."""
+        """Describes how a process that no longer answers has ended."""
         try:
             code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -84,11 +84,11 @@ class ServingProcess:
         return f"ended with exit code {code}{hint}"
 
     def close(self) -> None:
-        """Ends the process, by force if closing the pipe does not."""
+        """Closes the pipe, and kills the process if that does not end it."""
         close_all([self])
 
     def end(self, seconds: float) -> None:
-        """Waits for its end as long, and then forces it."""
+        """Waits for the process to end, and kills it after `seconds`."""
         try:
             self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -97,16 +97,20 @@ class ServingProcess:
 
 
 def patiently(look: Callable[[float], T]) -> T:
-    """What `look(seconds)` finds, which waits for it as long. Raises `TimeoutError` after `ServingProcess.patience`."""
+    """Calls `look(seconds)`, which waits that long, until its result is true. Returns the result.
+
+    Raises:
+        TimeoutError: After `ServingProcess.patience`.
+    """
     began = time.monotonic()
-    while not (found := look(1.0)):
+    while not (result := look(1.0)):
         if time.monotonic() - began > ServingProcess.patience:
             raise TimeoutError
-    return found
+    return result
 
 
 def close_all(processes: Iterable[ServingProcess]) -> None:
-    """Ends processes together, by force those that are there two seconds after their pipes were closed."""
+    """Closes the pipes of processes together, and kills those that have not ended two seconds later."""
     processes = list(processes)
     for process in processes:
         process.connection.close()
@@ -116,9 +120,9 @@ def close_all(processes: Iterable[ServingProcess]) -> None:
 
 
 def serve(module: str, fd: int) -> None:
-    """What the process runs."""
+    """Main function of the process."""
     for number in STOP_SIGNALS:
-        # Not SIG_IGN, which programs that an environment starts would inherit: it could not end them any more.
+        # Not SIG_IGN: programs started by an environment would inherit it, and could no longer be ended.
         signal.signal(number, lambda number, frame: None)
         signal.siginterrupt(number, False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

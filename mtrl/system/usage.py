@@ -1,4 +1,4 @@
-"""What processes take of the machine."""
+"""Memory usage of processes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process plus that of each live descendant, in bytes.
 
-    An upper bound of what the run took: pages that processes share are counted in each, and the peaks need not
-    coincide. Without a Linux `/proc`: of this process and its ended children.
+    An upper bound of the memory that the run used: shared pages are counted for each process, and the peaks need not
+    coincide. Without a Linux `/proc`: the peak of this process plus that of its finished children.
     """
     try:
         return sum(map(_high_water_mark, _family(os.getpid())))
@@ -30,7 +30,7 @@ def _family(root: int) -> list[int]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text(errors="replace")
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended in the meantime
                 continue
             # pid (name, which may hold anything) state ppid ...
             children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))

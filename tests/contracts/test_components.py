@@ -515,7 +515,7 @@ def test_images_lose_the_mean_of_their_task() -> None:
 
 @pytest.mark.parametrize("name", ["scaled_images", "centred_images"])
 def test_flat_observations_are_no_images(name: str) -> None:
-    with pytest.raises(UserError, match=r"obs_norm '.*_images'.*\(39,\) are no images"):
+    with pytest.raises(UserError, match=r"obs_norm '.*_images'.*\(39,\) are not images"):
         build("obs_norm", {"name": name}, obs_shape=(39,), num_tasks=K)
 
 

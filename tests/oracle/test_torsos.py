@@ -73,7 +73,7 @@ def test_maps_and_units() -> None:
 def test_the_other_kind_of_observation_is_refused() -> None:
     with pytest.raises(ValueError, match="need torso=nature_cnn"):
         NoTorso(SHAPE)
-    with pytest.raises(ValueError, match=r"\(39,\) are no images: use torso=none"):
+    with pytest.raises(ValueError, match=r"\(39,\) are not images: use torso=none"):
         NatureCNN((39,))
     with pytest.raises(ValueError, match="images of 7 by 9 pixels are too small for it"):
         NatureCNN((3, 7, 9))

@@ -88,7 +88,7 @@ def test_training_without_an_environment_goes_on(tmp_path: Path) -> None:
 
 def test_data_without_steps_must_be_told_when_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*OFFLINE) == 2
-    assert "data=recorded steps no environment: say when to end with total_updates=..." in the_error(capsys)
+    assert "data=recorded steps no environment: set its end with total_updates=..." in the_error(capsys)
 
 
 def test_updates_may_be_counted_where_there_are_steps(run_dir: Path) -> None:

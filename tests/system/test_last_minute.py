@@ -313,7 +313,6 @@ def test_more_steps_and_the_schedules(run_dir: Path, capsys: pytest.CaptureFixtu
     assert run("resume=run", "total_steps=320", "schedule_steps=null") == 0
     said = capsys.readouterr().out
     assert (
-        "Schedules (learning rates, resets) end at step 320 from here on, before at 160: schedule_steps=160 keeps them."
-        in said
+        "Schedules (learning rates, resets) now end at step 320 instead of 160: schedule_steps=160 keeps them." in said
     )
     assert not all(before[name].equal(tensor) for name, tensor in policy(run_dir).items())

@@ -104,7 +104,7 @@ def test_init_from_a_run_with_other_tasks(agent: str, tmp_path: Path, capsys: py
     assert run(*transfer[:-1], f"run_dir={before}") == 0
     capsys.readouterr()
     assert run(*transfer, "env.num_tasks=6", "env.num_envs=12", f"run_dir={tmp_path / 'more'}") == 0
-    assert f"{before} was not trained in reach-4, reach-5: what belongs to one task" in capsys.readouterr().out
+    assert f"{before} was not trained in reach-4, reach-5: weights of these tasks" in capsys.readouterr().out
     assert run(*transfer, "env.num_tasks=2", f"run_dir={tmp_path / 'fewer'}") == 0
     assert "was not trained in" not in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ import mtrl.plot
 import mtrl.train
 from mtrl.config import GROUPS, TrainConfig, composed, load_yaml, options, train_config
 from mtrl.registry import names
-from mtrl.train import environment_description
+from mtrl.run.folder import environment_description
 from tests.system.commands import ON_POLICY, TINY, evaluations, only_run, rows, run, start, the_error, tiny
 
 TASKS = [f"reach-{i}" for i in range(4)]

@@ -371,7 +371,7 @@ def test_init_from_goes_by_name(tmp_path: Path) -> None:
     for name in ORDER:
         torch.testing.assert_close(actions(target, name), actions(trained, name))
     assert torch.equal(target.network.head.head.weight[4], fresh)
-    assert said == [f"{tmp_path} was not trained in reach-9: what belongs to one task alone begins fresh there."]
+    assert said == [f"{tmp_path} was not trained in reach-9: weights of these tasks start from scratch."]
     initialise(FakeLearner(before), str(tmp_path), ["obs_norm"], ("x",), nobody)
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from mtrl import train
+from mtrl.system import tuning
 
 SHOW = """
 import os, sys
@@ -38,10 +38,10 @@ def test_when_torch_is_imported(given: dict[str, str], expected: str) -> None:
 def test_beside_actors(actors: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 cores, 4 are torch's."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(train, "available_cores", lambda: 8)
+    monkeypatch.setattr(tuning, "available_cores", lambda: 8)
     torch.set_num_threads(4)
     try:
-        with train.threads_beside(actors):
+        with tuning.threads_beside(actors):
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == 4
     finally:
@@ -52,7 +52,7 @@ def page_faults(setting: str) -> int:
     """Of filling 64 MB five times, that were freed as often before."""
     code = f"""
 import resource, torch
-from mtrl.train import keep_freed_memory
+from mtrl.system.tuning import keep_freed_memory
 {setting}
 for _ in range(5):
     torch.ones(2**24)

@@ -15,13 +15,13 @@ from mtrl.registry import register
 
 @register("task_sampling", "a5c")
 class A5C(ScoreSampler):
-    """Adaptive active sampling: p = softmax(m / tau), m_k = max(1 - a_k, 0), a_k the mean of the last scores.
+    """Adaptive active sampling: p = softmax(m / tau), m_k = max(1 - a_k, 0), a_k the mean of recent scores.
 
     Sharma et al., "Learning to Multi-Task by Active Sampling" (2018). Sources differ on the settings:
     tau = 0.05 with 10 scores, or tau = 1 with 3.
 
     Differences from the paper:
-        1. Uniform until every task has `window` episodes, not for a fixed number of steps.
+        1. Uniform until every task has `window` episodes, rather than for a fixed number of steps.
         2. Many slots run at once; the probabilities are their shares.
     """
 

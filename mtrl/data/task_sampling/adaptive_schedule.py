@@ -15,7 +15,7 @@ from mtrl.registry import register
 
 @register("task_sampling", "adaptive_schedule")
 class AdaptiveSchedule(ScoreSampler):
-    """p_k in proportion to 1 / (min(1, a_k)^alpha + epsilon), a_k the mean of the last scores.
+    """p_k proportional to 1 / (min(1, a_k)^alpha + epsilon), a_k the mean of recent scores.
 
     Jean, Firat and Johnson, "Adaptive Scheduling for Multi-Task Learning" (2019), explicit schedules. (Their implicit
     ones scale gradients, not shares.)
@@ -25,7 +25,7 @@ class AdaptiveSchedule(ScoreSampler):
         2. Uniform until every task has `window` episodes.
 
     Args:
-        alpha: 0 is uniform; the higher, the more a task near its target stands back.
+        alpha: 0 is uniform; the higher, the less often tasks near their targets are sampled.
         epsilon: Limits the share of a task without success: at most 1 / epsilon times that of one at its target.
     """
 

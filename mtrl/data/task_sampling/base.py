@@ -1,4 +1,4 @@
-"""What samplers have in common: the score of an episode, and the mean of a task's recent ones."""
+"""Base classes of the samplers: scores of episodes, and the mean of a task's recent scores."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class TaskSampler(nn.Module):
         raise NotImplementedError
 
     def update(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Receives E episodes that ended together (`EpisodeStatistics.episode_listeners`)."""
+        """Receives E episodes that ended in the same step (`EpisodeStatistics.episode_listeners`)."""
 
 
 class ScoreSampler(TaskSampler):
     """Base of the samplers that compare each task with a target.
 
     The score of an episode is its success (0 or 1). Given targets, it is (return - baseline) / (target - baseline), 0
-    at the task's baseline and 1 at its target: with the returns of a random and of a human player the
-    human-normalised score. A subclass gives `add`, which is called once for each episode.
+    at the task's baseline and 1 at its target: with the returns of a random and of a human player it is the
+    human-normalised score. A subclass implements `add`, which is called once for each episode.
 
     Args:
         silent_tasks: Names of the tasks that report no success.
@@ -35,7 +35,8 @@ class ScoreSampler(TaskSampler):
         baselines: One return per task; null: 0.
 
     Raises:
-        ValueError: Lists of another length, a target at or below its baseline, or no targets and a silent task.
+        ValueError: A list has another length, a target is not above its baseline, or there are no targets and a task
+            reports no success.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class RecentScores(nn.Module):
         self.register_buffer("count", torch.zeros(num_tasks, dtype=torch.int64))
 
     def add(self, task: int, score: float) -> None:
-        """Takes in an episode's score, in the place of the oldest."""
+        """Replaces the oldest score of a task."""
         self.scores[task, self.count[task] % self.scores.shape[1]] = score
         self.count[task] += 1
 
     def mean(self) -> Float[Tensor, " K"]:
-        """Mean of those there are; 0 for a task without any."""
+        """Mean of the scores so far; 0 for a task without any."""
         return self.scores.sum(1) / self.count.clamp(1, self.scores.shape[1])
 
     def full(self) -> bool:
-        """Whether every task has as many episodes as the window is long."""
+        """Whether every task has at least `window` scores."""
         return bool((self.count >= self.scores.shape[1]).all())

@@ -1,4 +1,4 @@
-"""EA4C: a recurrent actor-critic learns which task to run next."""
+"""EA4C: a recurrent actor-critic that learns which task to run next."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mtrl.registry import register
 class EA4C(ScoreSampler):
     """Episodic meta-learner active sampling: p is the policy of an advantage actor-critic on the stream of episodes.
 
-    Sharma et al., "Learning to Multi-Task by Active Sampling" (2018). A step is an episode. Input (3K):
-    share of each task among the episodes so far, the last p, one-hot last task; then two layers of 100 and an LSTM of
-    100. Reward: lambda (1 - a_j) for the task j just played, plus (1 - lambda) times the mean of the min(1, a_i) of the
-    worst K / 2 tasks, a the mean of the last scores, within [0, 1].
+    Sharma et al., "Learning to Multi-Task by Active Sampling" (2018). A step is an episode. Input (3K): fraction of
+    each task among the episodes so far, the last p, one-hot last task; then two layers of 100 units and an LSTM of 100.
+    Reward: lambda (1 - a_j) for the task j just played, plus (1 - lambda) times the mean of min(1, a_i) over the worst
+    K / 2 tasks, a being the mean of recent scores, within [0, 1].
 
     Differences from the paper:
-        1. One actor, and learning every `unroll` episodes with Adam. The paper's settings of the meta-learner are not
-           known to us; `gamma`, `lr`, `entropy_coef` and `unroll` are ours.
+        1. One actor, and learning every `unroll` episodes with Adam. The paper's settings of the meta-learner are
+           unknown; the values of `gamma`, `lr`, `entropy_coef` and `unroll` are our choice.
         2. The second term of the reward grows as the worst tasks improve. A public re-implementation of the paper's
-           listing has one minus that mean; the text of the paper could not be had to decide which is the authors'.
-        3. Many slots run at once. An episode that ends counts as an action of the policy as it was one step before.
+           listing has one minus that mean; the paper's text was not available to decide which one is correct.
+        3. Many slots run at once. An episode that ends counts as an action of the policy of the previous step.
     """
 
     probability: Tensor
@@ -68,7 +68,7 @@ class EA4C(ScoreSampler):
         nn.init.zeros_(self.policy.bias)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
         self.register_buffer("probability", torch.full((num_tasks,), 1 / num_tasks))
-        # The unroll: the LSTM's state before it, its inputs, and what was played and gained after each.
+        # The unroll: the LSTM's state before it, its inputs, and the task and reward after each input.
         self.register_buffer("start", torch.zeros(2, width))
         self.register_buffer("inputs", torch.zeros(unroll + 1, 3 * num_tasks))
         self.register_buffer("played", torch.zeros(unroll, dtype=torch.int64))
@@ -96,13 +96,13 @@ class EA4C(ScoreSampler):
             self.probability.copy_(self.policy(states[-1][0]).softmax(0))
 
     def reward(self, task: int) -> float:
-        """What the meta-learner gets for having played a task."""
+        """Reward of the meta-learner for playing a task."""
         scores = self.recent.mean().clamp(0, 1)
         worst = scores.sort().values[: max(self.num_tasks // 2, 1)].mean()
         return float(self.lambda_ * (1 - scores[task]) + (1 - self.lambda_) * worst)
 
     def _states(self) -> list[tuple[Tensor, Tensor]]:
-        """State (h, c) of the LSTM after each input of the unroll so far."""
+        """States (h, c) of the LSTM after each input of the unroll so far."""
         states: list[tuple[Tensor, Tensor]] = []
         state = (self.start[0], self.start[1])
         for x in self.inputs[: int(self.steps) + 1]:

@@ -1,4 +1,4 @@
-"""Learning progress: tasks whose scores change get more, whether they rise or fall."""
+"""Learning progress: tasks whose scores change, up or down, are sampled more often."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LearningProgress(ScoreSampler):
 
     Differences from the papers:
         1. Means begin at the task's first score.
-        2. No reweighting of small probabilities of success; the floor of `explore` serves tasks without any.
+        2. No reweighting of small success probabilities; `explore` guarantees a share for tasks without success.
 
     Args:
-        fast: Step of the fast mean per episode, `slow` of the slow one.
-        explore: Share that is spread evenly.
+        fast: Step size of the fast mean per episode; `slow` is that of the slow one.
+        explore: Share that is distributed uniformly.
     """
 
     means: Tensor

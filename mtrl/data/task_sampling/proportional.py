@@ -1,4 +1,4 @@
-"""Shares in proportion to given sizes."""
+"""Sampling in proportion to given sizes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mtrl.registry import register
 
 @register("task_sampling", "proportional")
 class Proportional(TaskSampler):
-    """p_k in proportion to size_k^exponent: 0 is uniform, 1 proportional (Stickland and Murray, 2019).
+    """p_k proportional to size_k^exponent: 0 is uniform, 1 proportional (Stickland and Murray, 2019).
 
     Args:
-        sizes: One number per task, for example how much experience each should get; null: all the same.
+        sizes: One number per task, for example how much experience it should get; null: all equal.
     """
 
     def __init__(self, num_tasks: int, sizes: list[float] | None = None, exponent: float = 1.0) -> None:

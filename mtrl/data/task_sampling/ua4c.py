@@ -1,4 +1,4 @@
-"""UA4C: which task to run next as a bandit whose rewards are the shortfalls."""
+"""UA4C: the choice of the next task as a bandit that is rewarded by missing score."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mtrl.registry import register
 
 @register("task_sampling", "ua4c")
 class UA4C(ScoreSampler):
-    """UCB-based active sampling: a discounted UCB whose reward is max(1 - score, 0) of the episode played.
+    """UCB-based active sampling: discounted UCB with reward max(1 - score, 0) for each episode.
 
     Sharma et al., "Learning to Multi-Task by Active Sampling" (2018); the index is that of Garivier and
     Moulines (2011): mean reward X_k + c sqrt(log n / N_k), discounted by gamma per episode, n = sum_k N_k.
 
     Differences from the paper:
         1. B slots run at once: the shares are those of the next B plays, each counted as soon as it is planned. With
-           one slot this is the bandit itself.
-        2. Rewards are at most 1 (a score below the baseline is one of 0).
+           one slot this is the original bandit.
+        2. Rewards are at most 1 (scores below the baseline count as 0).
 
     Args:
         num_slots: B.
-        gamma: Per episode; 1 for a bandit that never forgets.
-        c: Weight of the exploration.
+        gamma: Discount per episode; 1 to never forget.
+        c: Weight of the exploration bonus.
     """
 
     plays: Tensor

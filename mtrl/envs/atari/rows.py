@@ -1,4 +1,4 @@
-"""What plays: rows of one game that step together, on ale-py's vector environment or on EnvPool."""
+"""Backends: rows of one game that step together, with ale-py's vector environment or EnvPool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lives = NDArray[np.int32]
 
 
 class Played(NamedTuple):
-    """What the actions led to, by row; where an episode ended, the next has begun."""
+    """The results of the actions, by row. Where an episode ended, the next one has begun."""
 
     obs: Frames
     reward: NDArray[np.float32]
@@ -26,7 +26,7 @@ class Played(NamedTuple):
     truncated: Mask
     lives: Lives
     final_obs: Frames
-    """Last observations of the episodes that ended; elsewhere it means nothing."""
+    """Last observations of the episodes that ended; other rows have no meaning."""
 
 
 @runtime_checkable
@@ -34,32 +34,32 @@ class Rows(Protocol):
     """N rows of one game. All of them are reset before the first step."""
 
     seeds_episodes: bool
-    """Whether the same seed and actions lead to the same frames. If not, seeds count only where all rows are reset."""
+    """Whether a seed determines the episode. If not, seeds have an effect only when all rows are reset."""
     actions: list[int]
-    """ALE's numbers of the game's actions, in the order in which the rows count them."""
+    """ALE's numbers of the game's actions, in the order of the rows' action indices."""
 
     def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, Lives]:
-        """Begins episodes in the rows of the mask, a seed for each. First observations and lives, of all N rows."""
+        """Begins seeded episodes in the rows of the mask. Returns first observations and lives of all N rows."""
         ...
 
     def send(self, actions: NDArray[np.int64]) -> None:
-        """Begins to take the actions, one for each row."""
+        """Starts to take the actions, one for each row."""
         ...
 
     def recv(self) -> Played:
-        """Waits for what they lead to."""
+        """Waits for the results."""
         ...
 
 
 class AleRows:
-    """ale-py's `AtariVectorEnv`. `options` are its own."""
+    """ale-py's `AtariVectorEnv`. `options` are passed to it."""
 
     seeds_episodes = True
 
     def __init__(self, game: str, num_envs: int, **options: Any) -> None:
         self._env = AtariVectorEnv(game, num_envs, autoreset_mode="SameStep", **options)
         self.actions = [action.value for action in self._env.ale.get_action_set()]
-        self._env.reset()  # rows can be reset one by one only after all were
+        self._env.reset()  # single rows can be reset only after all rows were
 
     def reset(self, seeds: NDArray[np.int64], rows: Mask) -> tuple[Frames, Lives]:
         obs, info = self._env.reset(seed=seeds, options={"reset_mask": rows})
@@ -74,10 +74,10 @@ class AleRows:
 
 
 class EnvPoolRows:
-    """EnvPool's Atari, with the preprocessing that the `options` of ale-py ask for.
+    """EnvPool's Atari, with preprocessing according to the `options` of ale-py.
 
-    EnvPool seeds when it is made. So it is made anew when all rows are reset, and single rows go on with the random
-    numbers that they have.
+    EnvPool is seeded when it is made. Therefore it is made again when all rows are reset, while single rows continue
+    with their random numbers.
 
     Raises:
         UserError: EnvPool is not installed.
@@ -102,7 +102,7 @@ class EnvPoolRows:
             "num_threads": options["num_threads"],
             "full_action_space": options["full_action_space"],
             "repeat_action_probability": options["repeat_action_probability"],
-            "noop_max": max(1, options["noop_max"]),  # it draws from 1 on
+            "noop_max": max(1, options["noop_max"]),  # it draws from 1 to this
             "max_episode_steps": options["max_num_frames_per_episode"] // options["frameskip"],
             "frame_skip": options["frameskip"],
             "stack_num": options["stack_num"],
@@ -129,7 +129,7 @@ class EnvPoolRows:
         return Played(obs, reward, terminated, truncated, lives, final_obs)
 
     def _begin(self, rows: Mask) -> tuple[Frames, Lives]:
-        """Begins the next episodes of some rows, in the time of a step."""
+        """Begins the next episodes of some rows, which takes as long as a step."""
         first, info = self._env.reset(np.flatnonzero(rows))
         obs, lives = np.empty((len(rows), *first.shape[1:]), np.uint8), np.zeros(len(rows), np.int32)
         obs[rows], lives[rows] = first, info["lives"]
@@ -137,4 +137,4 @@ class EnvPoolRows:
 
 
 BACKENDS: dict[str, type[AleRows | EnvPoolRows]] = {"ale": AleRows, "envpool": EnvPoolRows}
-"""Rows by the name that `env.backend` takes."""
+"""Backends by the values of `env.backend`."""

@@ -1,12 +1,12 @@
-"""What Atari scores are measured by: a random player and a human one, and what is reported of many games.
+"""Human-normalised Atari scores.
 
-References are those of DQN Zoo (Quan and Ostrovski 2020, `dqn_zoo/atari_data.py`), with which the published medians of
-IMPALA come out to the last digit: returns of a uniformly random policy and of a professional tester, from up to 30
-no-ops, 30 minutes at most. A random player scores 0 and the human 1.
+References are those of DQN Zoo (Quan and Ostrovski 2020, `dqn_zoo/atari_data.py`), which reproduce the published
+medians of IMPALA to the last digit: returns of a uniformly random policy and of a professional tester, after up to 30
+no-ops, for at most 30 minutes. A random player scores 0 and the human 1.
 
-The mean is never a headline: in a few games (`video_pinball`) the two references are so close that it says nothing of
-the others. Capped at 1 per game it was what IMPALA's populations were bred by (Espeholt et al. 2018), and in multi-task
-learning it answers how much is played as well as by a human.
+The plain mean is not reported: in a few games (`video_pinball`) the two references are so close that they dominate it.
+Capped at 1 per game, the mean was the fitness of IMPALA's populations (Espeholt et al. 2018); in multi-task learning it
+tells how many games are played as well as by a human.
 """
 
 from __future__ import annotations
@@ -85,21 +85,21 @@ def human_normalised(game: str, score: float) -> float:
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half (Agarwal et al. 2021); of fewer than four values, of all."""
+    """Mean of the middle half (Agarwal et al. 2021); the mean of all values if there are fewer than four."""
     from scipy.stats import trim_mean
 
     return float(trim_mean(values, 0.25))
 
 
 def human_normalised_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """Human-normalised scores: of each game, and over the games their interquartile mean, median and capped mean.
+    """Human-normalised score of each game, and their interquartile mean, median and capped mean.
 
     Args:
-        scores: Mean raw score by game. Games without references (57 have them) do not count.
+        scores: Mean raw score by game. Games without references (57 have them) are ignored.
 
     Returns:
         `human_normalised/<game>`, `human_normalised_iqm`, `human_normalised_median` and
-        `human_normalised_capped_mean` (each game's score cut at 1); nothing if no game has references.
+        `human_normalised_capped_mean` (each game's score capped at 1); empty if no game has references.
     """
     normalised = {game: human_normalised(game, score) for game, score in scores.items() if game in REFERENCES}
     if not normalised:

@@ -1,11 +1,11 @@
-"""`atari`: Atari games as the tasks of one policy, and the sets of games that are reported on.
+"""`atari`: Atari games as the tasks of one policy, and common sets of games.
 
-Sets, by the name that `games` takes:
-    atari57: The games that agents are usually compared on.
+Sets, by their names in `games`:
+    atari57: The games on which agents are usually compared.
     atari5: Five games that predict the median over the 57 (Aitchison et al., "Atari-5", 2023).
     atari6: Those of the public PopArt-IMPALA in PyTorch (aluscher/torchbeastpopart), which has single-task scores.
     atari_mt1 to atari_mt7: The multi-tasking instances of Sharma et al., "Learning to Multi-Task by Active Sampling"
-        (2017), as a public re-implementation lists them. It has five of the six games of MT1; we have the same five.
+        (2017), as listed in a public re-implementation. It has five of the six games of MT1, and so does this package.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GAME_SETS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 MULTIPLAYER = ("combat", "joust", "maze_craze", "warlords")
-"""ROMs without a game for one player."""
+"""ROMs without a single-player game."""
 
 
 @register("env", "atari")
@@ -66,14 +66,14 @@ def atari(
     render: bool = False,
     slots_per_task: int = 1,
 ) -> VecEnv:
-    """Atari games, one task each: see `AtariVecEnv`, whose arguments these are.
+    """Atari games, one task each. The arguments are those of `AtariVecEnv`.
 
     Args:
         games: A list of games, one game, or the name of a set: `[pong, breakout]`, `pong`, `atari57`.
-        render: Whether `AtariVecEnv.render` is wanted. It always works.
+        render: Ignored: `AtariVecEnv.render` always works.
 
     Raises:
-        UserError: A game that does not exist, ale-py or a ROM is missing, or a value that does not fit.
+        UserError: A game does not exist, ale-py or a ROM is missing, or a value is invalid.
     """
     try:
         from mtrl.envs.atari.vector import AtariVecEnv
@@ -104,7 +104,7 @@ def atari(
 
 
 def named_games(games: Sequence[str] | str) -> tuple[str, ...]:
-    """The games that `env.games` means. Raises `UserError` if one does not exist, or is named twice."""
+    """The games named by `env.games`. Raises `UserError` if one does not exist or is named twice."""
     from ale_py.roms import get_all_rom_ids
 
     if isinstance(games, str):
@@ -122,7 +122,7 @@ def named_games(games: Sequence[str] | str) -> tuple[str, ...]:
 
 @register("evaluation", "atari")
 class AtariEvaluation(EvaluationProtocol):
-    """On ale-py, with human-normalised scores."""
+    """Evaluation on ale-py, with human-normalised scores."""
 
     def record_settings(self) -> dict[str, Any]:
         return {**self.settings, "backend": "ale"}

@@ -1,4 +1,4 @@
-"""`AtariVecEnv`: Atari games on ale-py's vector environment or EnvPool, one pool per game, all at work at once."""
+"""`AtariVecEnv`: Atari games on ale-py's vector environment or EnvPool. The pools of all games run concurrently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtrl.types import EnvSpec, State, Step
 
 FRAME_SKIP, STACK, SIZE = 4, 4, 84
 NUM_ACTIONS = 18
-"""Positions of joystick and button; a game responds to some of them, its minimal set."""
+"""Combinations of joystick and button. A game responds to a subset of them, its minimal action set."""
 NUM_SEEDS = 2**31 - 1
 """Goals are the seeds of episodes."""
 
@@ -28,11 +28,11 @@ Slots = NDArray[np.int64]
 
 
 class Pool:
-    """Rows of one game. A row is lent to a slot, or idle: then it is stepped for nothing.
+    """Rows of one game. A row is lent to a slot or idle; idle rows are stepped, too, but their results are unused.
 
     Args:
         env: The rows.
-        num_envs: How many.
+        num_envs: Number of rows.
     """
 
     def __init__(self, env: Rows, num_envs: int) -> None:
@@ -56,7 +56,7 @@ class Pool:
 
 @dataclass
 class _Outcome:
-    """What the emulators made of the actions, by slot; where an episode ended, the next has begun."""
+    """The results of the actions, by slot. Where an episode ended, the next one has begun."""
 
     obs: Frames
     reward: NDArray[np.float32]
@@ -71,43 +71,43 @@ class AtariVecEnv:
     """A `VecEnv` over games. Observations are uint8 (4, 84, 84), the oldest frame first; rewards are raw.
 
     Preprocessing is that of `gymnasium.wrappers.AtariPreprocessing` (frame skip 4, maximum of the last two frames,
-    gray, 84x84) and `FrameStackObservation`, by ale-py's own code. It differs from these in two points:
+    gray, 84x84) and `FrameStackObservation`, as implemented by ale-py. It differs in two points:
         1. The frames before an episode's first are black, not copies of it (`padding_type="zero"`).
         2. An episode begins after 0 to `noop_max - 1` no-ops, not 1 to `noop_max`, and they do not count towards its
            time limit.
 
-    Seeds. ale-py can seed an episode only by loading the game anew, which takes as long as a few hundred steps. So an
-    episode is seeded (its goal is its seed, and the same actions lead to the same frames) if it was begun by `reset`,
-    if its goal was assigned, if it follows a cut, or if it is the first of its slot in another game. The others go on
-    with the random numbers of the one before, and their goal is -1. Trajectories depend on the seed and the actions
-    only, not on the number of workers.
+    Seeds. ale-py can seed an episode only by loading the game again, which takes as long as a few hundred steps.
+    Therefore an episode is seeded (its goal is its seed, and the same actions lead to the same frames) only if it was
+    begun by `reset`, if its goal was assigned, if the previous one was truncated by the caller, or if its slot changes
+    the game. Other episodes continue with the random numbers of the previous one, and their goal is -1. Trajectories
+    depend only on the seed and the actions, not on the number of workers.
 
-    Slots that change their game. A game's pool has as many rows as slots begin with it. If more slots want it than
-    there are rows, another pool is made for them, and kept. A slot's row is idle while it is in another game; a pool is
-    stepped as a whole, idle rows included, unless all of them are idle. So any assignment is possible, and one that
-    goes on for long with shares far from the first ones costs steps that nobody sees.
+    Slots that change their game. A game's pool has as many rows as slots begin with it. If more slots need the game,
+    another pool is made for them and kept. The row of a slot is idle while the slot runs another game. A pool is
+    stepped as a whole, including idle rows, unless all of them are idle. So any assignment is possible, but
+    assignments far from the first one waste steps.
 
-    `state_dict`. The state of ale-py's vector environment cannot be saved. After `load_state_dict` the first step
-    plays nothing, whatever the action: it truncates every running episode where it was saved, with reward 0, and begins
-    the next, seeded. Tasks, goals and the random numbers of the draws are restored.
+    `state_dict`. The state of ale-py's vector environment cannot be saved. The first step after `load_state_dict`
+    ignores the actions: it truncates every running episode at its saved observation, with reward 0, and begins the
+    next one, seeded. Tasks, goals and the generator that draws them are restored.
 
     Args:
         games: Names of ROMs: the tasks.
-        num_envs: B; None for `slots_per_task` times the games.
-        seed: Of the episodes' seeds.
-        device: Of the tensors in a step.
-        action_set: "minimal": the actions that any of the games responds to, with a mask for each; "full": all 18 in
-            every game; "full_masked": all 18, masked to what each responds to.
-        repeat_action_probability: Of a frame repeating the action of the frame before (sticky actions).
+        num_envs: B; None for `slots_per_task` for each game.
+        seed: Seed of the generator that draws the episodes' seeds.
+        device: Device of the tensors in a step.
+        action_set: "minimal": the actions that any of the games responds to, with a mask for each game; "full": all 18
+            in every game; "full_masked": all 18, masked to those that each game responds to.
+        repeat_action_probability: Probability that a frame repeats the action of the previous one (sticky actions).
         noop_max: See above.
         horizon: Steps after which an episode is truncated.
-        zero_discount_on_life_loss: Whether `Step.life_lost` is reported. The episode goes on in any case.
-        num_workers: Threads; None for one per core, 0 for as few as can be. Every pool has at least one.
-        backend: What plays. On "envpool" no episode is seeded, all goals are -1, the frames before an episode's first
+        zero_discount_on_life_loss: Whether `Step.life_lost` is reported. The episode continues in any case.
+        num_workers: Threads; None for one per core, 0 for as few as possible. Every pool has at least one.
+        backend: Emulator. With "envpool" no episode is seeded, all goals are -1, the frames before an episode's first
             are copies of it, and it begins after 1 to `noop_max` no-ops.
 
     Raises:
-        UserError: `num_envs` is no multiple of the number of games.
+        UserError: `num_envs` is not a multiple of the number of games.
         OSError: A ROM cannot be read.
     """
 
@@ -141,21 +141,21 @@ class AtariVecEnv:
             "img_height": SIZE,
             "img_width": SIZE,
             "reward_clipping": False,
-            "use_fire_reset": False,  # a pressed button is not part of the preprocessing compared with
+            "use_fire_reset": False,  # AtariPreprocessing does not press fire
         }
         self._rows = BACKENDS[backend]
         self._pools = [[self._pool(game, self.num_envs // len(games))] for game in games]
         actions = [pools[0].env.actions for pools in self._pools]
         all_actions = range(NUM_ACTIONS) if action_set == "full_masked" else sorted(set().union(*actions))
-        # How each game's pool counts an action; 0 stands in for those that it does not have.
-        self._index = np.array([[own.index(a) if a in own else 0 for a in all_actions] for own in actions])
+        # Index of each action in each game's pool; 0 for actions that the game does not have.
+        self._index = np.array([[known.index(a) if a in known else 0 for a in all_actions] for known in actions])
         self.spec = EnvSpec(
             task_names=self._games,
             obs_shape=(STACK, SIZE, SIZE),
             obs_dtype=torch.uint8,
             action_kind="discrete",
             action_dim=len(all_actions),
-            action_mask=tuple(tuple(action in own for action in all_actions) for own in actions),
+            action_mask=tuple(tuple(action in known for action in all_actions) for known in actions),
             horizon=horizon,
             reports_success=(False,) * len(games),
             comparable_returns=len(games) == 1,
@@ -167,7 +167,7 @@ class AtariVecEnv:
         self._lives = np.zeros(self.num_envs, np.int64)
         self._obs: Frames | None = None
         self._loaded = False
-        """Whether the slots show saved episodes, which no emulator runs."""
+        """Whether the slots show saved episodes, which the emulators do not run."""
 
     def reset(self, seed: int | None = None) -> Tensor:
         self._check_open()
@@ -200,7 +200,7 @@ class AtariVecEnv:
                 final_obs[slots] = last
             self._goal[done] = -1
             moved, seeded = self._assignments.task.numpy() != self._task, self._assignments.assigned.numpy() >= 0
-            self._begin(done & (~ended | moved | seeded), obs)  # the others have begun by themselves
+            self._begin(done & (~ended | moved | seeded), obs)  # other slots have been reset by their pool
         return Step(
             obs=self._tensor(obs),
             reward=self._tensor(outcome.reward),
@@ -213,7 +213,7 @@ class AtariVecEnv:
         )
 
     def _play(self, index: NDArray[np.int64]) -> _Outcome:
-        """Takes the actions, as each game counts them, in all pools at once."""
+        """Takes the actions, given as indices of each game, in all pools at once."""
         B = self.num_envs
         outcome = _Outcome(
             obs=np.empty((B, *self.spec.obs_shape), np.uint8),
@@ -237,19 +237,19 @@ class AtariVecEnv:
                 ended = lent & (played.terminated | played.truncated)
                 if ended.any():
                     outcome.final_obs.append((pool.slot[ended], played.final_obs[ended]))
-        except BaseException:  # also an interrupt: what a pool has not handed over would answer the next action
+        except BaseException:  # also an interrupt: results left in a pool would be taken for those of the next action
             self.close()
             raise
         return outcome
 
     def _unplayed(self) -> _Outcome:
-        """Nothing happened, in any slot."""
+        """The outcome of no step in any slot."""
         assert self._obs is not None
         nowhere = np.zeros(self.num_envs, dtype=bool)
         return _Outcome(self._obs, np.zeros(self.num_envs, np.float32), nowhere, nowhere, self._lives, [])
 
     def _begin(self, begins: NDArray[np.bool_], obs: Frames) -> None:
-        """Begins the assigned episodes in some slots, seeded, and writes their first observations to `obs`."""
+        """Begins the assigned episodes, seeded, in some slots and writes their first observations to `obs`."""
         slots = np.flatnonzero(begins)
         self._task[slots] = self._assignments.task.numpy()[slots]
         self._goal[slots] = self._assignments.goal.numpy()[slots]
@@ -257,19 +257,19 @@ class AtariVecEnv:
         for pool in self._all_pools():
             pool.release(slots)
         for task in np.unique(self._task[slots]):
-            left = slots[self._task[slots] == task]
+            waiting = slots[self._task[slots] == task]
             for pool in self._pools[task]:
-                left = pool.lend(left)
-            if len(left):
-                self._pools[task].append(self._pool(self._games[task], len(left)))
-                self._pools[task][-1].lend(left)
+                waiting = pool.lend(waiting)
+            if len(waiting):
+                self._pools[task].append(self._pool(self._games[task], len(waiting)))
+                self._pools[task][-1].lend(waiting)
         touched = [pool for pool in self._all_pools() if pool.rows(slots).any()]
 
         def reset(pool: Pool) -> tuple[Frames, Lives]:
             rows = pool.rows(slots)
             return pool.env.reset(self._goal[pool.slot[rows]], rows)
 
-        with ThreadPoolExecutor(self._num_workers) as executor:  # loading games takes long, and pools wait in turn
+        with ThreadPoolExecutor(self._num_workers) as executor:  # loading games is slow
             for pool, (first, lives) in zip(touched, executor.map(reset, touched), strict=True):
                 rows = pool.rows(slots)
                 obs[pool.slot[rows]], self._lives[pool.slot[rows]] = first[rows], lives[rows]
@@ -283,7 +283,7 @@ class AtariVecEnv:
         self._assignments.assign(task, goal)
 
     def render(self, slot: int = 0) -> Frames:
-        """What the policy sees of a slot: the newest frame as an RGB image, four times its size."""
+        """The newest frame of a slot as the policy sees it, as an RGB image enlarged four times."""
         self._check_open()
         if self._obs is None:
             raise RuntimeError("Call reset before the first image.")
@@ -298,10 +298,10 @@ class AtariVecEnv:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Shows the saved moment, which the next step leaves: see the class.
+        """Restores the saved observations; the next step truncates these episodes (see the class).
 
         Raises:
-            ValueError: The state has another number of slots.
+            ValueError: The state has a different number of slots.
         """
         self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])

@@ -1,4 +1,4 @@
-"""Arrays kept on disk that can be computed again: written whole or not at all, and checked when read."""
+"""Disk cache of arrays: written atomically, checked when read, and computed again if missing or damaged."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path | None:
-    """Folder for what can be computed again: `$MTRL_CACHE`, or `~/.cache/mtrl`; None if nobody's home is known."""
+    """Folder of the cache: `$MTRL_CACHE`, or `~/.cache/mtrl`; None if there is no home folder."""
     if given := os.environ.get("MTRL_CACHE"):
         return Path(given)
     try:
         return Path.home() / ".cache" / "mtrl"
     except RuntimeError:  # a container may run as a user who has neither $HOME nor an entry in its passwd
-        _say_that_nothing_is_kept()
+        _warn_of_no_cache()
         return None
 
 
 @functools.cache
-def _say_that_nothing_is_kept() -> None:
+def _warn_of_no_cache() -> None:
     log.warning("No home folder to keep Meta-World's goals and resets in: set MTRL_CACHE to a folder for them.")
 
 
 def cache_path(kind: str, key: Mapping[str, Any]) -> Path | None:
     """File for arrays that depend on `key` (JSON) and on the versions of Meta-World and MuJoCo.
 
-    None if there is no folder for it: nothing is read or written then.
+    None if there is no cache folder; nothing is read or written then.
     """
     folder = cache_dir()
     versions = {"metaworld": version("metaworld"), "mujoco": version("mujoco")}
@@ -53,7 +53,7 @@ def read_arrays(path: Path | None) -> dict[str, NDArray[Any]] | None:
     if path is None:
         return None
     try:
-        # Opened here: `np.load` leaves a damaged file open.
+        # Opened here because `np.load` leaves a damaged file open.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def read_arrays(path: Path | None) -> dict[str, NDArray[Any]] | None:
 
 
 def write_arrays(path: Path | None, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes to a temporary file and renames it: another process sees all of it or nothing."""
+    """Writes a file atomically: another process sees all of it or nothing."""
     if path is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""Meta-World's tasks in words, and the task lists of its benchmarks, in the official order."""
+"""Descriptions of Meta-World's tasks, and the task lists of its benchmarks, in the official order."""
 
 from __future__ import annotations
 

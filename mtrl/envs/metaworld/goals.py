@@ -1,4 +1,4 @@
-"""The 50 official goals of each task, as the official class of a benchmark draws them."""
+"""The 50 official goals of each task, as drawn by the official class of a benchmark."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Which goals of which tasks: what the official class of that name draws."""
+    """The tasks of a benchmark, which determine the goals that the official class draws."""
 
     name: str
     """"MT1", "MT10", "MT25", "MT50", "ML1", "ML10", "ML25" or "ML45"; "" for any list of tasks."""
     task_names: tuple[str, ...]
     split: Literal["train", "test"] = "train"
-    """Of a meta-learning benchmark."""
+    """Split of a meta-learning benchmark."""
 
     def __post_init__(self) -> None:
         for task in self.task_names:
@@ -43,13 +43,13 @@ class Benchmark:
 
 
 def official_goals(benchmark: Benchmark, seed: int) -> tuple[NDArray[np.float64], ...]:
-    """The 50 random vectors of each task, (50, size) each, as the official class of the benchmark draws them.
+    """The 50 random vectors of each task, (50, size) each, as drawn by the official class of the benchmark.
 
-    Drawing compiles and resets every task (a second each), so the result is kept on disk.
+    Drawing compiles and resets every task (a second each), so the result is cached on disk.
 
     Args:
-        benchmark: Whose tasks and in which order: the draws of one task depend on those before it.
-        seed: Of the official class.
+        benchmark: Tasks in order, since the draws of one task depend on those before it.
+        seed: Seed of the official class.
     """
     names = benchmark.task_names
     path = cache_path("goals", {**asdict(benchmark), "seed": seed})
@@ -62,11 +62,11 @@ def official_goals(benchmark: Benchmark, seed: int) -> tuple[NDArray[np.float64]
 
 
 def _draw_goals(benchmark: Benchmark, seed: int, num_goals: int = NUM_GOALS) -> tuple[NDArray[np.float64], ...]:
-    # What `metaworld._make_tasks` does for the lists of each class; `ML1` alone has another seed for its test split.
+    # As in `metaworld._make_tasks` for the lists of each class. Only `ML1` has another seed for its test split.
     if benchmark.name == "ML1" and benchmark.split == "test":
         seed += 1
     before = np.random.get_state()
-    np.random.seed(seed)  # one stream for all tasks, one after the other
+    np.random.seed(seed)  # all tasks draw from one stream, in order
     try:
         return tuple(_draw(task, num_goals) for task in benchmark.task_names)
     finally:
@@ -89,18 +89,18 @@ def _draw(task: str, num_goals: int) -> NDArray[np.float64]:
 
 
 class WithoutPhysics:
-    """Mixin of an environment that only draws: its draws do not depend on the physics of the resets between them."""
+    """Mixin for an environment that only draws goals, which do not depend on the physics of the resets."""
 
     def _step_mujoco_simulation(self: Any, ctrl: object, n_frames: int) -> None:
         import mujoco
 
-        mujoco.mj_kinematics(self.model, self.data)  # what observations are made of
+        mujoco.mj_kinematics(self.model, self.data)  # poses, which observations need
 
 
 def _checked_goals(
     path: Path | None, arrays: dict[str, NDArray[np.float64]], task_names: Sequence[str]
 ) -> tuple[NDArray[np.float64], ...] | None:
-    """Goals from the cache; None if they are not what they should be."""
+    """Goals from the cache; None if they are invalid."""
     goals = tuple(arrays[name] for name in task_names if name in arrays)
     if len(goals) == len(task_names) and all(
         vectors.ndim == 2 and len(vectors) == NUM_GOALS and np.isfinite(vectors).all() for vectors in goals

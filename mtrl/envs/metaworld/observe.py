@@ -1,4 +1,4 @@
-"""From poses to observation, reward and success: what of a step is no physics. For numpy arrays and torch tensors."""
+"""From poses to observation, reward and success: a step without its physics. For numpy arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Gripper:
 
 
 class Constants(Mapping[str, Array]):
-    """Constants of the slots of one task, gathered when first read."""
+    """Constants of the slots of one task, gathered on first access."""
 
     def __init__(self, by_goal: Mapping[str, Array], goal: Array) -> None:
         self._by_goal, self._goal = by_goal, goal
@@ -75,18 +75,18 @@ class Group:
     task_id: int
     slots: Array
     rows: Array | slice
-    """`slots`, as a slice where they are neighbours, so that indexing copies nothing."""
+    """`slots`, as a slice if they are contiguous, so that indexing copies nothing."""
     constants: Constants
     untouched: Array
     """(N,) bool, all false."""
 
 
 Poses = Mapping[str, Array]
-"""What a task named in `Task.poses`, for the N slots of its group."""
+"""The poses named in `Task.poses`, for the N slots of a group."""
 
 
 def frames(gripper: Gripper, groups: Sequence[Group], poses: Sequence[Poses]) -> Array:
-    """The part (B, 18) of an observation that shows the present: hand, opening, and two objects (zeros for none)."""
+    """The part (B, 18) of an observation about the present: hand, opening, and two objects (zeros for none)."""
     frame = ops.zeros(gripper.hand, len(gripper.hand), FRAME)
     frame[:, :3] = gripper.hand
     frame[:, 3] = gripper.opened
@@ -100,7 +100,7 @@ def frames(gripper: Gripper, groups: Sequence[Group], poses: Sequence[Poses]) ->
             elif orientation is not None:
                 frame[group.rows, column + 3 : column + 7] = orientation
             column += 7
-    if matrices:  # those of all tasks at once
+    if matrices:  # converted for all tasks at once
         quats = scipy_quat(ops.cat([matrix for *_, matrix in matrices], axis=0))
         start = 0
         for rows, columns, matrix in matrices:
@@ -121,16 +121,16 @@ def outcomes(
     """Reward, success and info of each group.
 
     Args:
-        gripper: Of all B slots, as are `obs` (B, 39) and `action` (B, 4).
-        groups: By task.
-        poses: Of each group.
-        obs: Clipped, as the official step does.
-        action: In [-1, 1].
-        touching: Gives `TaskState.touching` of a group where a mask (N,) says that it matters.
-        exact_info: Whether it matters everywhere, for `grasp_success`.
+        gripper: Common poses of all B slots.
+        groups: Slots by task.
+        poses: Poses of each group.
+        obs: (B, 39), clipped as in the official step.
+        action: (B, 4) in [-1, 1].
+        touching: Computes `TaskState.touching` of a group for the slots in a mask (N,).
+        exact_info: Whether to compute it for all slots, for `grasp_success`.
     """
     tcp_center = gripper.tcp_center
-    found = []
+    results = []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # in branches that are not taken
         for group, group_poses in zip(groups, poses, strict=True):
             rows = group.rows
@@ -147,5 +147,5 @@ def outcomes(
             matters = ~group.untouched if exact_info else group.task.touching_matters(state)
             if matters is not None and matters.any():
                 state = replace(state, touching=touching(group, matters))
-            found.append(group.task.evaluate(state))
-    return found
+            results.append(group.task.evaluate(state))
+    return results

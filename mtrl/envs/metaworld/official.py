@@ -1,4 +1,4 @@
-"""Physics `official`: the environments as Meta-World publishes them, stepped in Python. The reference for parity."""
+"""Physics `official`: the published Meta-World environments, stepped in Python. The reference for parity."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PICTURE = 320
 class OfficialSlot:
     """One slot over the published environments. An episode is truncated after `horizon` steps.
 
-    Drives the environment class itself: a reset depends on (task, goal) only, so no wrapper and no seed is needed.
+    Uses the environment class directly: a reset depends only on (task, goal), so no wrapper and no seed is needed.
 
     Args:
         pool: Shared by the slots of a process.
-        task_names: Of the tasks, by task id.
+        task_names: Names of the tasks by task id.
         goals: The official random vectors of each task, (50, size) each.
         goal_visible: Whether the goal is part of the observation.
-        horizon: At most 500, where the published environments refuse to go on.
+        horizon: At most 500, the limit of the published environments.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class OfficialSlot:
 
 
 def official_task(name: str, rand_vec: NDArray[np.float64], goal_visible: bool = True) -> Task:
-    """The object that `set_task` takes."""
+    """The argument of `set_task`."""
     data = {"rand_vec": rand_vec, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": not goal_visible}
     return Task(env_name=name, data=pickle.dumps(data))
 
@@ -87,7 +87,7 @@ class SharedCompilation:
     """Compiles each scene once per process; further environments get a copy of the model, in a fifth of the time."""
 
     compiled: ClassVar[dict[str, mujoco.MjModel]] = {}
-    """By the path of the scene; never changed."""
+    """Models by the path of the scene; never modified."""
 
     def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
         path = self.fullpath
@@ -119,7 +119,7 @@ def make_slots(
 
     def make(task: int) -> SawyerXYZEnv:
         env = make_env(task_names[task], **keywords)
-        # For images only. Shadows are most of the time that one takes without a graphics card.
+        # Affects images only. Without a graphics card, shadows take most of the time.
         env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
         return env
 

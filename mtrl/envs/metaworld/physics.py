@@ -1,4 +1,4 @@
-"""What can simulate Meta-World: registered under the kind "physics", and imported when chosen."""
+"""Simulations of Meta-World: registered under the kind "physics", and imported when chosen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def official(
 def rollout(
     suite: Suite, num_envs: int, seed: int, device: str, num_workers: int | None = None, render: bool = False
 ) -> VecEnv:
-    """The same trajectories from C MuJoCo in `num_workers` threads, with batched rewards: several times as fast."""
+    """The same trajectories from C MuJoCo in `num_workers` threads, with batched rewards: several times faster."""
     from mtrl.envs.metaworld.rollout_physics import RolloutVecEnv
 
     if render:

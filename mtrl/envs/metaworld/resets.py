@@ -1,7 +1,7 @@
-"""The reset pool: what the official environments look like after the reset to each (task, goal).
+"""The reset pool: the state of the official environments after the reset to each (task, goal).
 
-An official reset settles the hand in 500 physics steps, and its result depends on task and goal only. So it is made
-once, with the official package, and kept on disk; a reset is then a copy.
+An official reset settles the hand in 500 physics steps, and its result depends only on the task and the goal. So it is
+computed once, with the official package, and cached on disk; a reset is then a copy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from mtrl.system.cores import available_cores
 Array = NDArray[np.float64]
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-"""All that the future of a simulation depends on, with the solver's warm start."""
+"""Everything that the future of a simulation depends on, including the solver's warm start."""
 FORMAT = 3
-"""Part of the file's name: to be raised when what is stored changes."""
+"""Part of the file name; increase it when the content changes."""
 LONGEST_CONSTANT = 14
-"""Numbers in the longest attribute that is kept."""
+"""Longer attributes are not stored."""
 
 log = logging.getLogger(__name__)
 _compiling = threading.Lock()
@@ -52,13 +52,13 @@ class TaskResets:
     constants: dict[str, Array]
     """Attributes of the environment that stay the same through an episode: (G,) or (G, size)."""
     obs_low: Array
-    """(39,) where `step` clips the observation."""
+    """(39,) bounds to which `step` clips the observation."""
     obs_high: Array
     mocap_low: Array
     """(3,) box in which actions move the hand's mocap body."""
     mocap_high: Array
     action_scale: Array
-    """(1,) metres that the mocap body moves for an action of 1."""
+    """(1,) displacement of the mocap body in metres for an action of 1."""
 
 
 def scene_path(scene: str) -> Path:
@@ -107,7 +107,7 @@ def _make(name: str, goals: Array) -> TaskResets:
             if not np.array_equal(value, compiled[field])
         }
         attributes = {f"constant.{attribute}": value for attribute, value in _attributes(env).items()}
-        # bin-picking notes a distance in its first step, whatever the action: constant from then on.
+        # bin-picking sets a distance in its first step, independent of the action, and keeps it.
         env.step(np.zeros(4, np.float32))
         for attribute, value in _attributes(env).items():
             attributes.setdefault(f"constant.{attribute}", value)
@@ -121,7 +121,7 @@ def _make(name: str, goals: Array) -> TaskResets:
             }
     assert constant_names is not None
     names = {name for row in rows for name in row if not name.startswith("constant.")} | constant_names
-    # A field that only some goals edit has its compiled value in the others.
+    # Goals that do not edit a field keep its compiled value.
     default = {f"model.{field}": value for field, value in compiled.items()}
     columns = {key: np.stack([row[key] if key in row else default[key] for row in rows]) for key in sorted(names)}
     space = env.sawyer_observation_space
@@ -145,11 +145,11 @@ def _fields(model: mujoco.MjModel) -> dict[str, NDArray[Any]]:
 
 
 def _attributes(env: Any) -> dict[str, Array]:
-    """Numbers and short vectors among the environment's attributes, without views of live data."""
+    """Numbers and short vectors among the environment's attributes, except views of live data."""
     data = env.data
     live = [data.xpos, data.xquat, data.xmat, data.geom_xpos, data.geom_xmat, data.site_xpos, data.site_xmat]
     live += [data.qpos, data.qvel, data.mocap_pos, data.mocap_quat, data.ctrl]
-    found = {}
+    attributes = {}
     for name, value in vars(env).items():
         if isinstance(value, (list, tuple)) and all(isinstance(number, (float, np.floating)) for number in value):
             value = np.array(value)
@@ -160,12 +160,12 @@ def _attributes(env: Any) -> dict[str, Array]:
         if value.ndim > 1 or not 0 < value.size <= LONGEST_CONSTANT:
             continue
         if not any(np.may_share_memory(value, array) for array in live):
-            found[name] = value.astype(np.float64)
-    return found
+            attributes[name] = value.astype(np.float64)
+    return attributes
 
 
 def _pack(task_names: Sequence[str], pool: Sequence[TaskResets]) -> dict[str, NDArray[Any]]:
-    """One matrix per task, one row per goal, with the names and shapes of its columns as JSON: few and fast to read."""
+    """One matrix per task with one row per goal, and the layout of its columns as JSON: few arrays are fast to read."""
     layouts, arrays = {}, {}
     for name, task in zip(task_names, pool, strict=True):
         columns = {
@@ -184,7 +184,7 @@ def _pack(task_names: Sequence[str], pool: Sequence[TaskResets]) -> dict[str, ND
 def _unpack(
     path: Path | None, arrays: dict[str, NDArray[Any]], task_names: Sequence[str], goals: Sequence[Array]
 ) -> list[TaskResets] | None:
-    """The inverse of `_pack`; None if the file holds something else."""
+    """The inverse of `_pack`; None if the content is invalid."""
     try:
         layouts = json.loads(arrays["layouts"].tobytes())
         pool = []

@@ -1,10 +1,10 @@
-"""Physics `rollout`: the official simulation, bit for bit, on C threads; observation, reward and success in batches.
+"""Physics `rollout`: the official simulation, bit for bit, in threads, with batched observations, rewards and success.
 
-Each slot has its own `MjModel` (goals move bodies and sites in the model) and `MjData`. A step does in each slot what
-the official step does (mocap, control, five `mj_step`, one `mj_forward`), in threads: MuJoCo runs without Python's
-lock. `mujoco.rollout` would need fewer calls, but it does not return the solver's warm start, so that every step would
-begin with another one than the official step, and contacts would soon part ways. Python adds about 5 µs to the 75 µs of
-a step of physics.
+Each slot has its own `MjModel` (goals move bodies and sites in the model) and `MjData`. A step repeats the official one
+in each slot (mocap, control, five `mj_step`, one `mj_forward`), in threads, since MuJoCo releases Python's lock.
+`mujoco.rollout` would need fewer calls, but does not return the solver's warm start, so that every step would begin
+with another one than the official step, and contacts would soon diverge. Python adds about 5 µs to the 75 µs of a
+physics step.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from mtrl.system.cores import available_cores
 from mtrl.types import State, Step, UserError
 
 FRAME_SKIP = 5
-"""Physics steps in a step of the environment."""
+"""Physics steps per step of the environment."""
 CONTROL = mujoco.mjtState.mjSTATE_CTRL | mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT
 """What an action sets: 2 controls, position and quaternion of the mocap body."""
 MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
 
 
 class RolloutVecEnv:
-    """A `VecEnv` of Meta-World on C MuJoCo in threads. Trajectories are the official ones, whatever the threads.
+    """A `VecEnv` of Meta-World with MuJoCo in threads. Trajectories are the official ones for any number of threads.
 
-    A simulation that becomes unstable is put back to the scene's default pose by MuJoCo and goes on, as officially.
+    MuJoCo resets an unstable simulation to the scene's default pose and continues, as in the official environments.
 
     Args:
         suite: Tasks and goals.
         num_envs: B; None for one slot per task.
-        seed: Of the goals drawn.
-        device: Of the tensors in a step.
-        num_workers: Threads; None for one per core, 0 and 1 to stay in the calling thread.
-        exact_info: Looks at the contacts at every step, for `grasp_success` in `info`; without, it may be false where
-            the gripper does hold the object. Nothing else depends on it.
+        seed: Seed of the drawing of goals.
+        device: Device of the tensors in a step.
+        num_workers: Threads; None for one per core, 0 and 1 for the calling thread only.
+        exact_info: Checks the contacts at every step, for `grasp_success` in `info`. Otherwise it may be false while
+            the gripper holds the object. Nothing else depends on it.
 
     Raises:
-        UserError: There is no batched version of a task, or `num_envs` is no multiple of the tasks.
+        UserError: There is no batched version of a task, or `num_envs` is not a multiple of the number of tasks.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class RolloutVecEnv:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Raises `ValueError` if the state has another number of slots."""
+        """Raises `ValueError` if the state has a different number of slots."""
         self._assignments.check_running(state)
         self._assignments.load_state_dict(state["assignments"])
         self._task, self._goal = state["task"].cpu().clone(), state["goal"].cpu().clone()
@@ -184,7 +184,7 @@ class RolloutVecEnv:
         self._simulations = [None] * self.num_envs
 
     def info(self) -> dict[str, Tensor]:
-        """The official info of the last step, each (B,) float32: what `exact_info` says of `grasp_success`."""
+        """The official info of the last step, each (B,) float32. See `exact_info` about `grasp_success`."""
         info = {}
         for field in Outcome._fields[2:]:
             values = np.zeros(self.num_envs, np.float32)
@@ -210,7 +210,7 @@ class RolloutVecEnv:
         self._regroup()
 
     def _place(self, slots: Sequence[int]) -> None:
-        """Puts the slots into the state after the reset to their task and goal."""
+        """Resets the simulations of the slots to their task and goal."""
         for slot in slots:
             task, goal = int(self._task[slot]), int(self._goal[slot])
             simulation, scene = self._simulations[slot], self._scenes[task]
@@ -222,12 +222,12 @@ class RolloutVecEnv:
             self._follow(slot)
 
     def _follow(self, slot: int) -> None:
-        """Takes over the mocap body and the clock of a simulation whose state was set."""
+        """Reads the mocap position and the clock of a simulation after its state was set."""
         data = self._simulation(slot).data
         self._control[slot, 2:5], self._clock[slot] = data.mocap_pos[0], data.time
 
     def _regroup(self) -> None:
-        """Follows changes of the slots' tasks and goals."""
+        """Updates everything that depends on the slots' tasks and goals."""
         self.task, self.goal = self._task.to(self._device), self._goal.to(self._device)
         self._groups = []
         for task in self._task.unique().tolist():
@@ -251,24 +251,24 @@ class RolloutVecEnv:
     # --- A step ---
 
     def _simulate(self, action: NDArray[np.float32]) -> None:
-        """Five steps of physics in every slot, then the sensors of where they led."""
+        """Takes five physics steps in every slot, and reads the sensors."""
         control, task = self._control, self._task.numpy()
         control[:, 0], control[:, 1] = action[:, 3], -action[:, 3]
-        # In the precision of the official code: the displacement is float32, the position float64.
+        # The precision of the official code: the displacement is float32, the position float64.
         moved = control[:, 2:5] + action[:, :3] * self._action_scale[task]
         control[:, 2:5] = np.clip(moved, self._mocap_low[task], self._mocap_high[task])
-        slots = itertools.count()  # shared: each thread takes the next slot that no other has taken
-        others = range(self._num_threads - 1)
-        futures = [self._executor.submit(self._work, slots) for _ in others] if self._executor is not None else []
+        slots = itertools.count()  # shared by the threads, each of which takes the next slot
+        helpers = range(self._num_threads - 1)
+        futures = [self._executor.submit(self._work, slots) for _ in helpers] if self._executor is not None else []
         try:
             self._work(slots)
         finally:
-            wait(futures)  # also when interrupted: nobody may look at a simulation that still runs
+            wait(futures)  # also when interrupted: a running simulation must not be read
         for future in futures:
             future.result()
         clock = self._sensors[:, 0]
         for slot in np.flatnonzero(clock <= self._clock).tolist():
-            # MuJoCo has found an unstable state and gone back to the scene's default pose, with its mocap body.
+            # MuJoCo found an unstable state and went back to the scene's default pose, including the mocap body.
             control[slot, 2:5] = self._simulation(slot).data.mocap_pos[0]
         self._clock = clock.copy()
 
@@ -289,26 +289,26 @@ class RolloutVecEnv:
             model, data = simulation.model, simulation.data
             set_state(model, data, control[slot], spec)
             step(model, data, nstep=FRAME_SKIP)
-            forward(model, data)  # for the poses; it also warm-starts the next step, so that it cannot be less
+            forward(model, data)  # for the poses; also the official warm start of the next step
             sensors[slot, : simulation.scene.num_sensors] = data.sensordata
 
     def _evaluate(self, action: NDArray[np.float32]) -> tuple[Array, Array, Array]:
-        """Observation (B, 39), reward (B,) and success (B,) of the sensors, in float64 and bool."""
+        """Observation (B, 39), reward (B,) and success (B,) from the sensors, in float64 and bool."""
         sensors, moves = self._sensors, action.astype(np.float64)
         gripper = Gripper(*(sensors[:, column : column + 3] for column in range(1, 22, 3)))
         poses = [self._scenes[group.task_id].read(sensors[group.rows], group.task.poses) for group in self._groups]
         frame = frames(gripper, self._groups, poses)
         obs = np.concatenate((frame, self._previous, self._goal_obs), axis=1).clip(self._low, self._high)
         self._previous = frame
-        found = outcomes(gripper, self._groups, poses, obs, moves, self._touching, self._exact_info)
-        self._outcomes = [(group.rows, outcome) for group, outcome in zip(self._groups, found, strict=True)]
+        by_group = outcomes(gripper, self._groups, poses, obs, moves, self._touching, self._exact_info)
+        self._outcomes = [(group.rows, outcome) for group, outcome in zip(self._groups, by_group, strict=True)]
         reward, success = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
         for rows, outcome in self._outcomes:
             reward[rows], success[rows] = outcome.reward, outcome.success
         return obs, reward, success
 
     def _touching(self, group: Group, matters: Array) -> Array:
-        """(N,) bool: `TaskState.touching`, where it matters."""
+        """(N,) bool: `TaskState.touching` for the slots in the mask `matters`."""
         touching = np.zeros_like(matters)
         for i in np.flatnonzero(matters):
             touching[i] = self._simulation(int(group.slots[i])).touching(group.task.main_geom)

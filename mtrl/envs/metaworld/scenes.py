@@ -1,4 +1,4 @@
-"""Scenes: compiled models with sensors for what the tasks read, and simulations of them."""
+"""Scenes: compiled models with sensors for the poses that tasks read, and simulations of them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _SIZES = {"pos": 3, "quat": 4, "mat": 9}
 
 
 class Scene:
-    """A compiled scene, and the simulations of it that no slot uses.
+    """A compiled scene and its idle simulations.
 
     Args:
         path: XML file.
-        poses: What its tasks read, besides `COMMON`.
+        poses: Poses that its tasks read, besides `COMMON`.
         edited: Fields of the model that the goals of its tasks edit.
     """
 
     def __init__(self, path: str, poses: Sequence[Pose], edited: set[str]) -> None:
         self.edited = edited
         spec = mujoco.MjSpec.from_file(path)
-        # Textures and the meshes of what cannot collide are five sixths of a model's 21 MB.
+        # Textures and visual meshes make up five sixths of a model's 21 MB.
         spec.compiler.discardvisual = True
         spec.add_sensor(type=mujoco.mjtSensor.mjSENS_CLOCK)
         self.columns: dict[Pose, slice] = {}
@@ -58,7 +58,7 @@ class Scene:
             self.columns[pose] = slice(start, start + size)
             start += size
         self.model = spec.compile()
-        """As compiled; never simulated."""
+        """The compiled model; never simulated."""
         self._idle: list[Simulation] = []
         self.num_sensors = int(self.model.nsensordata)
         self.state_size = mujoco.mj_stateSize(self.model, STATE)
@@ -71,11 +71,11 @@ class Scene:
         return Simulation(self, model, mujoco.MjData(model))
 
     def give(self, simulation: Simulation) -> None:
-        """Takes back a simulation."""
+        """Returns a simulation to the idle ones."""
         self._idle.append(simulation)
 
     def read(self, sensors: Array, poses: Mapping[str, Pose]) -> Mapping[str, Array]:
-        """Poses (N, ...) by name, out of the sensor data (N, W)."""
+        """Poses (N, ...) by name from the sensor data (N, W)."""
         return {name: self._read(sensors[:, self.columns[pose]], pose) for name, pose in poses.items()}
 
     def _read(self, values: Array, pose: Pose) -> Array:
@@ -88,7 +88,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What one slot simulates."""
+    """The simulation of one slot."""
 
     scene: Scene
     model: mujoco.MjModel
@@ -102,7 +102,7 @@ class Simulation:
         mujoco.mj_setState(self.model, self.data, resets.state[goal], STATE)
 
     def touching(self, geom: str) -> bool:
-        """Whether both pads press the geom, as `SawyerXYZEnv.touching_object` says; False if there is no such geom."""
+        """Whether both pads press the geom, like `SawyerXYZEnv.touching_object`; False if there is no such geom."""
         if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, geom) < 0:
             return False
         contact, target = self.data.contact, self.model.geom(geom).id

@@ -1,7 +1,7 @@
 """Meta-World's benchmarks as environments.
 
 Registers `mt1`, `mt10`, `mt25`, `mt50` and `metaworld` (any list of tasks), and the meta-learning benchmarks `ml1`,
-`ml10`, `ml25` and `ml45`, whose observations hide the goal. What simulates them is registered under the kind "physics".
+`ml10`, `ml25` and `ml45`, whose observations hide the goal. Simulations are registered under the kind "physics".
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from mtrl.envs.metaworld.goals import NUM_GOALS, Benchmark, official_goals
 from mtrl.types import EnvSpec, EvaluationProtocol, UserError, VecEnv
 
 MAX_HORIZON = 500
-"""Where the published environments end an episode."""
+"""Length of an episode of the published environments."""
 OBS_SIZE, ACTION_SIZE = 39, 4
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What a physics simulates."""
+    """Tasks and goals to simulate."""
 
     task_names: tuple[str, ...]
     goals: tuple[NDArray[np.float64], ...]
     """The official random vectors of each task, (50, size) each: object and goal positions."""
     goal_visible: bool
-    """Whether the goal is part of the observation; if not, zeros stand in its place."""
+    """Whether the goal is part of the observation; if not, it is replaced by zeros."""
     reward_version: str
     horizon: int
 
@@ -75,26 +75,26 @@ def metaworld(
     """A benchmark of Meta-World.
 
     Args:
-        benchmark: Under which name it is registered.
-        num_envs: Slots of all tasks together; None for `slots_per_task` times the tasks.
-        seed: Of the goals that episodes draw from the 50 of their task.
-        device: Of the tensors in a step.
-        task: The one of `mt1` and `ml1`.
-        tasks: Those of `metaworld`.
-        split: Of `ml1`, `ml10`, `ml25` and `ml45`.
-        physics: Registered name.
-        reward_version: As published.
+        benchmark: Registered name of the benchmark.
+        num_envs: Total number of slots; None for `slots_per_task` for each task.
+        seed: Seed of the generator that draws the goal of each episode from the 50 of its task.
+        device: Device of the tensors in a step.
+        task: The task of `mt1` and `ml1`.
+        tasks: The tasks of `metaworld`.
+        split: Split of `ml1`, `ml10`, `ml25` and `ml45`.
+        physics: Registered name of the simulation.
+        reward_version: Version of the published reward.
         horizon: Steps of an episode, at most 500.
-        goal_seed: From which the official class draws the 50 goals; None for `seed`.
+        goal_seed: Seed with which the official class draws the 50 goals; None for `seed`.
         num_workers: Threads or processes of the physics; None for one per core.
-        render: Whether images are wanted.
+        render: Whether `render` will be used.
         slots_per_task: See `num_envs`.
 
     Raises:
-        UserError: A value that does not fit, or Meta-World is not installed.
+        UserError: A value is invalid, or Meta-World is not installed.
     """
     chosen = _benchmark(benchmark, task, tasks, split)
-    # What can be wrong is found before goals are drawn, which may take half a minute.
+    # All arguments are checked before goals are drawn, which may take half a minute.
     registry.lookup("physics", physics)
     num_envs = check_num_envs(num_envs, len(chosen.task_names), slots_per_task)
     if not 1 <= horizon <= MAX_HORIZON:
@@ -113,7 +113,7 @@ def metaworld(
 
 
 def _benchmark(name: str, task: str | None, tasks: Sequence[str] | None, split: Literal["train", "test"]) -> Benchmark:
-    """Tasks and goals that the options of `metaworld` mean. Raises `UserError`."""
+    """The benchmark described by the options of `metaworld`. Raises `UserError`."""
     official = "" if name == "metaworld" else name.upper()
     asked = {"metaworld": "tasks", "mt1": "task", "ml1": "task"}.get(name)
     for option, value in (("task", task), ("tasks", tasks)):
@@ -137,7 +137,7 @@ def _benchmark(name: str, task: str | None, tasks: Sequence[str] | None, split: 
 
 
 class MetaworldEvaluation(EvaluationProtocol):
-    """On the published environments, whatever simulated the training."""
+    """Evaluation on the published environments, regardless of the simulation used in training."""
 
     def record_settings(self) -> dict[str, Any]:
         return {**self.settings, "physics": "official"}

@@ -15,14 +15,15 @@ from mtrl.types import Metrics, TaskContext
 
 @register("trunk", "adashare")
 class AdaShare(RoutedTrunk):
-    """x <- x + u_l block_l(x), with u_l in {0, 1} of the task (Sun et al., "AdaShare", 2020).
+    """x <- x + u_l block_l(x), with u_l in {0, 1} chosen by the task (Sun et al., "AdaShare", 2020).
 
-    The two scores of a task for a block, select and skip, become probabilities by a softmax at `temperature`. The
-    choice is the likelier one; backward it counts as the probability (straight-through). Tasks start with all blocks.
+    The two scores of a task for a block, select and skip, become probabilities by a softmax with `temperature`. The
+    forward pass uses the likelier choice, the backward pass the probability (straight-through). Tasks start with all
+    blocks.
 
     Differences from the paper:
-        1. No Gumbel noise: what acts must be what learns, for importance weights to be right.
-        2. One stage, from a constant temperature; no growing set of blocks, no retraining of the result.
+        1. No Gumbel noise: the acting and the learning policy must be the same for correct importance weights.
+        2. One stage with a constant temperature; no growing set of blocks, no retraining of the result.
 
     Args:
         depth: Number of blocks, each of two layers.

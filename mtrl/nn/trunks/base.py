@@ -1,4 +1,4 @@
-"""What all trunks have: features out, and losses and diagnostics beside them."""
+"""Base classes of the trunks, which return features, and optionally losses and diagnostics."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from mtrl.types import Metrics, TaskContext
 class Trunk(MixedPrecision):
     """Base of the trunks.
 
-    What depends on the number of tasks is in submodules called `task_input`, so that the rest can be taken to other
-    tasks (`init_from_parts=[trunk]`). An `nn.Linear` in them reads the task embedding; whatever else has numbers per
-    task says so (`TaskAxes`).
+    Parameters that depend on the number of tasks are in submodules called `task_input`, so that the others can be
+    transferred to other tasks (`init_from_parts=[trunk]`). An `nn.Linear` in them reads the task embedding; any other
+    module with per-task values declares them (`TaskAxes`).
     """
 
     out_features: int
-    """H, the size of what `forward` returns."""
+    """H, the size of the output."""
     reads_task: bool = True
-    """Whether features depend on the task's id, at the same embedding."""
+    """Whether the output depends on the task's id directly, not only through the embedding."""
     reads_embedding: bool = True
-    """Whether they depend on the task's embedding."""
+    """Whether the output depends on the task's embedding."""
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
         raise NotImplementedError
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
-        """A loss of no task in particular, and diagnostics, for a batch of at least one axis.
+        """A loss that belongs to no task, and diagnostics, for a batch of at least one axis.
 
-        A diagnostic is a scalar or one value per task, NaN for a task that the batch lacks.
+        A diagnostic is a scalar or one value per task, NaN for a task that is not in the batch.
         """
         return features.new_zeros(()), {}
 
 
 class RoutedTrunk(Trunk):
-    """Base of the trunks that mix modules by weights which sum to 1: a subclass gives `routing` besides `forward`.
+    """Base of the trunks that mix modules with weights that sum to 1: a subclass implements `routing` and `forward`.
 
-    Logs for each task how much each module is used and the entropy of the weights.
+    Logs for each task the usage of each module and the entropy of the weights.
 
     Args:
         diversity: Coefficient of a loss that rewards mutual information between task and module, H(mean over tasks of
-            p_k) - mean over tasks of H(p_k), averaged over layers: all modules in use, each task decided among them
-            (Chen et al., "Mod-Squad", 2023, with all tasks alike).
+            p_k) - mean over tasks of H(p_k), averaged over layers: all modules are used, but each task prefers a few
+            (Chen et al., "Mod-Squad", 2023, with uniform task probabilities).
     """
 
     def __init__(self, num_tasks: int, diversity: float) -> None:
@@ -55,7 +55,7 @@ class RoutedTrunk(Trunk):
         self.num_tasks, self.diversity = num_tasks, diversity
 
     def routing(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> list[Float[Tensor, "*batch m n"]]:
-        """Of each layer, the weights of its n modules in each of m mixtures."""
+        """For each layer, the weights of its n modules in each of m mixtures."""
         raise NotImplementedError
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
@@ -74,13 +74,13 @@ class RoutedTrunk(Trunk):
 
 
 def entropy(probabilities: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """In nats. The gradient is finite at probability zero too."""
+    """Entropy in nats, with a finite gradient at probability zero."""
     smallest = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=smallest).log()).sum(-1)
 
 
 def task_mean(values: Float[Tensor, "*batch n"], task: Int[Tensor, "*batch"], num_tasks: int) -> Float[Tensor, "K n"]:
-    """Mean over each task's samples; NaN for a task without any."""
+    """Mean over each task's samples; NaN for a task without samples."""
     member = functional.one_hot(task.flatten(), num_tasks).to(values.dtype)
     count = member.sum(0)[:, None]
     return torch.where(count > 0, member.T @ values.flatten(0, -2) / count.clamp(min=1), torch.nan)

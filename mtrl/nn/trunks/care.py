@@ -1,4 +1,4 @@
-"""CARE: the task's context attends over a mixture of encoders, and goes with what they encode."""
+"""CARE: the task's context attends over a mixture of encoders, and is concatenated with their output."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CARE(RoutedTrunk):
     `depth` layers on [sum_i weight_i z_i, z_context].
 
     Differences from the paper:
-        1. The task embedding is that of `task_encoder`; the paper's is a sentence encoder's, of a description of the
-           task. (There, CARE gains over a plain mixture by what the descriptions say.)
-        2. The attention learns from z_context as it is (detached), as in the authors' code.
+        1. The task embedding is that of `task_encoder`; in the paper a sentence encoder embeds a description of the
+           task. (There, CARE's advantage over a plain mixture comes from the descriptions.)
+        2. The attention does not backpropagate into z_context (detached), as in the authors' code.
 
     Args:
         experts: k, number of encoders; published 6 for MT10, 10 for MT50.

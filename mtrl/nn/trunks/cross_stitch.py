@@ -17,17 +17,17 @@ from mtrl.types import Metrics, TaskAxes, TaskContext
 
 @register("trunk", "cross_stitch")
 class CrossStitch(Trunk):
-    """After each layer, network k goes on with sum_j alpha_kj x_j (Misra et al., "Cross-stitch Networks", 2016, eq. 1).
+    """The next layer of network k gets sum_j alpha_kj x_j (Misra et al., "Cross-stitch Networks", 2016, eq. 1).
 
-    All K networks run on every sample, whose task then takes the output of its own: K times the cost of one network.
+    All K networks run on every sample, at K times the cost of one network, and the output of its task is selected.
 
     Differences from the paper:
-        1. For more than two tasks, what a unit takes from the others at first is divided among them.
-        2. Units learn at the rate of the other parameters.
+        1. For more than two tasks, the initial weight of the other networks is divided among them.
+        2. Units have the same learning rate as the other parameters.
 
     Args:
         width: Units of each task's network.
-        initial_own: alpha_kk at first; all alpha_kj of a unit sum to 1 then.
+        initial_own: Initial value of alpha_kk; all alpha_kj of a unit sum to 1 initially.
     """
 
     task_axes: ClassVar[TaskAxes] = {"alpha": (1, 2)}
@@ -53,20 +53,20 @@ class CrossStitch(Trunk):
         self.out_features = width
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
-        first, *others = self.layers
+        first, *remaining = self.layers
         *units, last = self.alpha.unbind()
         x = self.activation(first(spread(features, self.num_tasks)))
-        for unit, layer in zip(units, others, strict=True):
+        for unit, layer in zip(units, remaining, strict=True):
             x = self.activation(layer(unit @ x))
         return torch.einsum("...j,...jh->...h", last[context.task], x)
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
-        own = self.alpha.detach().diagonal(dim1=1, dim2=2)
-        return features.new_zeros(()), columns("cross_stitch_own", own.mT)
+        diagonal = self.alpha.detach().diagonal(dim1=1, dim2=2)
+        return features.new_zeros(()), columns("cross_stitch_own", diagonal.mT)
 
 
 def stitches(count: int, own: float) -> Float[Tensor, "{count} {count}"]:
-    """Rows that sum to 1: `own` on the diagonal, the rest in equal shares. One network keeps all of its own."""
+    """Rows that sum to 1: `own` on the diagonal, equal values elsewhere; 1 for a single network."""
     if count == 1:
         return torch.ones(1, 1)
     return torch.full((count, count), (1 - own) / (count - 1)).fill_diagonal_(own)

@@ -22,8 +22,8 @@ class FiLM(Trunk):
     and the modulation before the activation.
 
     Differences from the paper:
-        1. The generator is linear in the task embedding z, and not normalised features are modulated. (A one-hot task
-           needs no more than a linear generator.)
+        1. The generator is linear in the task embedding z (enough for a one-hot task), and the modulated features are
+           not normalised.
     """
 
     reads_task = False
@@ -49,7 +49,7 @@ class FiLM(Trunk):
         modulation = self.task_input(context.embedding.to(features.dtype))
         modulation = modulation.unflatten(-1, (len(self.layers), 2, self.out_features))
         x = features
-        for layer, own in zip(self.layers, modulation.unbind(-3), strict=True):
-            gamma, beta = own.unbind(-2)
+        for layer, gamma_beta in zip(self.layers, modulation.unbind(-3), strict=True):
+            gamma, beta = gamma_beta.unbind(-2)
             x = self.activation((1 + gamma) * layer(x) + beta)
         return x

@@ -1,4 +1,4 @@
-"""Hard routing: each module is fed by one module of the layer before."""
+"""Hard routing: each module gets its input from one module of the previous layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mtrl.registry import register
 class HardRouting(SoftModules):
     """Soft modularization whose weights are 1 for the likeliest module and 0 for the others.
 
-    Backward, the choice counts as the softmax that it was taken from (straight-through, Bengio et al., 2013).
+    The backward pass uses the softmax (straight-through, Bengio et al., 2013).
 
     Differences from routing networks (Rosenbaum et al., 2018):
-        1. Straight-through gradients in place of a router trained by reinforcement learning.
-        2. The choice is the likeliest one, not a sample: what acts must be what learns.
+        1. Straight-through gradients instead of a router trained by reinforcement learning.
+        2. The likeliest module is chosen, not a sample: the acting and the learning policy must be the same.
     """
 
     def _choose(self, logits: Float[Tensor, "*batch mn"]) -> Float[Tensor, "*batch m n"]:

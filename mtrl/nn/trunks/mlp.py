@@ -17,12 +17,12 @@ from mtrl.types import TaskContext
 
 @register("trunk", "mlp")
 class MLP(Trunk):
-    """`depth` hidden layers of `width` units on the features beside the task embedding.
+    """`depth` hidden layers of `width` units on the features concatenated with the task embedding.
 
     Args:
         features: Size of the input features.
         context: Size of the task embedding.
-        init: "orthogonal" (gain sqrt(2), biases 0) or "he_uniform" (biases 0), the published MT-SAC's.
+        init: "orthogonal" (gain sqrt(2), biases 0) or "he_uniform" (biases 0), as in the published MT-SAC.
     """
 
     reads_task = False
@@ -43,8 +43,8 @@ class MLP(Trunk):
         for linear in linears:
             initialise(linear.weight, init)
             nn.init.zeros_(linear.bias)
-        first, *others = linears
-        # One matrix in two: the columns of the task are apart, so that the rest can be taken to other tasks.
+        first, *remaining = linears
+        # The first matrix is split in two, so that all but the task's columns can be transferred to other tasks.
         self.input = nn.Linear(features, width)
         self.task_input = nn.Linear(context, width, bias=False)
         with torch.no_grad():
@@ -53,7 +53,7 @@ class MLP(Trunk):
             self.task_input.weight.copy_(first.weight[:, features:])
         activation_type = ACTIVATIONS[activation]
         self.hidden = nn.Sequential(
-            activation_type(), *(module for linear in others for module in (linear, activation_type()))
+            activation_type(), *(module for linear in remaining for module in (linear, activation_type()))
         )
         self.out_features = width
 

@@ -15,10 +15,10 @@ from mtrl.types import TaskContext
 
 @register("trunk", "mmoe")
 class MMoE(RoutedTrunk):
-    """Experts mixed by a gate of the task: sum_i softmax(W_task x)_i f_i(x) (Ma et al., 2018).
+    """Experts mixed by the gate of the task: sum_i softmax(W_task x)_i f_i(x) (Ma et al., 2018).
 
-    Each expert is an MLP of `depth` layers. Neither experts nor gates see the task embedding: the task chooses its gate
-    (and, with `head: per_task`, its tower).
+    Each expert is an MLP of `depth` layers. Neither experts nor gates read the task embedding: the task selects its
+    gate (and, with `head: per_task`, its tower).
 
     Differences from the paper:
         1. Gates have a bias.
@@ -39,7 +39,7 @@ class MMoE(RoutedTrunk):
         positive(width=width, depth=depth, experts=experts)
         self.experts = StackedMLP(experts, [features] + [width] * depth, activation, init)
         self.activation = ACTIVATIONS[activation]()
-        self.task_input = PerTaskHead(features, experts, num_tasks, gain=0.01)  # near to equal shares at first
+        self.task_input = PerTaskHead(features, experts, num_tasks, gain=0.01)  # nearly uniform at first
         self.out_features = width
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:

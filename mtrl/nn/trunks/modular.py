@@ -1,4 +1,4 @@
-"""Modular policies: a module for what is to be done, then one for the robot that does it."""
+"""Modular policies: a module for the goal followed by a module for the robot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtrl.checks import positive
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedMLP, own
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedMLP, select
 from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import register
 from mtrl.types import TaskAxes, TaskContext
@@ -18,15 +18,15 @@ class Modular(Trunk):
     """g_robot(f_goal(s_goal), s_robot) (Devin et al., "Learning Modular Neural Network Policies", 2017).
 
     Each of the K tasks of the environment is a pair of a goal and a robot. Without `goals` and `robots`, every task has
-    a goal of its own, for one robot. All modules run on every sample.
+    its own goal and all share one robot. All modules run on every sample.
 
     Args:
         depth: Layers of each module.
         goals: Which goal module each of the K tasks uses, from 0.
         robots: Which robot module each of the K tasks uses, from 0.
-        robot_features: How many features at the beginning of the observation are the robot's own state, s_robot; the
-            others are s_goal. Null: both modules see all of them.
-        interface: Size of f's output. Few numbers, so that modules can be combined anew.
+        robot_features: Number of features at the beginning of the observation that are the robot's state, s_robot; the
+            others are s_goal. Null: both modules get all of them.
+        interface: Size of f's output; small, so that modules can be recombined.
     """
 
     def __init__(
@@ -69,6 +69,6 @@ class Modular(Trunk):
     robots: Tensor
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
-        plan = own(self.goal_modules(features[..., self.goal_features]), self.goals[context.task])
+        plan = select(self.goal_modules(features[..., self.goal_features]), self.goals[context.task])
         x = torch.cat([self.activation(plan), features[..., self.robot_features]], dim=-1)
-        return self.activation(own(self.robot_modules(x), self.robots[context.task]))
+        return self.activation(select(self.robot_modules(x), self.robots[context.task]))

@@ -1,4 +1,4 @@
-"""MOORE: experts whose outputs are made orthogonal for every sample, mixed by weights of the task."""
+"""MOORE: experts whose outputs are orthogonalised for every sample, and mixed with weights of the task."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from mtrl.types import Metrics, TaskContext
 class Moore(Trunk):
     """Mixture of k orthogonal experts (Hendawy et al., "Multi-Task RL with Mixture of Orthogonal Experts", 2024).
 
-    Experts see the observation only: U = [h_1(s) ... h_k(s)], V = Gram-Schmidt(U), output tanh(V w) with the task's
-    weights w. Each expert has `depth` hidden layers and a linear one of `width` outputs. The tanh is the one of the
+    Experts only get the observation: U = [h_1(s) ... h_k(s)], V = Gram-Schmidt(U), output tanh(V w) with the task's
+    weights w. Each expert has `depth` hidden layers and a linear one of `width` outputs. The tanh is that of the
     authors' code for Meta-World.
 
     Differences from the paper:
-        1. An expert in the span of those before it gets a vector of length 0 to 1, not a division by 0.
-        2. Initial weights are those of `init`. The authors' code has xavier_uniform with the gain of what follows: the
-           same as he_uniform between layers of equal width, and smaller in an expert's first and last layer and in w.
+        1. An expert in the span of the previous ones gets a vector of length 0 to 1; the paper would divide by 0.
+        2. Initial weights are those of `init`. The authors' code has xavier_uniform with the gain of the next
+           activation: the same as he_uniform between layers of equal width, and smaller in an expert's first and last
+           layer and in w.
 
     Args:
         experts: k; published 4 for MT10, 6 for MT50.
@@ -64,7 +65,7 @@ class Moore(Trunk):
 
 
 def gram_schmidt(vectors: Float[Tensor, "*batch k H"]) -> Float[Tensor, "*batch k H"]:
-    """Orthonormal vectors, each in the span of those given up to it."""
+    """Orthonormal vectors by Gram-Schmidt: the i-th is in the span of the first i inputs."""
     basis = functional.normalize(vectors[..., :1, :], dim=-1)
     for i in range(1, vectors.shape[-2]):
         vector = vectors[..., i : i + 1, :]

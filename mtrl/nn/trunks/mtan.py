@@ -21,12 +21,12 @@ from mtrl.types import TaskContext
 class MTAN(Trunk):
     """Multi-task attention network on an MLP (Liu, Johns and Davison, 2019).
 
-    A block has two shared layers, u after the first and p after the second. What the task sees of it is
-    a = sigmoid(h ReLU(g [u, a of the block before])) * p, with g and h of the task's own.
+    A block has two shared layers, u after the first and p after the second. The task's features are
+    a = sigmoid(h ReLU(g [u, a of the previous block])) * p, with g and h for each task.
 
     Differences from the paper:
-        1. Linear layers for convolutions, no batch normalisation, and g narrows to `attention_width`.
-        2. The task's features go to the next block as they are, not through a shared layer.
+        1. Linear layers instead of convolutions, no batch normalisation, and g has `attention_width` outputs.
+        2. The task's features go to the next block directly, not through a shared layer.
 
     Args:
         depth: Number of blocks, of two shared layers each.
@@ -62,7 +62,7 @@ class MTAN(Trunk):
 
 
 class Attention(nn.Module):
-    """sigmoid(h ReLU(g x)) with g and h of each task's own."""
+    """sigmoid(h ReLU(g x)) with g and h for each task."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, num_tasks: int) -> None:
         super().__init__()

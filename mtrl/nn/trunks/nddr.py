@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtrl.checks import positive
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, own, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, select, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.trunks.cross_stitch import stitches
 from mtrl.registry import register
@@ -23,12 +23,12 @@ class NDDR(Trunk):
     All K networks run on every sample; fusing costs (K width)^2 per layer.
 
     Differences from the paper:
-        1. No batch normalisation: samples of one batch are of many policies and tasks.
-        2. For more than two tasks, what a layer takes from the others at first is divided among them.
+        1. No batch normalisation: the samples of a batch come from many policies and tasks.
+        2. For more than two tasks, the initial weight of the other networks is divided among them.
 
     Args:
         width: Units of each task's network.
-        initial_own: A fusing layer begins as the sum of this share of its own features and equal shares of the others.
+        initial_own: Initial weight of a network's own features in its fusing layer; the others share the rest equally.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class NDDR(Trunk):
         for layer, fusion in zip(self.layers, self.fusions, strict=True):
             x = self.activation(layer(x))
             x = self.activation(fusion(spread(x.flatten(-2), self.num_tasks)))
-        return own(x, context.task)
+        return select(x, context.task)
 
 
 class Fusion(TaskLinear):
-    """Of each task, a linear layer on the features of all tasks."""
+    """A linear layer for each task on the features of all tasks."""
 
     task_axes: ClassVar[TaskAxes] = {"weight": (0, 2), "bias": (0,)}

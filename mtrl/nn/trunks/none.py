@@ -12,7 +12,7 @@ from mtrl.types import TaskContext
 
 @register("trunk", "none")
 class NoTrunk(Trunk):
-    """Leaves features as they are. Only heads know the task, and those of the policy only with `head: per_task`."""
+    """Identity. Only heads depend on the task, and those of the policy only with `head: per_task`."""
 
     reads_task = False
     reads_embedding = False

@@ -1,4 +1,4 @@
-"""PaCo: each task's network is its own combination of a few sets of parameters."""
+"""PaCo: each task's network is a combination of a few sets of parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PaCo(Trunk):
     layer too, so use `head: shared`.
 
     Differences from the paper:
-        1. Left out: the masking of losses that explode, and the new start of w for their tasks.
+        1. Without the masking of exploding losses and the reinitialisation of w for their tasks.
 
     Args:
         sets: K of the paper, the number of parameter sets; published 5 for MT10, 20 for MT50.

@@ -1,4 +1,4 @@
-"""Piggyback: each task uses the shared weights that its binary mask leaves."""
+"""Piggyback: each task uses the shared weights selected by its binary mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrl.checks import positive
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskTable, linear, own
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskTable, linear, select
 from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import register
 from mtrl.types import TaskContext
@@ -17,17 +17,17 @@ from mtrl.types import TaskContext
 
 @register("trunk", "piggyback")
 class Piggyback(Trunk):
-    """MLP with weights W * 1[m_task > threshold]; gradients pass the step function (Mallya et al., "Piggyback", 2018).
+    """MLP with weights W * 1[m_task > threshold], straight-through gradients (Mallya et al., "Piggyback", 2018).
 
-    All K masked layers are computed and each sample picks its own.
+    All K masked layers are computed for every sample, and that of its task is selected.
 
     Differences from the paper:
-        1. The shared weights learn too; the paper's are pretrained and fixed. (`init_from_parts=[trunk]` brings
-           weights that were learned on other tasks.)
+        1. The shared weights are trained, too; the paper's are pretrained and fixed. (`init_from_parts=[trunk]` loads
+           weights that were trained on other tasks.)
         2. Biases are shared, without masks.
 
     Args:
-        threshold: Half of the masks' initial value, so that every task begins with all weights.
+        threshold: Half of the initial value of the masks, so that every task starts with all weights.
     """
 
     def __init__(
@@ -58,5 +58,5 @@ class Piggyback(Trunk):
             binary = (real > self.threshold).to(real.dtype) + (real - real.detach())
             masked = layer.get_parameter("weight") * binary
             every = functional.linear(x, masked.flatten(0, 1)).unflatten(-1, (self.num_tasks, -1))
-            x = self.activation(own(every, context.task) + layer.get_parameter("bias"))
+            x = self.activation(select(every, context.task) + layer.get_parameter("bias"))
         return x

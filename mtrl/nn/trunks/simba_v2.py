@@ -22,12 +22,12 @@ class SimbaV2(Trunk):
     h <- |(1 - alpha) h + alpha |W_2 ReLU(s * W_1 h)||, every row of a W having length 1; s and alpha are learned.
 
     Differences from the paper:
-        1. Weights are normalised where they are used, not after each optimiser step. (The function is the same; steps
-           are relatively smaller the longer the stored weights have become.)
-        2. Only the trunk: heads, rewards and the observation normaliser are this suite's.
+        1. Weights are normalised in the forward pass, not after each optimiser step. (The function is the same, but
+           relative step sizes shrink as the stored weights grow.)
+        2. Only the trunk is SimbaV2's; heads, rewards and the observation normaliser are those of this suite.
 
     Args:
-        shift: Appended to the input, so that its length is not lost.
+        shift: Appended to the input, so that its length is preserved.
         expansion: Size of W_1's output in units of `width`.
     """
 
@@ -62,7 +62,7 @@ class SimbaV2(Trunk):
 
 
 class Block(nn.Module):
-    """|(1 - alpha) h + alpha |W_2 ReLU(s * W_1 h)||, alpha being `initial_alpha` at first."""
+    """|(1 - alpha) h + alpha |W_2 ReLU(s * W_1 h)||, with alpha initialised to `initial_alpha`."""
 
     def __init__(self, width: int, expansion: int, initial_alpha: float) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Block(nn.Module):
         self.up = linear(width, hidden, "orthogonal", bias=False)
         self.down = linear(hidden, width, "orthogonal", bias=False)
         self.scale = nn.Parameter(torch.full((hidden,), (2 / hidden) ** 0.5))
-        # Learned in units in which a step changes it as much as it does a feature.
+        # Stored in units in which a step changes it as much as a feature.
         self.alpha = nn.Parameter(torch.full((width,), width**-0.5))
         self.alpha_unit = initial_alpha * width**0.5
 

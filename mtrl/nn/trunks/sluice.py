@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtrl.checks import not_negative, positive
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, TaskTable, own, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, TaskTable, select, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.nn.trunks.cross_stitch import stitches
 from mtrl.registry import register
@@ -20,15 +20,15 @@ from mtrl.types import Metrics, TaskAxes, TaskContext
 class Sluice(Trunk):
     """Sluice network (Ruder et al., "Latent Multi-Task Architecture Learning", 2019).
 
-    A layer's output is split into two subspaces of width / 2; alpha (2K, 2K) mixes all subspaces of all tasks. What
-    leaves the trunk is the mixture of the outputs of all layers by the task's beta.
+    A layer's output is split into two subspaces of width / 2; alpha (2K, 2K) mixes all subspaces of all tasks. The
+    output is a mixture of the outputs of all layers, weighted by the task's beta.
 
     Differences from the paper:
-        1. For more than two tasks, what a subspace takes from the others at first is divided among them.
+        1. For more than two tasks, the initial weight of the other subspaces is divided among them.
 
     Args:
         width: Units of each task's network, an even number.
-        initial_own: Weight of a subspace's own features at first.
+        initial_own: Initial weight of a subspace's own features.
         orthogonality: Coefficient of a loss, the mean squared product of the rows of a layer's two halves.
     """
 
@@ -64,7 +64,7 @@ class Sluice(Trunk):
         for layer, alpha in zip(self.layers, self.alpha, strict=True):
             subspaces = self.activation(layer(x)).unflatten(-1, (2, -1)).flatten(-3, -2)
             x = (alpha @ subspaces).unflatten(-2, (self.num_tasks, 2)).flatten(-2)
-            outputs.append(own(x, context.task))
+            outputs.append(select(x, context.task))
         return torch.einsum("...l,...lh->...h", self.beta(context.task), torch.stack(outputs, dim=-2))
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:

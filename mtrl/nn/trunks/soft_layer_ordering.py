@@ -1,4 +1,4 @@
-"""Soft layer ordering: tasks apply the same layers in orders of their own."""
+"""Soft layer ordering: each task applies the same layers in a different order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SoftLayerOrdering(RoutedTrunk):
     Meyerson and Miikkulainen, "Beyond Shared Hierarchies" (2018); s = softmax over i of the task's scores.
 
     Differences from the paper:
-        1. The layer before is shared, not one per task; so is the one after with `head: shared`.
+        1. The input layer is shared, not one per task; so is the output layer with `head: shared`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Soft modularization: a routing network mixes the modules of each layer anew for every sample."""
+"""Soft modularization: a routing network mixes the modules of each layer for every sample."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mtrl.types import TaskContext
 
 @register("trunk", "soft_modules")
 class SoftModules(RoutedTrunk):
-    """`depth` layers of n modules of `width` units; weights from observation and task say who feeds whom.
+    """`depth` layers of n modules of `width` units, connected by weights computed from observation and task.
 
     Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020), section 4. Where the
-    authors' code differs from the paper (1 to 6), the code is followed; 7 and 8 are ours:
-        1. Layers between the product f(s) * h(z) and the routing bring it to `gating_width`.
+    authors' code differs from the paper (1 to 6), this follows the code; 7 and 8 are specific to this package:
+        1. Layers between the product f(s) * h(z) and the routing map it to `gating_width`.
         2. f(s) is activated before it enters the first modules.
-        3. The weights of a layer depend on those of all layers before it, not of the last one only.
+        3. The weights of a layer depend on those of all previous layers, not only of the last one.
         4. The activation comes after the weighted sum of modules, not before it.
-        5. The outputs of the last layer are mixed by weights of their own, not summed.
+        5. The outputs of the last layer are mixed with further weights, not summed.
         6. Weights depend on the softmax of earlier layers, not on the logits.
-        7. The last linear layer is the network's head. The weighting of losses by temperatures is no part of the trunk.
-        8. h has no bias (with a one-hot task it would be one parameter too many).
+        7. The last linear layer is the network's head. Weighting losses by temperatures is not part of the trunk.
+        8. h has no bias (it would be redundant with a one-hot task).
 
     Args:
         depth: L.
@@ -64,12 +64,12 @@ class SoftModules(RoutedTrunk):
         self.gate = mlp([embedding] + [gating_width] * gating_depth, activation, init)  # (1)
         inputs = [embedding] + [width] * (depth - 1)
         self.layers = nn.ModuleList(StackedLinear(modules, size, width, init) for size in inputs)
-        # W_d and W_u. Each layer is fed to n modules, the last one to one output (5).
+        # W_d and W_u. Each layer feeds n modules, the last one a single output (5).
         sizes = [modules * modules] * (depth - 1) + [modules]
         self.route_down = nn.ModuleList(linear(gating_width, size, init) for size in sizes)
         self.route_up = nn.ModuleList(linear(seen, gating_width, init) for seen in accumulate(sizes[:-1]))
         for down in self.route_down:
-            nn.init.uniform_(down.get_parameter("weight"), -1e-3, 1e-3)  # near to equal shares at first
+            nn.init.uniform_(down.get_parameter("weight"), -1e-3, 1e-3)  # nearly uniform at first
         self.out_features = width
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
@@ -87,8 +87,8 @@ class SoftModules(RoutedTrunk):
         gate = self.gate(self.activation(encoded * task))
         layers = [self._choose(self.route_down[0](self.activation(gate)))]
         for up, down in zip(self.route_up, self.route_down[1:], strict=True):
-            seen = torch.cat([weights.flatten(-2) for weights in layers], dim=-1)  # (3), (6)
-            layers.append(self._choose(down(self.activation(gate * up(seen)))))
+            previous = torch.cat([weights.flatten(-2) for weights in layers], dim=-1)  # (3), (6)
+            layers.append(self._choose(down(self.activation(gate * up(previous)))))
         return layers
 
     def _choose(self, logits: Float[Tensor, "*batch mn"]) -> Float[Tensor, "*batch m n"]:

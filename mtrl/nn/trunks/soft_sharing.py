@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtrl.checks import not_negative, positive
-from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, mark_per_task, own, spread
+from mtrl.nn.layers import ACTIVATIONS, Activation, Init, TaskLinear, mark_per_task, select, spread
 from mtrl.nn.trunks.base import Trunk
 from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
@@ -17,7 +17,7 @@ from mtrl.types import Metrics, TaskContext
 
 @register("trunk", "soft_sharing")
 class SoftSharing(Trunk):
-    """K networks that share nothing but what a loss on their weights makes alike.
+    """K separate networks, made similar by a loss on their weights.
 
     `l2`: sum over layers and tasks of ||W_k - mean_j W_j||^2, which is 1 / K of that over pairs of tasks (Duong et al.,
     2015). `trace_norm`: sum over layers of the nuclear norm of the matrix whose rows are the tasks' W_k (Yang and
@@ -26,7 +26,7 @@ class SoftSharing(Trunk):
     All K networks run on every sample.
 
     Args:
-        coef: Of the penalty; 0 for networks that know nothing of one another.
+        coef: Coefficient of the penalty; 0 for independent networks.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SoftSharing(Trunk):
         x = spread(features, self.num_tasks)
         for layer in self.layers:
             x = self.activation(layer(x))
-        return own(x, context.task)
+        return select(x, context.task)
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
         weights = [layer.get_parameter("weight").flatten(1) for layer in self.layers]

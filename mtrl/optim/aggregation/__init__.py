@@ -1,4 +1,4 @@
-"""Gradient aggregation: one method per file. All are on the scale of a mean, unless they say otherwise."""
+"""Gradient aggregation: one method per file. Results have the scale of a mean unless documented otherwise."""
 
 from mtrl.optim.aggregation.agem import AGEM as AGEM
 from mtrl.optim.aggregation.base import Aggregation as Aggregation

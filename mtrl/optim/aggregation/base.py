@@ -42,7 +42,7 @@ class Sum(Aggregation):
 
 @register("aggregation", "mean")
 class Mean(Aggregation):
-    """Gradient of the mean of the losses, so that clipping and Adam's epsilon mean the same for any K."""
+    """Gradient of the mean of the losses, so that clipping and Adam's epsilon have the same meaning for any K."""
 
     def backward(
         self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
@@ -53,11 +53,11 @@ class Mean(Aggregation):
 
 
 class JacobianAggregation(Aggregation):
-    """Base of the methods that combine per-task gradients: a subclass gives `combine` only.
+    """Base of the methods that combine per-task gradients: a subclass implements only `combine`.
 
-    `combine` sees the parameters that tasks share. Those marked as one task's own (`is_per_task`, the rows of per-task
-    heads) get the gradient of the mean of the losses. So a method on the scale of a mean is `mean` in every parameter
-    as long as it finds nothing to change.
+    `combine` gets the gradients of the parameters that tasks share. Parameters whose rows belong to one task each
+    (`is_per_task`, such as those of per-task heads) get the gradient of the mean of the losses. So a method with the
+    scale of a mean equals `mean` in every parameter while it has nothing to change.
     """
 
     def combine(self, jacobian: Float[Tensor, "K P"]) -> Float[Tensor, " P"]:
@@ -68,18 +68,18 @@ class JacobianAggregation(Aggregation):
         self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
     ) -> Metrics:
         """Fills `.grad` and returns the diagnostics of the shared parameters."""
-        shared, own = shared_and_own(parameters)
-        gradients, own_gradients = per_task_gradients(losses, shared, own, task)
+        shared, per_task = shared_and_per_task(parameters)
+        gradients, gradients_of_sum = per_task_gradients(losses, shared, per_task, task)
         blocks = [gradient.flatten(1) for gradient in gradients]
         gramian = gramian_of(blocks, losses)
         for parameter, gradient in zip(shared, self._combine_blocks(blocks, gramian), strict=True):
             parameter.grad = gradient.view_as(parameter)
-        for parameter, gradient in zip(own, own_gradients, strict=True):
-            parameter.grad = (gradient / len(losses)).contiguous()  # as torch wants it, for what is added to it
+        for parameter, gradient in zip(per_task, gradients_of_sum, strict=True):
+            parameter.grad = (gradient / len(losses)).contiguous()  # as torch expects where it accumulates
         return diagnostics(gramian)
 
     def _combine_blocks(self, blocks: Sequence[Tensor], gramian: Float[Tensor, "K K"]) -> Sequence[Tensor]:
-        """`combine`, by parameter: (K, P_i) to (P_i,)."""
+        """`combine` for separate parameters: (K, P_i) to (P_i,)."""
         if not blocks:
             return ()
         combined = self.combine(torch.cat(tuple(blocks), dim=1))
@@ -87,7 +87,7 @@ class JacobianAggregation(Aggregation):
 
 
 class GramianAggregation(JacobianAggregation):
-    """Base of the methods whose direction is a weighted sum of the gradients: a subclass gives `weights` only."""
+    """Base of the methods whose direction is a weighted sum of the gradients: a subclass implements only `weights`."""
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
         """Weight of each gradient, from their inner products (float64)."""
@@ -105,7 +105,7 @@ class GramianAggregation(JacobianAggregation):
 
 @register("aggregation", "measured_mean")
 class MeasuredMean(GramianAggregation):
-    """`mean` by way of the per-task gradients: the same direction, with their diagnostics."""
+    """`mean` computed from per-task gradients: the same direction, with their diagnostics."""
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
         return torch.full_like(gramian[0], 1 / len(gramian))
@@ -118,20 +118,20 @@ def task_norm(
 
     For the arguments see `Aggregation.backward`.
     """
-    gradients, _ = per_task_gradients(losses, shared_and_own(parameters)[0], [], task)
+    gradients, _ = per_task_gradients(losses, shared_and_per_task(parameters)[0], [], task)
     return diagnostics(gramian_of([gradient.flatten(1) for gradient in gradients], losses))["task_norm"]
 
 
-def shared_and_own(parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def shared_and_per_task(parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters that tasks share, and those whose rows belong to one task each."""
-    shared, own = ([p for p in parameters if getattr(p, "is_per_task", False) is mine] for mine in (False, True))
-    return shared, own
+    shared, per_task = ([p for p in parameters if getattr(p, "is_per_task", False) is flag] for flag in (False, True))
+    return shared, per_task
 
 
 def gramian_of(blocks: Sequence[Tensor], losses: Float[Tensor, " K"]) -> Float[Tensor, "K K"]:
-    """Inner products (float64) of the K gradients of losses, given by parameter: (K, P_i)."""
+    """Inner products (float64) of the K gradients of the losses, which are given as a (K, P_i) block per parameter."""
     gramian = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=losses.device)
-    for block in blocks:  # there may be none: networks that share nothing
+    for block in blocks:  # there are none if networks share nothing
         gramian += block @ block.T
     return gramian
 

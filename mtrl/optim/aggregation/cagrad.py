@@ -16,15 +16,15 @@ from mtrl.registry import register
 
 @register("aggregation", "cagrad")
 class CAGrad(GramianAggregation):
-    """The direction near the mean gradient that helps the task it helps least as much as possible.
+    """The direction near the mean gradient that maximises the smallest improvement over all tasks.
 
     Liu et al., "Conflict-Averse Gradient Descent" (2021): max_d min_i <g_i, d> with |d - g_0| <= c |g_0|, where g_0 is
     the mean of the gradients. c = 0 is `mean`.
 
     Differences from the paper and the authors' code:
         1. The dual problem is solved exactly (see `weights_near_mean`).
-        2. Tasks without a gradient do not count (nothing helps them).
-        3. Not divided by 1 + c^2 or 1 + c as in the code, but as in the paper.
+        2. Tasks without a gradient do not count (no direction improves them).
+        3. As in the paper, and unlike the code, not divided by 1 + c^2 or 1 + c.
     """
 
     def __init__(self, c: float = 0.5) -> None:

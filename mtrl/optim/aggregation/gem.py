@@ -16,8 +16,8 @@ from mtrl.registry import register
 class GEM(GramianAggregation):
     """The vector nearest to the mean gradient that conflicts with no task's gradient.
 
-    Lopez-Paz & Ranzato, "Gradient Episodic Memory" (2017), equations 8 to 11. There the gradients are those of past
-    tasks, held in memories, and the one to be projected is the present task's; here all tasks are learned at once.
+    Lopez-Paz & Ranzato, "Gradient Episodic Memory" (2017), equations 8 to 11. There the current task's gradient is
+    projected, and the constraints come from memories of past tasks; here all tasks are learned at once.
     """
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
@@ -25,7 +25,7 @@ class GEM(GramianAggregation):
 
 
 def project_mean(gramian: np.ndarray) -> np.ndarray:
-    """Weights of g_0 + sum_i v_i g_i, v >= 0 the shortest such sum: the dual of the projection (equation 11)."""
+    """Weights of the shortest g_0 + sum_i v_i g_i with v >= 0: the dual of the projection (equation 11)."""
     norms, root = norms_and_root(gramian)
     uniform = np.full(len(norms), 1 / len(norms))
     scale = norms.max()

@@ -13,7 +13,7 @@ from mtrl.registry import register
 
 @register("aggregation", "gradvac")
 class GradVac(GramianAggregation):
-    """Turns each task's gradient towards those to which its cosine is lower than it is on average.
+    """Turns each task's gradient towards those with which its cosine is below its average.
 
     Wang et al., "Gradient Vaccine" (2021), algorithm 1, with one target per pair for the whole network.
     The targets are moving averages of the cosines, with step size `beta`; with targets of zero it is PCGrad.

@@ -16,17 +16,17 @@ from mtrl.registry import register
 
 @register("aggregation", "great")
 class GREAT(JacobianAggregation):
-    """Scales each element of each task's gradient, so that an adversary cannot tell whose gradient it is; averages.
+    """Mean of the gradients, scaled elementwise so that an adversary cannot tell which task a gradient belongs to.
 
     Sinha et al., "Gradient Adversarial Training of Neural Networks" (2018), on multi-task learning: the adversary
-    learns to name the task of a scaled gradient, and the scales (gradient alignment layers) learn to mislead it.
+    learns to classify the task of a scaled gradient, and the scales (gradient alignment layers) learn to mislead it.
 
     Differences from the paper:
-        1. What is scaled are the gradients of the shared parameters, not those of the features after them.
-        2. The adversary is a linear classifier, the paper's a small network, and sees directions: a scaled gradient of
-           norm 1. The scaled gradient keeps the norm that it had.
-        3. Both learn by plain gradient steps, one after each aggregation. The scales' are P times as long, as the
-           gradient of one of P scales is of the order of 1/P. A scale stays between 0 and 10.
+        1. The gradients of the shared parameters are scaled, not those of the features after them.
+        2. The adversary is a linear classifier (in the paper a small network), and sees directions: scaled gradients
+           of norm 1. Scaling does not change the norm of a gradient.
+        3. Both learn by plain gradient steps, one after each aggregation. Those of the scales are multiplied by P,
+           since the gradient of one of P scales is of the order of 1/P. Scales are clipped to [0, 10].
 
     Args:
         lr: Step size of the scales; 0 is `mean`.
@@ -41,7 +41,7 @@ class GREAT(JacobianAggregation):
         not_negative(lr=lr)
         positive(adversary_lr=adversary_lr)
         self.lr, self.adversary_lr = lr, adversary_lr
-        # (K, P); P is known when the first gradients come.
+        # (K, P); P is known with the first gradients.
         self.register_buffer("scale", torch.ones(num_tasks, 0))
         self.register_buffer("adversary", torch.zeros(num_tasks, 0))
 
@@ -56,15 +56,15 @@ class GREAT(JacobianAggregation):
 
     @torch.enable_grad()
     def _learn(self, direction: Float[Tensor, "K P"], present: Tensor) -> None:
-        """A step of the adversary towards naming the tasks, and one of the scales away from it."""
+        """One step of the adversary to decrease its loss, and one of the scales to increase it."""
         scale, adversary = self.scale.detach().requires_grad_(), self.adversary.detach().requires_grad_()
         logits = functional.normalize(scale * direction, dim=1) @ adversary.T
-        own = functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
-        to_scale, to_adversary = torch.autograd.grad(own[present].sum(), (scale, adversary))
+        loss = functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+        to_scale, to_adversary = torch.autograd.grad(loss[present].sum(), (scale, adversary))
         self.scale = (self.scale + self.lr * direction.shape[1] * to_scale).clamp(0, 10)
         self.adversary = self.adversary - self.adversary_lr * to_adversary
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("scale", "adversary"):
             setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.scale.device))
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -14,13 +14,13 @@ from mtrl.registry import register
 
 @register("aggregation", "mgda")
 class MGDA(GramianAggregation):
-    """The shortest convex combination of the gradients, which descends for all tasks or is zero.
+    """The shortest convex combination of the gradients, which decreases all losses or is zero.
 
     Désidéri (2012); Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization" (2018), equation 3.
 
     Differences from the papers:
         1. Solved exactly, not by Frank-Wolfe.
-        2. Tasks without a gradient do not count (the shortest combination would be theirs, zero).
+        2. Tasks without a gradient do not count (with them the shortest combination would be zero).
     """
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:

@@ -14,10 +14,10 @@ from mtrl.registry import register
 class PCGrad(GramianAggregation):
     """Projects each task's gradient onto the normal plane of every gradient that it conflicts with.
 
-    Yu et al., "Gradient Surgery for Multi-Task Learning" (2020), algorithm 1: g_i meets the (unprojected) gradients of
-    the other tasks one after another, in a random order of its own. A projected gradient is held as its K coefficients
-    C_i over the original ones, in which a projection takes inner products from the Gramian; all tasks take their
-    t-th step at once.
+    Yu et al., "Gradient Surgery for Multi-Task Learning" (2020), algorithm 1: g_i is compared with the (unprojected)
+    gradients of the other tasks one after another, in a random order for each i. A projected gradient is represented by
+    its K coefficients C_i over the original ones, so that projections only need inner products from the Gramian. The
+    t-th steps of all tasks are computed at once.
 
     Differences from the paper:
         1. The projected gradients are averaged, not summed.
@@ -36,6 +36,6 @@ class PCGrad(GramianAggregation):
 
 
 def random_orders(gramian: Float[Tensor, "K K"]) -> Int[Tensor, "K-1 K"]:
-    """For each task (column) the other tasks, in a random order of its own."""
-    key = torch.rand_like(gramian).fill_diagonal_(2)  # oneself comes last, and is left out
+    """For each task (column) the other tasks in random order."""
+    key = torch.rand_like(gramian).fill_diagonal_(2)  # the task itself comes last and is left out
     return key.argsort(dim=0)[:-1]

@@ -1,4 +1,4 @@
-"""What the methods with an optimisation problem of their own share: small problems, solved on the host by scipy."""
+"""For the methods that solve an optimisation problem: small problems, solved on the host with scipy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def solve_present(solve: Callable[[np.ndarray], np.ndarray], gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
-    """Weights from `solve`, which sees the Gramian of the tasks that have a gradient; the others get zero.
+    """Weights from `solve`, called with the Gramian of the tasks that have a gradient; other tasks get zero.
 
-    They are multiplied by the share of those tasks, so that weights of 1 / (number of those tasks) become `mean`'s.
+    The weights are multiplied by the fraction of tasks with a gradient, so that uniform weights become those of `mean`.
     """
     weights = torch.zeros_like(gramian[0])
     present = gramian.diagonal() > 0
@@ -26,7 +26,7 @@ def solve_present(solve: Callable[[np.ndarray], np.ndarray], gramian: Float[Tens
 def norms_and_root(gramian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Norms (K,) of the gradients, and a (K, K) matrix whose columns have the inner products of the unit gradients.
 
-    Apart, because the norms may differ by many orders of magnitude.
+    They are separate because the norms may differ by many orders of magnitude.
     """
     norms = np.sqrt(gramian.diagonal())
     eigenvalues, vectors = np.linalg.eigh(gramian / norms / norms[:, None])

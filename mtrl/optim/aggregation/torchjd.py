@@ -1,4 +1,4 @@
-"""Every aggregator of TorchJD."""
+"""The aggregators of TorchJD."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mtrl.types import UserError
 class TorchJD(JacobianAggregation):
     """An aggregator of TorchJD (Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization", 2024) by its name.
 
-    Its scale is TorchJD's: UPGrad, DualProj, MGDA and CAGrad are on that of a mean; PCGrad, GradVac and Sum are on that
-    of a sum. The state of the few that have one is not saved: it begins anew when a run resumes.
+    The scale is TorchJD's: that of a mean for UPGrad, DualProj, MGDA and CAGrad, and that of a sum for PCGrad, GradVac
+    and Sum. The state of stateful aggregators is not saved and is reset when a run resumes.
 
-    Tasks without a gradient are left out, so that a mean is one over the tasks that are there. Aggregators that take
-    only as many gradients as they were made for (with a number for each task, with a state, `Krum`) see zeros instead.
+    Tasks without a gradient are left out, so that a mean is taken over the other tasks. Aggregators with a fixed number
+    of gradients (because of per-task arguments, a state, or `Krum`) get zeros for them instead.
 
     Args:
         aggregator: Name of the class ("UPGrad").
-        options: Its arguments; lists become tensors, and `n_tasks` is known.
+        options: Arguments of the class; lists become tensors, and `n_tasks` is filled in.
     """
 
     def __init__(self, num_tasks: int, aggregator: str, options: dict[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ class TorchJD(JacobianAggregation):
             made = construct(f"TorchJD's {aggregator}", known[aggregator], tensors, n_tasks=num_tasks)
         except ImportError as error:
             raise UserError(str(error)) from error
-        self._aggregate = [made]  # in a list: no submodule, whose buffers come and go
+        self._aggregate = [made]  # in a list, so that it is no submodule: its buffers come and go
         self._leaves_out = not hasattr(made, "reset") and takes_one_row(made)
 
     def combine(self, jacobian: Float[Tensor, "K P"]) -> Float[Tensor, " P"]:
@@ -58,17 +58,17 @@ class TorchJD(JacobianAggregation):
         rows = jacobian[jacobian.any(1)] if self._leaves_out else jacobian
         return aggregate(rows) if len(rows) else jacobian.sum(0)
 
-    def _load_from_state_dict(self, *others: Any) -> None:
-        super()._load_from_state_dict(*others)
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
         (aggregate,) = self._aggregate
-        if hasattr(aggregate, "reset"):  # TorchJD's name for what begins the state anew
+        if hasattr(aggregate, "reset"):  # it has a state
             aggregate.reset()
 
 
 def takes_one_row(aggregate: Callable[[Tensor], Tensor]) -> bool:
-    """Whether an aggregator takes any number of gradients. TorchJD does not say, but for its errors."""
+    """Whether an aggregator accepts any number of gradients, which only its errors tell."""
     try:
-        with torch.random.fork_rng(devices=[]):  # some draw
+        with torch.random.fork_rng(devices=[]):  # some aggregators draw random numbers
             aggregate(torch.ones(1, 1))
     except ValueError:
         return False

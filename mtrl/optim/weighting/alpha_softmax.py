@@ -22,7 +22,7 @@ class AlphaSoftmax(Weighting):
         1. There it is softmax(-alpha); the logarithm and the factor K are those of the authors' code.
 
     Args:
-        log_alpha: Gives the logarithms of the temperatures (K,).
+        log_alpha: Returns the logarithms of the temperatures (K,).
     """
 
     def __init__(self, log_alpha: Callable[[], Tensor] | None = None) -> None:

@@ -18,19 +18,19 @@ class Weighting(nn.Module):
     """Base of the weightings."""
 
     requires_positive = False
-    """Losses of either sign make no sense to it."""
+    """Whether it is defined for positive losses only."""
     requires_task_norm = False
-    """`after_step` needs the `task_norm` of the gradients of the weighted losses, which cost a pass of their own."""
+    """Whether `after_step` needs the `task_norm` of the gradients of the weighted losses, which costs another pass."""
 
     def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
-        """The losses, each times its weight; weights have mean 1 and no gradient."""
+        """The losses multiplied by their weights, which have mean 1 and no gradient."""
         raise NotImplementedError
 
     def after_step(self, losses: Float[Tensor, " K"], metrics: Metrics) -> None:
-        """Called after each optimiser step with the unweighted losses, detached, and what the aggregation returned.
+        """Called after each optimiser step with the unweighted losses, detached, and the aggregation's diagnostics.
 
-        The loss of a task without samples is 0. With `requires_task_norm`, `metrics["task_norm"]` are the norms of the
-        gradients of the weighted losses alone, NaN for a task without one.
+        The loss of a task without samples is 0. With `requires_task_norm`, `metrics["task_norm"]` holds the norms of
+        the gradients of only the weighted losses, NaN for a task without one.
         """
 
     def observe(self, statistics: Metrics) -> None:
@@ -46,7 +46,7 @@ class Uniform(Weighting):
 
 
 class LearnedWeighting(Weighting):
-    """Base of the weightings with a learned number per task. Their optimiser is part of their state."""
+    """Base of the weightings with a learned parameter per task. Their optimiser is part of their state."""
 
     def __init__(self, num_tasks: int, lr: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class LearnedWeighting(Weighting):
         self.optimizer = torch.optim.Adam([self.logits], lr=lr)
 
     def descend(self, gradient: Float[Tensor, " K"]) -> None:
-        """A step of the optimiser on the learned numbers."""
+        """Updates the learned parameters."""
         self.logits.grad = gradient.to(self.logits.dtype)
         self.optimizer.step()
 

@@ -14,12 +14,12 @@ from mtrl.types import Metrics
 
 @register("weighting", "dwa")
 class DWA(Weighting):
-    """Weighs more the tasks whose loss falls less: K softmax(L(t - 1) / L(t - 2) / temperature).
+    """Gives more weight to tasks whose loss falls more slowly: K softmax(L(t - 1) / L(t - 2) / temperature).
 
     Liu et al., "End-to-End Multi-Task Learning with Attention" (2019).
 
     Differences from the paper:
-        1. L(t) is the mean loss of `window` updates, the paper's of an epoch.
+        1. L(t) is the mean loss of `window` updates; in the paper that of an epoch.
         2. The ratio is at most 100.
     """
 

@@ -14,12 +14,12 @@ from mtrl.registry import register
 
 @register("weighting", "focal")
 class Focal(SuccessWeighting):
-    """Weighs a task by -(1 - p)^gamma log p, p its success rate: most where it mostly fails.
+    """Weights a task by -(1 - p)^gamma log p, p its success rate: tasks that mostly fail get the most weight.
 
     Guo et al., "Dynamic Task Prioritization for Multitask Learning" (2018), with one level, that of tasks.
 
     Differences from the paper:
-        1. p is kept in [0.01, 0.99], so that no task weighs infinitely much and none nothing.
+        1. p is clipped to [0.01, 0.99], so that all weights are positive and finite.
         2. The weights are divided by their mean.
     """
 

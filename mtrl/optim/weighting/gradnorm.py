@@ -14,13 +14,13 @@ from mtrl.types import Metrics
 
 @register("weighting", "gradnorm")
 class GradNorm(LearnedWeighting):
-    """Learns weights with which the gradients of all tasks are about as long, longer for those that learn slower.
+    """Learns weights that make the gradients of all tasks about equally long, longer for tasks that learn more slowly.
 
     Chen et al., "GradNorm" (2018), algorithm 1: the weights descend on the sum of |G_k - mean(G) r_k^alpha|, where G_k
-    is the norm of task k's weighted gradient and r_k its loss, as a share of its first, over the mean of those shares.
+    is the norm of task k's weighted gradient and r_k the ratio of its loss to its first, divided by the mean ratio.
 
     Differences from the paper:
-        1. The gradients are those of all shared parameters, the paper's those of the last shared layer.
+        1. The gradients are those of all shared parameters; in the paper those of the last shared layer.
         2. The weights are K softmax(logits), and the learned logits descend on the sum divided by mean(G); the paper
            learns weights and divides them by their mean.
     """

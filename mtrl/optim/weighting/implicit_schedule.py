@@ -14,14 +14,14 @@ from mtrl.registry import register
 
 @register("weighting", "implicit_schedule")
 class ImplicitSchedule(SuccessWeighting):
-    """Scales a task's gradients by how far its score is below the mean score: up if below, down if above.
+    """Scales a task's gradients up if its score is below the mean score, and down if it is above.
 
     Jean et al., "Adaptive Scheduling for Multi-Task Learning" (2019), implicit schedules: the weight of a task is
-    1 + sign(mean - s) min(gamma, max(s)^alpha |mean - s|^beta), with scores s as shares of targets.
+    1 + sign(mean - s) min(gamma, max(s)^alpha |mean - s|^beta), with scores s relative to targets.
 
     Differences from the paper:
         1. The score is the success rate in training, the target 1; the paper's is the translation quality on
-           validation data, as a share of that of a single-task model.
+           validation data, relative to that of a single-task model.
         2. The weights are divided by their mean.
         3. The values of alpha, beta and gamma are ours.
     """

@@ -14,12 +14,12 @@ from mtrl.types import Metrics
 
 @register("weighting", "lbtw")
 class LBTW(Weighting):
-    """Weighs a loss by (loss / loss at the beginning)^alpha: less, the more a task has learned.
+    """Weights a loss by (loss / loss at the beginning)^alpha: less, the more a task has learned.
 
     Liu et al., "Loss-Balanced Task Weighting to Reduce Negative Transfer in Multi-Task Learning" (2019), algorithm 1.
 
     Differences from the paper:
-        1. The beginning is that of every `window` updates, the paper's that of every epoch.
+        1. The beginning is that of every `window` updates; in the paper that of every epoch.
         2. The weights are divided by their mean.
     """
 
@@ -40,7 +40,7 @@ class LBTW(Weighting):
         return losses * softmax_weights(self.alpha * ratio, losses > 0)
 
     def after_step(self, losses: Float[Tensor, " K"], metrics: Metrics) -> None:
-        self.first.copy_(self.first.where(self.first > 0, losses))  # an absent task's beginning is still to come
+        self.first.copy_(self.first.where(self.first > 0, losses))  # absent tasks have no first loss yet
         self.updates += 1
         if int(self.updates) % self.window == 0:
-            self.first.fill_(torch.nan)  # the next losses are their own beginning
+            self.first.fill_(torch.nan)  # the next losses become the first ones

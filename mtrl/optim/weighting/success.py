@@ -1,4 +1,4 @@
-"""What weightings by success share."""
+"""Base of the weightings by success."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mtrl.types import Metrics
 class SuccessWeighting(Weighting):
     """Base of the weightings by each task's success rate in training: a moving average over rows of the log.
 
-    A task of which no episode has ended yet counts as unsolved.
+    A task without finished episodes counts as unsolved.
 
     Args:
         silent_tasks: Names of the tasks that report no success.
-        step_size: Of the moving average.
+        step_size: Step size of the moving average.
 
     Raises:
-        ValueError: There are silent tasks, or a step size outside (0, 1].
+        ValueError: There are silent tasks, or the step size is outside (0, 1].
     """
 
     success: Tensor
@@ -31,7 +31,7 @@ class SuccessWeighting(Weighting):
         super().__init__()
         if silent_tasks:
             names = ", ".join(silent_tasks)
-            raise ValueError(f"no success is reported by {names}, and this weighting needs it of every task.")
+            raise ValueError(f"no success is reported by {names}, but this weighting needs it for every task.")
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], not {step_size}.")
         self.step_size = step_size
@@ -46,5 +46,5 @@ class SuccessWeighting(Weighting):
         return losses * (weights / weights.mean()).to(losses.dtype)
 
     def weights(self, success: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
-        """Weights of tasks, up to a factor."""
+        """Weights of the tasks, up to a factor."""
         raise NotImplementedError

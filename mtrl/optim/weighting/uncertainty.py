@@ -12,14 +12,14 @@ from mtrl.types import Metrics
 
 @register("weighting", "uncertainty")
 class Uncertainty(LearnedWeighting):
-    """Weighs a loss by the inverse of the variance 1 / exp(s) that explains it best.
+    """Weights a loss by exp(-s), the inverse of the variance that explains it best.
 
     Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses" (2018), in the form with s = log sigma^2:
     the s minimise the sum of (exp(-s) loss + s) / 2.
 
     Differences from the paper:
         1. The weights are divided by their mean.
-        2. The gradient of s has a bound, so that a loss of 1e15 does not blind Adam for what follows.
+        2. The gradient of s is bounded, so that one loss of 1e15 does not dominate Adam's averages.
     """
 
     requires_positive = True

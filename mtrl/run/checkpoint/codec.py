@@ -21,7 +21,7 @@ from mtrl.types import State, UserError
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written, or what was found cannot be used."""
+    """A checkpoint cannot be written, or is damaged, or does not fit the run."""
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     Views and shared tensors are written as separate tensors.
 
     Raises:
-        TypeError: Something that is neither; the message names its path.
+        TypeError: A value of another type; the message names its path.
         OSError: The files cannot be written.
     """
     # The name is reserved by safetensors.
@@ -99,7 +99,7 @@ def load_state(folder: Path, headers_only: bool = False) -> State:
 
 
 def _decode(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
-    """Raises `ValueError` with the path of what `save_state` does not write."""
+    """Raises `ValueError`, with the path, for an entry that `save_state` would not write."""
     if isinstance(node, list):
         return [_decode(value, tensors, f"{path}/{index}") for index, value in enumerate(node)]
     if not isinstance(node, dict):
@@ -134,6 +134,6 @@ def _unused(path: str, taken: Mapping[str, Any]) -> str:
 
 
 def _os_error(error: SafetensorError, path: Path) -> OSError:
-    """The error behind a failure of the disk, which safetensors reports in words: `... (os error 28)`."""
+    """The `OSError` behind a disk failure, which safetensors reports as text: `... (os error 28)`."""
     code = re.search(r"\b(?:os error|code:) (\d+)", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else OSError(str(error))

@@ -1,4 +1,4 @@
-"""Checksums, which tell whether files are what was written."""
+"""Checksums that detect damaged or edited files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What is stored of a file, to compare it with."""
+    """Size and checksum of a file."""
 
     size: int
     """Bytes."""
@@ -36,20 +36,20 @@ class Content:
 
     @classmethod
     def of(cls, path: Path) -> Content:
-        """What a file holds now. Raises `OSError`."""
+        """The size and checksum of a file as it is now. Raises `OSError`."""
         return cls(path.stat().st_size, _sha256(path))
 
     def check(self, path: Path, root: Path) -> None:
         """Raises `OSError` or `ValueError` unless a file in `root` has this content."""
-        found = ordinary(path, root).stat().st_size
-        if found != self.size:
-            raise ValueError(f"{found} bytes instead of {self.size}")
+        size = ordinary(path, root).stat().st_size
+        if size != self.size:
+            raise ValueError(f"{size} bytes instead of {self.size}")
         if _sha256(path) != self.sha256:
             raise ValueError("its content was altered (wrong sha256)")
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Writes what the files of a checkpoint are, and returns when all of it is on the disk. Raises `OSError`."""
+    """Writes the manifest of a checkpoint, and returns once all its files are on the disk. Raises `OSError`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): vars(Content.of(path)) for path in paths}
     text = json.dumps(sealed({"step": step, "files": files}), indent=1, allow_nan=False)
@@ -60,7 +60,7 @@ def write_manifest(folder: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """The step of a checkpoint and its files."""
 
     step: int
     files: dict[str, dict[str, Any]]
@@ -69,23 +69,23 @@ class Manifest:
         not_negative(step=self.step)
 
     def entries(self) -> dict[str, Content]:
-        """Its files by name. Raises `UserError` for one that is not described as it must be."""
+        """The files by name. Raises `UserError` for an invalid entry."""
         return {name: construct(f"files: {shown(name)}", Content, entry) for name, entry in self.files.items()}
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What a checkpoint says of itself. Raises `OSError`, `ValueError` or `UserError`."""
+    """Reads the manifest of a checkpoint. Raises `OSError`, `ValueError` or `UserError`."""
     manifest = open_sealed(read_json(folder / "manifest.json", folder))
     return construct("manifest", Manifest, manifest)
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with its own sha256 in it."""
+    """Adds to a document its sha256."""
     return {**document, "sha256": _digest(document)}
 
 
 def open_sealed(document: Any) -> dict[str, Any]:
-    """The document that was given to `sealed`. Raises `ValueError` if it is no longer the same."""
+    """The inverse of `sealed`. Raises `ValueError` if the document was changed."""
     if not isinstance(document, dict):
         raise ValueError(f"expected an object, found {shown(document)}")
     content = {key: value for key, value in document.items() if key != "sha256"}
@@ -108,7 +108,7 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"There is no checkpoint {path}.")
     name = "manifest.json"
     try:
-        if path.parent.name == "checkpoints":  # where a link may lead to another checkpoint, as `last` does
+        if path.parent.name == "checkpoints":  # links to another checkpoint are fine there: `last` is one
             check_inside(path, path.parent)
         for name, expected in read_manifest(path).entries().items():
             expected.check(path / name, path)

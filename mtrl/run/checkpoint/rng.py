@@ -1,4 +1,4 @@
-"""Savable random numbers."""
+"""State of the random number generators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RngStates:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Raises whatever the generators raise for what is no state of theirs."""
+        """Raises whatever the generators raise for an invalid state."""
         fresh = self.state_dict()
         name, keys, position, has_gauss, cached = state["numpy"]
         version, words, gauss = state["python"]

@@ -1,4 +1,4 @@
-"""Many checkpoints in one folder, of which the newest are kept."""
+"""The checkpoints of a run: saving, restoring, and removing all but the newest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtrl.state import check_like
 from mtrl.types import State
 
 Report = Callable[[str], None]
-"""Where to say that something was wrong though it could be worked around: takes one line."""
+"""Takes a one-line warning about something that went wrong but could be worked around."""
 
 _warn: Report = logging.getLogger(__name__).warning
 
@@ -37,9 +37,9 @@ _REPLACED = ".replaced"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, whole or not, newest first; a replaced one comes after its replacement."""
-    found = [path for path in folder.glob("*") if re.fullmatch(rf"\d{{12,}}({_REPLACED})?", path.name)]
-    return sorted(found, key=lambda path: (_step(path), not path.name.endswith(_REPLACED)), reverse=True)
+    """Checkpoints in a folder, complete or not, newest first; a replaced one comes after its replacement."""
+    paths = [path for path in folder.glob("*") if re.fullmatch(rf"\d{{12,}}({_REPLACED})?", path.name)]
+    return sorted(paths, key=lambda path: (_step(path), not path.name.endswith(_REPLACED)), reverse=True)
 
 
 def _step(path: Path) -> int:
@@ -47,12 +47,12 @@ def _step(path: Path) -> int:
 
 
 def newest_valid(folder: Path, report: Report = _warn, use: Callable[[Path], Any] = lambda path: None) -> Path:
-    """The checkpoint with the highest step that is whole. Damaged ones on the way are reported by name and reason.
+    """The newest checkpoint that is intact.
 
     Args:
         folder: A run's `checkpoints` folder.
-        report: Told about each damaged one, in one line.
-        use: Called with each whole one; a `CheckpointError` from it counts as damage.
+        report: Called with one line, name and reason, for each damaged checkpoint that is skipped.
+        use: Called with each intact checkpoint; a `CheckpointError` from it counts as damage.
 
     Raises:
         CheckpointError: There is none; lists what was found.
@@ -68,23 +68,23 @@ def newest_valid(folder: Path, report: Report = _warn, use: Callable[[Path], Any
             problems.append(str(error))
     if problems:
         raise CheckpointError(f"No usable checkpoint in {folder}. {' '.join(problems)}")
-    found = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else "no such folder"
-    raise CheckpointError(f"No checkpoint in {folder}. Found: {found or 'an empty folder'}.")
+    content = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else "no such folder"
+    raise CheckpointError(f"No checkpoint in {folder}. Found: {content or 'an empty folder'}.")
 
 
 def any_checkpoint(folder: Path) -> bool:
-    """Whether a run's `checkpoints` folder has a checkpoint, be it damaged."""
+    """Whether a run's `checkpoints` folder has a checkpoint, intact or damaged."""
     return bool(checkpoints(folder))
 
 
 class Checkpointer:
-    """Saves and restores a run's savables in one folder, of which it is the only writer.
+    """Saves and restores a run's savables. Must be the only writer of its folder.
 
     Args:
         folder: Where the checkpoints are; made if missing.
-        savables: What to save, by name. Compiled modules are given uncompiled, so that names stay.
+        savables: What to save, by name. Pass compiled modules uncompiled, so that names stay the same.
         keep: How many of the newest checkpoints to keep.
-        report: Told about damaged checkpoints that were passed over.
+        report: Called with a line for each damaged checkpoint that is skipped.
 
     Raises:
         CheckpointError: The folder cannot be written to.
@@ -96,7 +96,7 @@ class Checkpointer:
         self.folder, self.savables, self.keep, self.report = folder, dict(savables), keep, report
         self._abandoned: list[Path] = []
         try:
-            # Better now than after hours of training.
+            # Fail now rather than after hours of training.
             write_atomic(folder / ".tmp-probe", "0" * 4096)
             (folder / ".tmp-probe").unlink()
         except OSError as error:
@@ -107,7 +107,7 @@ class Checkpointer:
 
         Args:
             step: Environment steps so far.
-            extra: Given the unfinished checkpoint's folder, writes more files into it.
+            extra: Called with the folder of the unfinished checkpoint, to write more files into it.
 
         Raises:
             CheckpointError: The disk is full or cannot be written. Earlier checkpoints are untouched.
@@ -133,20 +133,20 @@ class Checkpointer:
         return path
 
     def has(self, step: int) -> bool:
-        """Whether there is a checkpoint of a step that is of this run's past."""
+        """Whether there is a checkpoint of a step that belongs to this run's past."""
         path = self.folder / f"{step:012d}"
         return path.is_dir() and path not in self._abandoned
 
     def restore(self, check: Callable[[Path], None] = lambda path: None) -> int:
-        """Loads the newest whole checkpoint into the savables. Returns its step.
+        """Loads the newest intact checkpoint into the savables. Returns its step.
 
         Args:
-            check: Given the checkpoint's folder before anything is loaded; raises if it cannot be used.
+            check: Called with the checkpoint's folder before anything is loaded; raises if it cannot be used.
 
         Raises:
             CheckpointError: There is none, or it does not hold the state of all savables.
         """
-        # As they are new: what is left of a checkpoint that could only be loaded in part must not count.
+        # Taken before anything is loaded: a checkpoint that loads only in part must not change what is expected.
         fresh = {name: savable.state_dict() for name, savable in self.savables.items()}
 
         def use(path: Path) -> None:
@@ -155,8 +155,8 @@ class Checkpointer:
 
         path = newest_valid(self.folder, self.report, use)
         restored = read_manifest(path).step
-        # What lies after the step restored is not the past of what comes next.
-        self._abandoned = [other for other in checkpoints(self.folder) if _step(other) > restored]
+        # Checkpoints after the restored step do not belong to the past of the steps that follow.
+        self._abandoned = [path for path in checkpoints(self.folder) if _step(path) > restored]
         return restored
 
     def _load(self, path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
@@ -165,7 +165,7 @@ class Checkpointer:
         if lacking := sorted(self.savables.keys() - listed):
             has = ", ".join(sorted(listed)) or "none"
             raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {has}.")
-        # All are looked at before any is loaded, and then loaded one after another: a replay is large.
+        # All are checked before any is loaded. They are loaded one at a time because a replay is large.
         for name in self.savables:
             with _usable(states / name):
                 check_like(load_state(states / name, headers_only=True), fresh[name])
@@ -176,7 +176,7 @@ class Checkpointer:
     def _publish(self, temporary: Path, step: int) -> Path:
         path = self.folder / f"{step:012d}"
         if path.exists():
-            # Not removed before its replacement is in place: it may be the only one.
+            # Kept until its replacement is in place: it may be the only checkpoint.
             replaced = path.with_name(path.name + _REPLACED)
             _remove(replaced)
             path.rename(replaced)
@@ -199,7 +199,7 @@ class Checkpointer:
 
 @contextmanager
 def _usable(state: Path) -> Iterator[None]:
-    """What a state's own object does not take is an error that names it, like damage of the checkpoint."""
+    """Turns an error of `load_state_dict` into a `CheckpointError` that names the file."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -210,7 +210,7 @@ def _usable(state: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or folder, if it exists; a kill on the way leaves nothing that looks like a checkpoint."""
+    """Removes a file or folder if it exists. A kill half-way leaves nothing that looks like a checkpoint."""
     if path.is_dir() and not path.is_symlink():
         doomed = path.with_name(f".tmp-{path.name.removeprefix('.tmp-')}-removed")
         path.rename(doomed)

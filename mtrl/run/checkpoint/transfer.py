@@ -1,4 +1,4 @@
-"""Weights of one network for another, or for parts of it."""
+"""Copies weights from one network to another, or to parts of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def networks_of(learner: State) -> dict[str, Tensor]:
 
 
 def task_axes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What a module and its parts say of their numbers per task (`TaskAxes`), by the names of `module.state_dict()`."""
+    """The per-task axes that a module and its parts declare (`TaskAxes`), by the names of `module.state_dict()`."""
     return {
         f"{prefix}.{name}" if prefix else name: axes
         for prefix, part in module.named_modules()
@@ -44,16 +44,16 @@ def task_axes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def load_parts(
     module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str] | None, have: Sequence[str], want: Sequence[str]
 ) -> list[str]:
-    """Copies the tensors of another network of the same make into `module`, or some parts of it.
+    """Copies the tensors of another network of the same architecture into `module`, or into parts of it.
 
-    Numbers per task go to the task of the same name. Those of a task that the other network has not stay as they are.
+    Per-task values go to the task of the same name. Tasks that the other network does not have keep their values.
 
     Args:
         module: What to load into.
         tensors: By the names of `module.state_dict()`.
         parts: Names of submodules: "trunk" selects every tensor with a component `trunk` in its dotted name
-            (`actor.trunk.input.weight`), but not a `task_input` in it, which has a column for each task and is a part
-            of its own. None: all tensors.
+            (`actor.trunk.input.weight`), but not a `task_input` in it, which has a column for each task and counts as
+            a separate part. None: all tensors.
         have: Names of the other network's tasks, in the order of their ids.
         want: Names of the tasks of `module`.
 
@@ -61,8 +61,8 @@ def load_parts(
         Names of the tensors that were loaded.
 
     Raises:
-        UserError: A part that does not exist, or tensors that are missing, left over or of another shape. Nothing
-            has been loaded then.
+        UserError: A part does not exist, or tensors are missing, left over or of another shape. Nothing is loaded
+            then.
     """
     target = module.state_dict()
     valid = sorted(set(_parts(tensors)) & set(_parts(target)))

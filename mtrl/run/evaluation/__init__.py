@@ -1,1 +1,1 @@
-"""Evaluation: kept per episode, and reported with intervals."""
+"""Evaluation: results are stored per episode and reported with intervals."""

@@ -1,4 +1,4 @@
-"""Running episodes: every task on each of its goals, with deterministic actions."""
+"""Runs evaluation episodes: every task on each of its goals, with deterministic actions."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ def evaluate(
         actor: Acts on the env's observations and tasks.
         env: Any vectorised env; its slots are reassigned.
         episodes_per_task: At least 1.
-        num_goals: Goals that each task has, or 0 where the goal is the episode's seed, which then is i.
-        protocol: What the numbers mean, in words and values; stored with them.
-        progress: Called after every step with the numbers of finished and of all episodes. What it raises ends this.
-        seed: Of the env in the first round; the following rounds count up.
-        max_episode_steps: EpisodeStatistics that go on for longer are truncated.
+        num_goals: Number of goals of each task; 0 if the goal is the episode's seed, which is i then.
+        protocol: Description of what the numbers mean, stored with them.
+        progress: Called after every step with the numbers of finished and of all episodes. An exception from it ends
+            the evaluation.
+        seed: Seed of the env in the first round; each following round adds 1.
+        max_episode_steps: Longer episodes are truncated.
 
     Returns:
-        Episodes ordered by task, then as run.
+        Episodes ordered by task, and by the order in which they ran.
 
     Raises:
-        RuntimeError: The env ran another task or goal than it was assigned.
+        RuntimeError: The env ran another task or goal than the assigned one.
     """
     positive(episodes_per_task=episodes_per_task)
     names = env.spec.task_names
@@ -67,8 +68,8 @@ def evaluate(
 
 
 def begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
-    """Starts one (task, goal) per slot and returns the first observations, having checked that the env obeyed."""
-    # Surplus slots repeat the last job; nobody looks at them.
+    """Starts one (task, goal) per slot, checks that the env runs them, and returns the first observations."""
+    # Surplus slots repeat the last job; their results are ignored.
     padded = [*jobs, *[jobs[-1]] * (env.num_envs - len(jobs))]
     task, goal = torch.tensor(padded, device=env.task.device).unbind(1)
     env.assign(task, goal)
@@ -79,7 +80,7 @@ def begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
             f"but runs {env.task.tolist()} with {env.goal.tolist()}."
         )
     check_first(obs, task, env.spec)
-    env.assign(task)  # whatever follows while a slot waits for the others: Atari takes long to begin a given goal
+    env.assign(task)  # any goal for episodes that start while a slot waits: Atari takes long to begin a given goal
     return obs
 
 
@@ -91,7 +92,7 @@ def _run_round(
     finished: Callable[[int], None],
     max_episode_steps: float,
 ) -> list[tuple[bool, float, int, bool]]:
-    """One episode per job, on the first slots; any-step success, undiscounted return, length, and whether truncated."""
+    """Runs one episode per job on the first slots; returns success at any step, return, length and truncation."""
     B, n = env.num_envs, len(jobs)
     obs, state = begin(env, jobs, seed), actor.initial_state(B)
     device = env.task.device
@@ -100,8 +101,8 @@ def _run_round(
     returns = torch.zeros(B, dtype=torch.float64, device=device)
     length = torch.zeros(B, dtype=torch.int64, device=device)
     truncated = torch.zeros_like(running)
-    left = n
-    while left:
+    remaining = n
+    while remaining:
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
         check_step(step, length + 1, env.spec)
@@ -112,6 +113,6 @@ def _run_round(
         truncated |= running & (length >= max_episode_steps)
         running = running & ~truncated
         obs, state = step.obs, state.masked_fill(step.done[:, None], 0)
-        left = int(running.sum())
-        finished(n - left)
+        remaining = int(running.sum())
+        finished(n - remaining)
     return list(zip(success.tolist(), returns.tolist(), length.tolist(), truncated.tolist(), strict=True))[:n]

@@ -16,12 +16,12 @@ class Evaluator:
     """Evaluates policies in the environment of record of a protocol, with its scores.
 
     Args:
-        protocol: What the environment of the run says of its evaluation.
-        make_env: Takes the settings of an environment, `seed`, `device` and `slots_per_task`, as `mtrl.envs.make` does.
-        seed: Of the run: Meta-World's 50 goals are drawn from it.
+        protocol: Evaluation protocol of the run's environment.
+        make_env: Makes an environment from its settings, `seed`, `device` and `slots_per_task`, like `mtrl.envs.make`.
+        seed: Seed of the run. Meta-World's 50 goals are drawn from it.
         episodes_per_task: 50 is the official protocol of Meta-World.
-        max_episode_steps: Where episodes of an environment without a time limit of its own are truncated.
-        device: Of the policies.
+        max_episode_steps: Truncates episodes of environments that have no time limit.
+        device: Device of the policies.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class Evaluator:
 
     @property
     def env(self) -> VecEnv:
-        """Made when first asked for; a few slots per task, so that the cores are busy and memory stays small."""
+        """Made on first access, with a few slots per task: enough to keep the cores busy, in little memory."""
         if self._env is None:
             self._env = self._make_env(**self.settings, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
         return self._env
 
     def max_episode_steps(self, spec: EnvSpec) -> float:
-        """Where episodes are truncated if the environment does not end them."""
+        """Length at which episodes are truncated; infinite if the environment has a time limit."""
         return self._max_episode_steps if spec.horizon is None else math.inf
 
     def protocol(self, spec: EnvSpec) -> dict[str, Any]:
-        """What the numbers mean."""
+        """Description of what the numbers mean."""
         protocol = {"env": self.settings["name"], **self._protocol.words()}
         if spec.horizon is None:
             protocol["truncated after"] = f"{self._max_episode_steps} steps"
@@ -78,7 +78,7 @@ class Evaluator:
         }
 
     def close(self) -> None:
-        """Ends the environment's processes."""
+        """Closes the environment."""
         if self._env is not None:
             self._env.close()
 

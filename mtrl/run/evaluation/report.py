@@ -14,11 +14,11 @@ from mtrl.types import EvalResult
 
 
 def headline(result: EvalResult) -> str:
-    """An evaluation in a line: means over tasks; without any, scores; without these, the return of each task."""
-    found = summary(result)
+    """An evaluation in one line: means over tasks, else scores, else the return of each task."""
+    statistics = summary(result)
     kinds = (("success", "success_rate", 3), ("return", "mean_return", 1))
-    means = [f"{name} {found[key]:.{digits}f}" for name, key, digits in kinds if key in found]
-    returns = ", ".join(f"{name} {task['mean_return']:.1f}" for name, task in found["tasks"].items())
+    means = [f"{name} {statistics[key]:.{digits}f}" for name, key, digits in kinds if key in statistics]
+    returns = ", ".join(f"{name} {task['mean_return']:.1f}" for name, task in statistics["tasks"].items())
     return ", ".join(means or _scores(result)) or f"returns {returns}"
 
 
@@ -51,7 +51,7 @@ def to_json(result: EvalResult) -> dict[str, Any]:
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
-    """Writes `to_json(result)`, with `more` (step, wall time, ...) in front, as one file that appears whole.
+    """Atomically writes `to_json(result)`, preceded by `more` (step, wall time, ...).
 
     Raises:
         OSError: The file cannot be written.
@@ -63,12 +63,12 @@ Row = tuple[str, ...]
 
 
 def _rows(result: EvalResult) -> tuple[Row, list[Row], list[Row]]:
-    """Heading; tasks; the mean, if there is any. Columns of success are there if any task reports it."""
-    found = summary(result)
+    """Heading, tasks, and the mean if there is one. There are success columns if any task reports success."""
+    statistics = summary(result)
     success = result.has_success
     heading = ("task", *(("success", "95% interval") if success else ()), "return", "length", "episodes")
     tasks = []
-    for name, task in found["tasks"].items():
+    for name, task in statistics["tasks"].items():
         cells = [f"{task['mean_return']:.1f}", f"{task['mean_length']:.0f}", str(task["episodes"])]
         if "interval" in task:
             low, high = task["interval"]
@@ -76,14 +76,14 @@ def _rows(result: EvalResult) -> tuple[Row, list[Row], list[Row]]:
         elif success:
             cells = ["--", "", *cells]
         tasks.append((name, *cells))
-    rate = (f"{found['success_rate']:.3f}", "") if success else ()
-    mean_return = f"{found['mean_return']:.1f}" if result.comparable_returns else ""
+    rate = (f"{statistics['success_rate']:.3f}", "") if success else ()
+    mean_return = f"{statistics['mean_return']:.1f}" if result.comparable_returns else ""
     means = [("mean", *rate, mean_return, "", "")] if rate or mean_return else []
     return heading, tasks, means
 
 
 def _caption(result: EvalResult) -> str:
-    """Episodes that were truncated and scores over all tasks, if there are any, and the protocol."""
+    """Numbers of truncated episodes and scores over all tasks, if there are any, and the protocol."""
     scores = "; ".join(_scores(result))
     protocol = "; ".join(f"{key}: {value}" for key, value in result.protocol.items())
     counts = "; ".join(
@@ -109,7 +109,7 @@ def table(result: EvalResult) -> Table:
 
 
 def plain_table(result: EvalResult) -> str:
-    """The same as plain text, for logs and files."""
+    """The same table as plain text, for logs and files."""
     heading, tasks, means = _rows(result)
     rows = [heading, *tasks, *means]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -121,7 +121,7 @@ def plain_table(result: EvalResult) -> str:
 
 
 def show(result: EvalResult, console: Console | None = None) -> None:
-    """Prints the table, as suits the console."""
+    """Prints the table, as plain text unless the console is a terminal."""
     console = console or Console()
     if console.is_terminal:
         console.print(table(result))

@@ -1,4 +1,4 @@
-"""Statistics of an evaluation, with honest intervals."""
+"""Statistics of an evaluation, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one value (S,) per training seed; NaN for a single seed.
 
-    With a handful of seeds it is too narrow, as every bootstrap: S belongs beside it.
+    Like every bootstrap interval it is too narrow for a handful of seeds, so report S with it.
     """
     from scipy.stats import bootstrap
 
@@ -54,8 +54,8 @@ def summary(result: EvalResult) -> dict[str, Any]:
 
     `success_rate` and `mean_return` are means over tasks; `tasks` holds, by name, `success_rate` with its 95% Wilson
     `interval` [low, high], `mean_return`, `mean_length` and the numbers of `episodes` and of those `truncated` by the
-    evaluation. Success is left out where a task reports none, and its mean is over the tasks that do; returns that are
-    not comparable have no mean.
+    evaluation. Success is left out for tasks that do not report it, and its mean is over the tasks that do. Returns
+    that are not comparable have no mean.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for name, episodes in result.by_task.items():
@@ -76,17 +76,17 @@ def summary(result: EvalResult) -> dict[str, Any]:
 
 
 def _success(outcomes: Sequence[bool]) -> dict[str, Any]:
-    """Success rate and interval of a task; nothing where it reports none."""
+    """Success rate and interval of a task; empty if it reports no success."""
     successes, n = sum(outcomes), len(outcomes)
     return {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))} if n else {}
 
 
 def metrics(result: EvalResult) -> dict[str, float]:
-    """Scores and summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`, and the same of `eval/return`."""
-    found = summary(result)
+    """Scores and summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`; likewise for `eval/return`."""
+    statistics = summary(result)
     named = {f"eval/{name}": value for name, value in result.scores.items()}
     for key, name in (("success_rate", "eval/success_rate"), ("mean_return", "eval/return")):
-        if key in found:
-            named[name] = found[key]
-        named |= {f"{name}/{task}": values[key] for task, values in found["tasks"].items() if key in values}
+        if key in statistics:
+            named[name] = statistics[key]
+        named |= {f"{name}/{task}": values[key] for task, values in statistics["tasks"].items() if key in values}
     return named

@@ -1,4 +1,4 @@
-"""Films of a policy."""
+"""Videos of a policy."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def record_videos(
     progress: Callable[[int, int], None] = lambda done, total: None,
     max_episode_steps: float = 10_000,
 ) -> list[Path]:
-    """Films one deterministic episode of every task: `<folder>/<task>.mp4`, or `.gif` where ffmpeg is missing.
+    """Records one deterministic episode of every task: `<folder>/<task>.mp4`, or `.gif` if ffmpeg is missing.
 
-    A film appears when it is whole: whatever ends this before leaves those that are there.
+    A video appears once it is complete; an interruption leaves existing videos as they are.
 
     Args:
         actor: Acts on the env's observations and tasks.
         env: Any vectorised env; its slots are reassigned.
-        render: Gives the image (height, width, 3) uint8 of a slot.
+        render: Returns the image (height, width, 3) uint8 of a slot.
         folder: Made if missing.
-        goal: Which goal to film.
+        goal: Which goal to record.
         fps: Images per second; one image is taken per step.
-        seed: Of the env.
-        progress: Called after every step with the numbers of images that are done and of all. Those that an episode
-            did not take because it ended early are done too.
-        max_episode_steps: Films end there.
+        seed: Seed of the env.
+        progress: Called after every step with the numbers of finished and of all images. Images that are not needed
+            because an episode ended early count as finished.
+        max_episode_steps: Maximal length of a video.
 
     Returns:
         The files, in the order of the tasks.
@@ -74,7 +74,7 @@ def record_videos(
                     writers = [opened.enter_context(imageio.get_writer(file, mode="I", **options)) for file in files]
                     _film(actor, env, jobs, seed, render, writers, filmed, longest)
                 for file in files:
-                    imageio.get_reader(file).close()  # fails where ffmpeg could not write it, which it does not tell
+                    imageio.get_reader(file).close()  # fails if ffmpeg could not write it, which goes unreported
                     file.replace(folder / file.name)
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
@@ -83,7 +83,7 @@ def record_videos(
 
 
 def _file_stems(task_names: Sequence[str]) -> list[str]:
-    """Names for files: those of the tasks in letters that every file system takes, no two the same."""
+    """Distinct file names for the tasks, in characters that every file system accepts."""
     stems = [re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in task_names]
     return [stem if stems.count(stem) == 1 else f"{stem}-{task}" for task, stem in enumerate(stems)]
 

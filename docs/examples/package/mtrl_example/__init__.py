@@ -1,4 +1,4 @@
-"""Components for `mtrl`. Its entry point names this module; importing the others registers what is in them."""
+"""Components for `mtrl`. Its entry point names this module; importing the other modules registers their components."""
 
 from mtrl_example import learner, suite, transitions, trunk
 

@@ -1,4 +1,4 @@
-"""A learner of one's own."""
+"""A custom learner."""
 
 from __future__ import annotations
 

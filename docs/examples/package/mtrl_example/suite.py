@@ -1,4 +1,4 @@
-"""An environment suite of one's own, with its own protocol and scores."""
+"""A custom environment suite with its evaluation protocol and scores."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Line(TorchVecEnv):
 
 @register("evaluation", "line")
 class LineEvaluation(EvaluationProtocol):
-    """Results are reported for episodes of 30 steps, whatever the policy was trained in."""
+    """Results are reported for episodes of 30 steps, regardless of those in training."""
 
     def record_settings(self) -> dict[str, Any]:
         return self.settings | {"horizon": 30}

@@ -1,4 +1,4 @@
-"""A data source of one's own: recorded transitions, learned from without acting."""
+"""A custom data source: recorded transitions, learned from without acting."""
 
 from __future__ import annotations
 

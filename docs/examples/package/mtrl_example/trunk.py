@@ -1,4 +1,4 @@
-"""A trunk of one's own."""
+"""A custom trunk."""
 
 from __future__ import annotations
 
