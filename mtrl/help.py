@@ -16,6 +16,10 @@ WITHIN = {
     "agent.optimizer.name": "optimizer",
     "agent.obs_norm": "obs_norm",
     "env.physics": "physics",
+    "aux_losses: name": "aux_loss",
+    "aux_losses: teacher.name": "teacher",
+    "aux_losses: loss.name": "distill_loss",
+    "aux_losses: coefficient.name": "schedule",
 }
 """Settings that name a component and are not groups."""
 SKIPPED = ("# @package", "defaults:", "  - ", "name: ")

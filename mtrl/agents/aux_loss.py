@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from mtrl.agents.losses import per_task_mean
 from mtrl.nn.distributions import Distribution
-from mtrl.types import State
+from mtrl.types import Metrics, State
 
 
 @runtime_checkable
@@ -20,6 +21,8 @@ class AuxLoss(Protocol):
     A class that derives from it gets all that has a value or a body here.
     """
 
+    name: str = "aux"
+    """In the log: `aux/<name>_loss` and `aux/<name>_coefficient` of each task."""
     target_size: int = 0
     """D, the numbers that `targets` gives for a sample."""
 
@@ -93,11 +96,20 @@ def added(
     targets: Float[Tensor, "*samples D"],
     minibatch: Any,
     output: Distribution,
-) -> Float[Tensor, "*samples"]:
-    """A learner's own loss of each sample and the auxiliary ones, each times its coefficient for the sample's task."""
-    task = minibatch.task
+) -> tuple[Float[Tensor, "*samples"], Metrics]:
+    """A learner's own loss of each sample and the auxiliary ones, each times its coefficient for the sample's task.
+
+    Returns:
+        The sum; and what to log: each auxiliary loss (mean over the samples of each task) and the coefficients.
+    """
+    task, num_tasks = minibatch.task, coefficients.shape[1]
     total = coefficients[0][task] * loss
+    metrics = {"aux/rl_coefficient": coefficients[0]} if losses else {}
     own_targets = targets.split([aux.target_size for aux in losses], -1)
     for i, (aux, target) in enumerate(zip(losses, own_targets, strict=True), start=1):
-        total = total + coefficients[i][task] * aux(minibatch, output, target)
-    return total
+        name = f"{aux.name}{i}" if len(losses) > 1 else aux.name
+        value = aux(minibatch, output, target)
+        total = total + coefficients[i][task] * value
+        metrics[f"aux/{name}_loss"] = per_task_mean(value.detach(), task, num_tasks)
+        metrics[f"aux/{name}_coefficient"] = coefficients[i]
+    return total, metrics

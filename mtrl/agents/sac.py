@@ -126,7 +126,7 @@ class Sac(Learner):
         self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
         aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=target)
         aux_targets = aux_loss.targets(self.aux_losses, batch.obs, task, progress)
-        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs, aux_targets)
+        policy_loss, log_prob, q_policy, aux_metrics = self._policy_loss(batch, obs, aux_coefs, aux_targets)
         policy_aux, policy_diagnostics = self.policy.aux(obs, task)
         policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
         self.critics.requires_grad_(True)
@@ -146,6 +146,7 @@ class Sac(Learner):
                 "entropy": per_task_mean(-log_prob, task, self.num_tasks),
                 "alpha": self.temperature.log_alpha.exp(),
                 "value_scale": self.value_norm.sigma.float(),
+                **aux_metrics,
                 **{f"critic_{key}": value for key, value in critic_diagnostics.items()},
                 **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
                 **{f"grad/critic_{key}": value for key, value in critic_metrics.items()},
@@ -176,8 +177,8 @@ class Sac(Learner):
 
     def _policy_loss(
         self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, "M K"], aux_targets: Float[Tensor, "K n D"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each task (K,); and the log-probabilities and values of the actions that it is about."""
+    ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
+        """Of each task (K,); log-probabilities and values of the actions that it is about; what to log."""
         task = batch.task
         distribution = self.policy(batch.obs, task)
         action, log_prob = distribution.sample()
@@ -186,8 +187,8 @@ class Sac(Learner):
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q.dtype)
         own = (alpha * log_prob - q) / sigma
-        loss = aux_loss.added(own, self.aux_losses, aux_coefs, aux_targets, batch, distribution)
-        return per_task_mean(loss, task, self.num_tasks), log_prob.detach(), q.detach()
+        loss, metrics = aux_loss.added(own, self.aux_losses, aux_coefs, aux_targets, batch, distribution)
+        return per_task_mean(loss, task, self.num_tasks), log_prob.detach(), q.detach(), metrics
 
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
         smallest = critics(torch.cat([obs, action], -1), task).amin(0)

@@ -277,14 +277,14 @@ class VTraceActorCritic(Learner):
         log_ratio = torch.where(chosen, distribution.log_prob(batch.action) - batch.log_prob, 0)
         surrogate = clipped_surrogate(log_ratio.exp(), batch.advantage, self.clip_range)
         loss = -surrogate - entropy_coef * distribution.entropy_bonus()
-        loss = aux_loss.added(loss, self.aux_losses, aux_coefs, batch.aux_targets, batch, distribution)
+        loss, found = aux_loss.added(loss, self.aux_losses, aux_coefs, batch.aux_targets, batch, distribution)
         with torch.no_grad():
             metrics = {
                 "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),
                 "approximate_kl": (log_ratio.exp() - 1 - log_ratio).sum() / chosen.sum().clamp(min=1),
                 "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).sum() / chosen.sum().clamp(min=1),
             }
-        return per_task_mean(loss, task, self.num_tasks), metrics
+        return per_task_mean(loss, task, self.num_tasks), metrics | found
 
     def _value_loss(self, features: Float[Tensor, "L N F"], batch: Minibatch) -> Float[Tensor, " K"]:
         return per_task_mean(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)

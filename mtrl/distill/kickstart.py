@@ -42,6 +42,8 @@ class TeacherLoss(AuxLoss):
             reinforcement learning stays zero.
     """
 
+    name = "teacher"
+
     def __init__(
         self,
         spec: EnvSpec,
@@ -80,12 +82,17 @@ class TeacherLoss(AuxLoss):
         self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
     ) -> Float[Tensor, "*samples D"]:
         """The teacher's labels; zeros for tasks in which its coefficient is zero, where it need not be asked."""
-        each = task.flatten()
-        labels = torch.zeros(len(each), self.target_size, device=task.device)
-        matters = (self.coefficient(progress) != 0).expand(self.num_tasks).to(task.device)[each]
-        if matters.any():
-            rows = obs.reshape(len(each), *obs.shape[task.ndim :])
-            labels[matters] = self.teacher.label(rows[matters], each[matters]).to(labels.dtype)
+        each, active = task.flatten(), (self.coefficient(progress) != 0).expand(self.num_tasks)
+        rows = obs.reshape(len(each), *obs.shape[task.ndim :])
+        if active.all():
+            labels = self.teacher.label(rows, each)
+        elif active.any():
+            asked = active.to(task.device)[each]
+            found = self.teacher.label(rows[asked], each[asked])
+            labels = found.new_zeros(len(each), self.target_size)
+            labels[asked] = found
+        else:
+            labels = torch.zeros(len(each), self.target_size, device=task.device)
         return labels.reshape(*task.shape, self.target_size)
 
     def __call__(

@@ -51,7 +51,8 @@ class PolicyTeacher:
 
     def __init__(self, path: str, spec: EnvSpec, device: str) -> None:
         self.description = f"the policy in {path}"
-        loaded = load_policy(path, device)
+        with torch.random.fork_rng(devices=[]):  # a run with a teacher begins as one without
+            loaded = load_policy(path, device)
         if missing := [name for name in spec.task_names if name not in loaded.tasks]:
             raise UserError(
                 f"The teacher in {path} was not trained in {', '.join(missing)}. Its tasks: {', '.join(loaded.tasks)}."

@@ -12,15 +12,37 @@ from typing import Any
 import torch
 
 from mtrl.agents.acceleration import compile_losses
+from mtrl.distill.kickstart import TeacherLoss
+from mtrl.distill.losses import Kind, kind_of, label_size
+from mtrl.distill.schedules import Linear
+from mtrl.distill.teachers import FunctionTeacher
+from mtrl.registry import build
 from tests.helpers import make_spec
 from tests.oracle import test_cores, test_impala, test_sac
 
-LEARNERS = ("sac", "impala", "lstm")
+LEARNERS = ("sac", "impala", "lstm", "kickstarted_sac", "kickstarted_impala")
+
+
+class TaughtBy(TeacherLoss):
+    """By what says a quarter of the observation, with a coefficient that falls."""
+
+    def __init__(self, kind: Kind, loss: str) -> None:
+        spec = make_spec(test_sac.K, test_sac.OBS, 2)
+        self._coefficient = self._rl_coefficient = Linear(0.1, 0.05)
+        self.loss = build("distill_loss", {"name": loss})
+        self.num_tasks, self.target_size = spec.num_tasks, label_size(kind, spec)
+        self.teacher = FunctionTeacher(lambda obs, task: obs / 4, kind)
+        self._mask = torch.tensor(spec.action_mask)
 
 
 def make(agent: str, **options: Any) -> tuple[Any, Any]:
     """The same each time."""
     torch.manual_seed(0)
+    if agent.startswith("kickstarted_"):
+        learner, data = make(agent.removeprefix("kickstarted_"), **options)
+        kind = kind_of(learner.policy(data.obs, data.task))
+        learner.aux_losses = tuple(TaughtBy(kind, loss) for loss in ("forward_kl", "reverse_kl", "mse", "nll"))
+        return learner, data
     if agent == "sac":
         learner, data = test_sac.make_learner(**options), test_sac.make_batch()
     elif agent == "impala":

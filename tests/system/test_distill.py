@@ -1,0 +1,120 @@
+"""Runs with a teacher, through the command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtrl.run.checkpoint.codec import load_state
+from mtrl.run.checkpoint.rotation import newest_valid
+from tests.system.commands import rows, run, the_error, tiny
+
+SUCCESS = "coefficient: {name: success, start: 1, end: 0.5, target: 1}"
+LINEAR = "coefficient: {name: linear, start: 1, end: 0, until: 0.5}"
+
+
+def taught(path: Path, rest: str = LINEAR, loss: str = "forward_kl") -> str:
+    return f"aux_losses=[{{name: teacher, teacher: {{name: policy, path: {path}}}, loss: {{name: {loss}}}, {rest}}}]"
+
+
+def weights(run_dir: Path) -> bytes:
+    return (newest_valid(run_dir / "checkpoints") / "policy" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each agent."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for agent in ("ppo", "sac"):
+        assert run(*tiny(agent), "eval.every=0", f"run_dir={folder / agent}") == 0
+    return folder
+
+
+@pytest.mark.parametrize("agent", ["ppo", "impala", "sac"])
+def test_a_run_with_a_teacher(run_dir: Path, teachers: Path, agent: str) -> None:
+    """The log has the distance and the coefficients: of the teacher from 1 to 0 at half of the run, of RL 1."""
+    own = teachers / ("sac" if agent == "sac" else "ppo")
+    assert run(*tiny(agent), "eval.every=0", taught(own), f"run_dir={run_dir}") == 0
+    found: list[dict[str, Any]] = rows(run_dir)
+    coefficients = [row["aux/teacher_coefficient/reach-1"] for row in found if "aux/teacher_coefficient/reach-1" in row]
+    assert coefficients[0] > 0.5
+    assert coefficients == sorted(coefficients, reverse=True)
+    assert coefficients[-1] == 0
+    losses = [row["aux/teacher_loss/reach-1"] for row in found if "aux/teacher_loss/reach-1" in row]
+    assert min(losses[: len(losses) // 2]) > 0
+    assert all(row.get("aux/rl_coefficient/reach-1", 1) == 1 for row in found)
+
+
+@pytest.mark.parametrize("agent", ["ppo", "sac"])
+def test_a_run_with_a_teacher_goes_on_bit_by_bit(run_dir: Path, teachers: Path, agent: str) -> None:
+    """With coefficients by success, which are part of the checkpoint."""
+    options = (*tiny(agent), "eval.every=0", "schedule_steps=640", taught(teachers / agent, SUCCESS))
+    assert run(*options, f"run_dir={run_dir}") == 0
+    other = run_dir.with_name("other")
+    assert run(*options, "total_steps=320", f"run_dir={other}") == 0
+    state = load_state(newest_valid(other / "checkpoints") / "training_state" / "learner")["aux_losses"]["0"]
+    assert state["coefficient"]["success"].shape == (4,)
+    assert run(f"resume={other}", "total_steps=640") == 0
+    assert weights(other) == weights(run_dir)
+
+
+def test_a_run_with_a_teacher_begins_as_one_without(run_dir: Path, teachers: Path) -> None:
+    """At a coefficient of zero it is the same run, bit for bit."""
+    assert run(*tiny(total_steps=160), "eval.every=0", f"run_dir={run_dir}") == 0
+    other = run_dir.with_name("other")
+    none = taught(teachers / "ppo", "coefficient: 0")
+    assert run(*tiny(total_steps=160), "eval.every=0", none, f"run_dir={other}") == 0
+    assert weights(other) == weights(run_dir)
+
+
+def test_reinforcement_learning_can_wait(run_dir: Path, teachers: Path) -> None:
+    """While its coefficient is near 0, a policy approaches its teacher; the values learn all the same."""
+    late = "coefficient: 1, rl_coefficient: {name: linear, start: 0, end: 0.001}"
+    command = (*tiny(total_steps=2000), "eval.every=0", "agent.num_epochs=4", taught(teachers / "ppo", late))
+    assert run(*command, f"run_dir={run_dir}") == 0
+    losses = torch.tensor(
+        [row["aux/teacher_loss/reach-2"] for row in rows(run_dir) if "aux/teacher_loss/reach-2" in row]
+    )
+    assert losses[-3:].mean() < 0.7 * losses[:3].mean()
+
+
+@pytest.mark.parametrize(
+    ("rest", "loss", "message"),
+    [
+        ("coefficient: 1", "kl", "Unknown distill_loss 'kl'. .*Valid: cross_entropy, forward_kl, mse, nll, reverse_kl"),
+        ("coefficient: {name: linear, start: 1}", "mse", "needs a value for: end"),
+        ("coefficient: 1, rl_coefficient: 0", "mse", "use agent=distill"),
+        ("coefficent: 1", "mse", "Did you mean 'coefficient'?"),
+    ],
+)
+def test_errors(
+    run_dir: Path, teachers: Path, capsys: pytest.CaptureFixture[str], rest: str, loss: str, message: str
+) -> None:
+    assert run(*tiny(), taught(teachers / "ppo", rest, loss), f"run_dir={run_dir}") == 2
+    assert re.search(message, the_error(capsys))
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["env.num_tasks=5"], "was not trained in reach-4. Its tasks: reach-0, reach-1, reach-2, reach-3"),
+        (["env=toy_grid"], "The teacher in .* was not trained in top-left"),
+    ],
+)
+def test_a_teacher_of_another_environment(
+    run_dir: Path, teachers: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    command = [*tiny(num_envs=20), *arguments, taught(teachers / "ppo")]
+    assert run(*command, f"run_dir={run_dir}") == 2
+    assert re.search(message, the_error(capsys))
+
+
+def test_a_scripted_teacher_has_no_probabilities(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripted = "aux_losses=[{name: teacher, teacher: {name: scripted}, loss: {name: forward_kl}}]"
+    assert run(*tiny(), scripted, f"run_dir={run_dir}") == 2
+    assert "Unknown task of the teacher 'scripted': 'reach-0'" in the_error(capsys)
