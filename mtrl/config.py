@@ -45,6 +45,9 @@ GROUPS = (
 )
 """Config groups that choose one component each; the registry checks their content."""
 
+OPTIONAL_GROUPS = ("experiment", "distill")
+"""Groups of presets of which none is chosen by default."""
+
 KINDS = {"network": "trunk"}
 """The kind of component that a group chooses, if it differs from the group's name."""
 
@@ -158,7 +161,7 @@ class TrainConfig:
     """Ends training after this many updates instead of `total_steps`; all intervals then count updates, too."""
     resets: int = 0
     """Number of times that networks and optimisers are reset, evenly spaced over training."""
-    aux_losses: list[dict[str, Any]] = field(default_factory=list)
+    aux_losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Losses of the policy in addition to the learner's."""
 
     def __post_init__(self) -> None:
@@ -415,7 +418,8 @@ def checked(arguments: Sequence[str], config_name: str, sweep: bool = False, fol
     pairs = zip(arguments, overrides, strict=True)
     passed = [_checked(argument, override, base, folders) for argument, override in pairs]
     nodes = (override.key_or_group.rpartition(".") for override in overrides if not override.is_delete())
-    replaced = [node for node, _, key in nodes if key == "name" and node.count(".") and node.split(".")[0] in GROUPS]
+    holders = (*GROUPS, "aux_losses")
+    replaced = [node for node, _, key in nodes if key == "name" and node.count(".") and node.split(".")[0] in holders]
     dropped = [f"++{node}=null" for node in dict.fromkeys(replaced)]
     if "network.trunk" in replaced:
         dropped.append("++network.value=null")  # these are options of the trunk, too
@@ -430,7 +434,7 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
         return argument
     if first in GROUPS and rest == "name":
         key, plain = first, f"{first}={plain.partition('=')[2]}"
-    if key in (*GROUPS, "experiment"):
+    if key in (*GROUPS, *OPTIONAL_GROUPS):
         valid = options(key, folders)
         choices = [str(choice) for choice in _choices(override, valid)]
         for choice in choices:
@@ -440,8 +444,8 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
             if not choices:
                 raise UserError(f"{argument} matches no {key}. Valid: {', '.join(valid)}.")
             plain = f"{key}={','.join(choices)}"
-        return f"+{plain}" if key == "experiment" else plain  # there is no default experiment
-    if first in GROUPS and rest:
+        return f"+{plain}" if key in OPTIONAL_GROUPS else plain
+    if first in (*GROUPS, "aux_losses") and rest:
         return f"++{plain}"  # checked by the component that gets it
     section = base.get(first)
     if rest and isinstance(section, dict):
@@ -493,6 +497,8 @@ def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path]
             return values
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"A preset is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def search_path(folders: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mtrl.config import GROUPS, KINDS, config_dir, load_yaml, options, presets
+from mtrl.config import GROUPS, KINDS, OPTIONAL_GROUPS, config_dir, load_yaml, options, presets
 from mtrl.registry import lookup, names
 
 WITHIN = {
@@ -16,10 +16,10 @@ WITHIN = {
     "agent.optimizer.name": "optimizer",
     "agent.obs_norm": "obs_norm",
     "env.physics": "physics",
-    "aux_losses: name": "aux_loss",
-    "aux_losses: teacher.name": "teacher",
-    "aux_losses: loss.name": "distill_loss",
-    "aux_losses: coefficient.name": "schedule",
+    "aux_losses.<name>": "aux_loss",
+    "data.teacher.name": "teacher",
+    "agent.loss.name": "distill_loss",
+    "data.teacher_share.name": "schedule",
 }
 """Settings that name a component and are not groups."""
 SKIPPED = ("# @package", "defaults:", "  - ", "name: ")
@@ -39,13 +39,13 @@ def help_text(usage: str, folders: Sequence[Path] = ()) -> str:
     lines = [usage.strip(), "", "Choices, `group=option`, with the default of each group:"]
     chosen = _default_choices()
     lines += [f"  {f'{group}={chosen[group]}':<22} or {', '.join(options(group, folders))}" for group in GROUPS]
-    lines += [f"  {'+experiment=...':<25} {', '.join(options('experiment', folders))}"]
+    lines += [f"  {f'{group}=...':<25} {', '.join(options(group, folders))}" for group in OPTIONAL_GROUPS]
     lines += ["", "Components that a setting names:"]
     lines += [f"  {key}={'|'.join(names(kind))}" for key, kind in WITHIN.items()]
     lines += ["", "Settings of a run, `key=value`, and their defaults:"]
     lines += [f"  {line}" for line in settings[settings.index("\nseed:") :].splitlines() if line]
     lines += ["", "Settings of each option, `group.key=value`:"]
-    for group in (*GROUPS, "experiment"):
+    for group in (*GROUPS, *OPTIONAL_GROUPS):
         files = presets(group, folders)
         for option in options(group, folders):
             described = _of_file(group, files[option]) if option in files else _of_component(group, option)

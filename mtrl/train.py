@@ -199,7 +199,7 @@ def make_learner(
         source: Describes the batches. The class itself stands for a source that says nothing about them.
     """
     spec = episodes.spec
-    runtime = {"spec": spec, "device": config.device, "episodes": episodes}
+    runtime, aux_losses = {"spec": spec, "device": config.device, "episodes": episodes}, config.aux_losses
     components = Components(
         network=config.network,
         torso=config.torso,
@@ -214,7 +214,7 @@ def make_learner(
         device=config.device,
         batch_shape=source.batch_shape,
         label_kind=source.label_kind,
-        aux_losses=tuple(build("aux_loss", node, **runtime) for node in config.aux_losses),
+        aux_losses={name: build("aux_loss", {"name": name, **node}, **runtime) for name, node in aux_losses.items()},
         compile=config.compile,
     )
     return build_learner(config.agent, components, source.yields, config.precision, config.resets)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -315,7 +316,7 @@ class Learner(Actor, Protocol):
     """All networks, the policy under "policy": what is saved, and what `init_from` can load."""
     optimizers: Mapping[str, Any]
     """What changes them, by name (`MultiTaskOptimizer`): saved, and restarted by `resets`."""
-    aux_losses: Sequence[Any] = ()
+    aux_losses: Mapping[str, Any] = MappingProxyType({})
     """What the configuration adds to the loss of the policy (`AuxLoss`): saved, if there are any."""
     learns_from: type = object
     """Class of the batches."""
@@ -342,15 +343,15 @@ class Learner(Actor, Protocol):
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         state: State = {"networks": self.networks.state_dict(), "optimizers": optimizers}
         if self.aux_losses:
-            state["aux_losses"] = {str(i): loss.state_dict() for i, loss in enumerate(self.aux_losses)}
+            state["aux_losses"] = {name: loss.state_dict() for name, loss in self.aux_losses.items()}
         return state
 
     def load_state_dict(self, state: State) -> None:
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        for i, loss in enumerate(self.aux_losses):
-            loss.load_state_dict(state["aux_losses"][str(i)])
+        for name, loss in self.aux_losses.items():
+            loss.load_state_dict(state["aux_losses"][name])
 
 
 @runtime_checkable

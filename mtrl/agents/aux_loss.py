@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,8 +21,6 @@ class AuxLoss(Protocol):
     A class that derives from it gets all that has a value or a body here.
     """
 
-    name: str = "aux"
-    """In the log: `aux/<name>_loss` and `aux/<name>_coefficient` of each task."""
     target_size: int = 0
     """D, the numbers that `targets` gives for a sample."""
 
@@ -64,7 +62,7 @@ class AuxLoss(Protocol):
 
 
 def coefficients(
-    losses: Sequence[AuxLoss], progress: float, num_tasks: int, like: Tensor
+    losses: Mapping[str, AuxLoss], progress: float, num_tasks: int, like: Tensor
 ) -> Float[Tensor, "{len(losses)+1} K"]:
     """For each task, that of the learner's own loss in the first row, then those of the auxiliary ones.
 
@@ -75,23 +73,23 @@ def coefficients(
         return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(num_tasks)
 
     own = row(1.0)
-    for loss in losses:
+    for loss in losses.values():
         own = own * row(loss.rl_coefficient(progress))
-    return torch.stack([own, *(row(loss.coefficient(progress)) for loss in losses)])
+    return torch.stack([own, *(row(loss.coefficient(progress)) for loss in losses.values())])
 
 
 @torch.no_grad()
 def targets(
-    losses: Sequence[AuxLoss], obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
+    losses: Mapping[str, AuxLoss], obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
 ) -> Float[Tensor, "*samples D"]:
     """Of all losses, side by side."""
     none = torch.zeros(*task.shape, 0, device=task.device)
-    return torch.cat([none, *(loss.targets(obs, task, progress) for loss in losses)], -1)
+    return torch.cat([none, *(loss.targets(obs, task, progress) for loss in losses.values())], -1)
 
 
 def added(
     loss: Float[Tensor, "*samples"],
-    losses: Sequence[AuxLoss],
+    losses: Mapping[str, AuxLoss],
     coefficients: Float[Tensor, "N K"],
     targets: Float[Tensor, "*samples D"],
     minibatch: Any,
@@ -100,14 +98,14 @@ def added(
     """A learner's own loss of each sample and the auxiliary ones, each times its coefficient for the sample's task.
 
     Returns:
-        The sum; and what to log: each auxiliary loss (mean over the samples of each task) and the coefficients.
+        The sum; and what to log of each task: every auxiliary loss by its name (mean over the samples), and the
+        coefficients.
     """
     task, num_tasks = minibatch.task, coefficients.shape[1]
     total = coefficients[0][task] * loss
     metrics = {"aux/rl_coefficient": coefficients[0]} if losses else {}
-    own_targets = targets.split([aux.target_size for aux in losses], -1)
-    for i, (aux, target) in enumerate(zip(losses, own_targets, strict=True), start=1):
-        name = f"{aux.name}{i}" if len(losses) > 1 else aux.name
+    own_targets = targets.split([aux.target_size for aux in losses.values()], -1)
+    for i, ((name, aux), target) in enumerate(zip(losses.items(), own_targets, strict=True), start=1):
         value = aux(minibatch, output, target)
         total = total + coefficients[i][task] * value
         metrics[f"aux/{name}_loss"] = per_task_mean(value.detach(), task, num_tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -48,8 +48,8 @@ class Components:
     """See `DataSource`."""
     label_kind: str | None = None
     """See `DataSource`."""
-    aux_losses: tuple[AuxLoss, ...] = ()
-    """Losses of the policy besides the learner's own."""
+    aux_losses: Mapping[str, AuxLoss] = field(default_factory=dict)
+    """By name: losses of the policy that are added to the learner's own."""
     compile: bool = False
     """Whether losses will be compiled."""
 

@@ -42,7 +42,6 @@ class TeacherLoss(AuxLoss):
             reinforcement learning stays zero.
     """
 
-    name = "teacher"
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ def make(agent: str, **options: Any) -> tuple[Any, Any]:
     if agent.startswith("kickstarted_"):
         learner, data = make(agent.removeprefix("kickstarted_"), **options)
         kind = kind_of(learner.policy(data.obs, data.task))
-        learner.aux_losses = tuple(TaughtBy(kind, loss) for loss in ("forward_kl", "reverse_kl", "mse", "nll"))
+        learner.aux_losses = {loss: TaughtBy(kind, loss) for loss in ("forward_kl", "reverse_kl", "mse", "nll")}
         return learner, data
     if agent == "sac":
         learner, data = test_sac.make_learner(**options), test_sac.make_batch()

@@ -447,7 +447,7 @@ class Pull(AuxLoss):
 def test_an_auxiliary_loss_is_added_for_each_task() -> None:
     """Plain gradient descent: parameters differ by -rate * coefficient * gradient of the sum over tasks of its mean."""
     learners, rollout = [make_learner(), make_learner()], make_rollout()
-    learners[1].aux_losses = (Pull(),)
+    learners[1].aux_losses = {"pull": Pull()}
     start = make_learner()
     for learner in learners:
         torch.manual_seed(0)

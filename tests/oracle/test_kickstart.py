@@ -85,7 +85,7 @@ def test_the_vtrace_learner_by_hand(coefficient: Any, rl: Any, expected: list[fl
     learners, rollout = [test_impala.make_learner(), test_impala.make_learner()], test_impala.make_rollout()
     aux, episodes = taught("gaussian", coefficient=coefficient, rl_coefficient=rl)
     row(episodes, [0.5, 1, 0.25])
-    learners[1].aux_losses = (aux,)
+    learners[1].aux_losses = {"teacher": aux}
     start = {name: p.detach().clone() for name, p in learners[0].policy.named_parameters()}
     obs, task = rollout.obs.flatten(0, 1), rollout.task.flatten()
     hand = gradients(distance(learners[0].policy, obs, task, expected), learners[0].policy)
@@ -115,7 +115,7 @@ def test_sac_by_hand(noise: list[Tensor]) -> None:  # noqa: F811
         if with_teacher:
             aux, episodes = taught("tanh_gaussian", coefficient=SUCCESS, rl_coefficient=0.5)
             row(episodes, [0.5, 1, 0.25])
-            learner.aux_losses = (aux,)
+            learner.aux_losses = {"teacher": aux}
         for step in learner.optimizers.values():
             step.max_grad_norm = math.inf
         draws = iter(planted)
@@ -140,7 +140,7 @@ def test_the_student_itself_has_nothing_to_teach(kind: str, loss: str) -> None:
     linear = {"name": "linear", "start": 0, "end": 1}
     aux, _ = taught(kind, loss, rl_coefficient=linear)
     aux.teacher = FunctionTeacher(lambda obs, task: label_of(own(obs, task)), aux.teacher.kind)
-    learner.aux_losses = (aux,)
+    learner.aux_losses = {"teacher": aux}
     metrics = learner.update(data, 0.0)
     torch.testing.assert_close(metrics["aux/teacher_loss"], torch.zeros(K).double(), rtol=0, atol=1e-12)
     for name, parameter in learner.policy.named_parameters():
@@ -171,21 +171,21 @@ def test_coefficients_of_several_are_multiplied() -> None:
     learner = test_impala.make_learner()
     one, _ = taught("gaussian", coefficient=2, rl_coefficient=0.5)
     two, _ = taught("gaussian", "mse", coefficient=3, rl_coefficient=0.25)
-    learner.aux_losses = (one, two)
+    learner.aux_losses = {"one": one, "two": two}
     metrics = learner.update(test_impala.make_rollout(), 0.0)
     assert metrics["aux/rl_coefficient"].tolist() == [0.125] * K
-    assert metrics["aux/teacher1_coefficient"].tolist() == [2] * K
-    assert metrics["aux/teacher2_coefficient"].tolist() == [3] * K
-    assert not torch.equal(metrics["aux/teacher1_loss"], metrics["aux/teacher2_loss"])
+    assert metrics["aux/one_coefficient"].tolist() == [2] * K
+    assert metrics["aux/two_coefficient"].tolist() == [3] * K
+    assert not torch.equal(metrics["aux/one_loss"], metrics["aux/two_loss"])
 
 
 def test_the_learner_keeps_what_the_schedules_know() -> None:
     one, episodes = taught("gaussian", coefficient=SUCCESS)
     row(episodes, [0.5, 1, 0.25])
     learner, other = test_impala.make_learner(), test_impala.make_learner()
-    learner.aux_losses, other.aux_losses = (one,), (taught("gaussian", coefficient=SUCCESS)[0],)
+    learner.aux_losses, other.aux_losses = {"one": one}, {"one": taught("gaussian", coefficient=SUCCESS)[0]}
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
-    assert torch.equal(torch.as_tensor(other.aux_losses[0].coefficient(0.3)), torch.tensor([1, 0, 1.5]).double())
+    assert torch.equal(torch.as_tensor(other.aux_losses["one"].coefficient(0.3)), torch.tensor([1, 0, 1.5]).double())
     assert "aux_losses" not in test_impala.make_learner().state_dict()
 
 

@@ -283,7 +283,7 @@ def test_an_auxiliary_loss_reaches_the_policy_alone(noise: list[Tensor]) -> None
             return (output.mode() - minibatch.action).square().sum(-1)
 
     planted, gradients = list(noise), []
-    for aux_losses in ((), (Pull(),)):
+    for aux_losses in ({}, {"pull": Pull()}):
         learner = make_learner()
         learner.aux_losses = aux_losses
         for step in learner.optimizers.values():

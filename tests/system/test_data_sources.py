@@ -157,7 +157,7 @@ def test_auxiliary_losses_are_components(monkeypatch: pytest.MonkeyPatch, run_di
     assert run(*command, f"run_dir={run_dir}") == 0
     before = (newest_valid(run_dir / "checkpoints") / "policy" / "model.safetensors").read_bytes()
     pulled = run_dir.with_name("pulled")
-    assert run(*command, "aux_losses=[{name: pull, weight: 0.5}]", f"run_dir={pulled}") == 0
+    assert run(*command, "aux_losses.pull.weight=0.5", f"run_dir={pulled}") == 0
     assert (newest_valid(pulled / "checkpoints") / "policy" / "model.safetensors").read_bytes() != before
     assert run(f"resume={pulled}", "total_steps=240") == 0
     assert seen == {(4, 0.5)}

@@ -18,7 +18,7 @@ LINEAR = "coefficient: {name: linear, start: 1, end: 0, until: 0.5}"
 
 
 def taught(path: Path, rest: str = LINEAR, loss: str = "forward_kl") -> str:
-    return f"aux_losses=[{{name: teacher, teacher: {{name: policy, path: {path}}}, loss: {{name: {loss}}}, {rest}}}]"
+    return f"aux_losses.teacher={{teacher: {{name: policy, path: {path}}}, loss: {{name: {loss}}}, {rest}}}"
 
 
 def weights(run_dir: Path) -> bytes:
@@ -56,7 +56,7 @@ def test_a_run_with_a_teacher_goes_on_bit_by_bit(run_dir: Path, teachers: Path, 
     assert run(*options, f"run_dir={run_dir}") == 0
     other = run_dir.with_name("other")
     assert run(*options, "total_steps=320", f"run_dir={other}") == 0
-    state = load_state(newest_valid(other / "checkpoints") / "training_state" / "learner")["aux_losses"]["0"]
+    state = load_state(newest_valid(other / "checkpoints") / "training_state" / "learner")["aux_losses"]["teacher"]
     assert state["coefficient"]["success"].shape == (4,)
     assert run(f"resume={other}", "total_steps=640") == 0
     assert weights(other) == weights(run_dir)
@@ -115,6 +115,6 @@ def test_a_teacher_of_another_environment(
 
 
 def test_a_scripted_teacher_has_no_probabilities(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scripted = "aux_losses=[{name: teacher, teacher: {name: scripted}, loss: {name: forward_kl}}]"
+    scripted = "aux_losses.teacher={teacher: {name: scripted}, loss: {name: forward_kl}}"
     assert run(*tiny(), scripted, f"run_dir={run_dir}") == 2
     assert "Unknown task of the teacher 'scripted': 'reach-0'" in the_error(capsys)

@@ -156,3 +156,20 @@ def test_hydras_own_groups_are_left_to_hydra(key: str) -> None:
     with pytest.raises(UserError, match=f"Could not find '{key}/nope'"):
         composed([f"{key}=nope"], "train")
     assert checked([f"{key}=nope"], "train", sweep=True) == [f"{key}=nope"]
+
+
+def test_a_preset_that_is_no_yaml(tmp_path: Path) -> None:
+    folder = preset(tmp_path, "network", "broken", "trunk: {name: [mlp}\n")
+    with pytest.raises(UserError, match=r"A preset is not valid YAML: .*broken\.yaml"):
+        composed(["network=broken"], "train", [folder])
+
+
+def test_presets_of_distillation_take_another_teacher() -> None:
+    """With another name the path of the preset's teacher is dropped."""
+    values = composed(
+        ["distill=kickstart", "aux_losses.teacher.teacher.path=runs/a", "aux_losses.teacher.loss.name=nll"], "train"
+    )
+    assert values["aux_losses"]["teacher"]["teacher"] == {"name": "policy", "path": "runs/a"}
+    assert values["aux_losses"]["teacher"]["loss"] == {"name": "nll"}
+    values = composed(["distill=annealing", "aux_losses.teacher.teacher.name=scripted"], "train")
+    assert values["aux_losses"]["teacher"]["teacher"] == {"name": "scripted"}
