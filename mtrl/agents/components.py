@@ -16,7 +16,7 @@ from mtrl.agents.aux_loss import AuxLoss
 from mtrl.checks import positive
 from mtrl.data.experience import EpisodeStatistics
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork, build_policy, build_value
-from mtrl.nn.scaling import ValueNorm
+from mtrl.nn.value_norm import ValueNorm
 from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build
