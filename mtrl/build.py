@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import mtrl.agents.sac
+import mtrl.agents.vtrace_actor_critic  # noqa: F401  # these two register learners
 from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
