@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from mtrl import per_task
 from mtrl.types import NonFiniteLossError
 
 
@@ -15,16 +15,6 @@ def require_finite(values: Float[Tensor, "*samples"], task: Int[Tensor, "*sample
     finite = torch.isfinite(values)
     if not finite.all():
         raise NonFiniteLossError(task[~finite].unique().tolist())
-
-
-def per_task_mean(
-    values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int
-) -> Float[Tensor, " K"]:
-    """Mean of each task's samples; zero (with zero gradient) for a task without any."""
-    # A sum over the membership matrix: deterministic on a GPU too, which index_add is not; and a product would spread
-    # NaN to all tasks.
-    member = functional.one_hot(task.flatten(), num_tasks).bool()
-    return torch.where(member, values.flatten()[:, None], 0).sum(0) / member.sum(0).clamp(min=1)
 
 
 def per_task_standardise(
@@ -39,9 +29,9 @@ def per_task_standardise(
     rounding of the values, in the precision in which they come, is none: all samples become 0.
     """
     num_tasks, own = len(floor), task[chosen]
-    centred = values.double() - per_task_mean(values[chosen].double(), own, num_tasks)[task]
-    spread = per_task_mean(centred[chosen].square(), own, num_tasks).sqrt()
-    rounding = torch.finfo(values.dtype).eps * per_task_mean(values[chosen].double().abs(), own, num_tasks)
+    centred = values.double() - per_task.mean_or_zero(values[chosen].double(), own, num_tasks)[task]
+    spread = per_task.mean_or_zero(centred[chosen].square(), own, num_tasks).sqrt()
+    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(values[chosen].double().abs(), own, num_tasks)
     divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)
     return (centred / divisor[task]).to(values.dtype)
 

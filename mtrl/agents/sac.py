@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.agents import aux_loss
 from mtrl.agents.components import Components
-from mtrl.agents.losses import per_task_mean, require_finite, td_target
+from mtrl.agents.losses import require_finite, td_target
 from mtrl.checks import not_negative, positive
 from mtrl.nn.networks import Ensemble
 from mtrl.registry import register
@@ -131,7 +132,7 @@ class Sac(Learner):
         self.critics.requires_grad_(True)
 
         surplus = -log_prob - self.target_entropy[task]
-        temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
+        temperature_loss = per_task.mean_or_zero(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
         self.optimizers["temperature"](task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs, task)
 
@@ -141,8 +142,8 @@ class Sac(Learner):
             return {
                 "critic_loss": critic_loss.detach(),
                 "policy_loss": policy_loss.detach(),
-                "q": per_task_mean(q_policy, task, self.num_tasks),
-                "entropy": per_task_mean(-log_prob, task, self.num_tasks),
+                "q": per_task.mean(q_policy, task, self.num_tasks),
+                "entropy": per_task.mean(-log_prob, task, self.num_tasks),
                 "alpha": self.temperature.log_alpha.exp(),
                 "value_scale": self.value_norm.sigma.float(),
                 **{f"critic_{key}": value for key, value in critic_diagnostics.items()},
@@ -171,7 +172,7 @@ class Sac(Learner):
 
     def _critic_loss(self, features: Tensor, task: Tensor, target: Tensor) -> Tensor:
         """Of each task (K,), for targets in the units of the critics' output."""
-        return per_task_mean(self.critics.loss(features, task, target), task, self.num_tasks)
+        return per_task.mean_or_zero(self.critics.loss(features, task, target), task, self.num_tasks)
 
     def _policy_loss(self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, " M"]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task (K,); and the log-probabilities and values of the actions that it is about."""
@@ -183,7 +184,7 @@ class Sac(Learner):
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q.dtype)
         loss = aux_loss.added((alpha * log_prob - q) / sigma, self.aux_losses, aux_coefs, batch, distribution)
-        return per_task_mean(loss, task, self.num_tasks), log_prob.detach(), q.detach()
+        return per_task.mean_or_zero(loss, task, self.num_tasks), log_prob.detach(), q.detach()
 
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
         smallest = critics(torch.cat([obs, action], -1), task).amin(0)

@@ -27,9 +27,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.agents import aux_loss
 from mtrl.agents.components import Components
-from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
+from mtrl.agents.losses import clipped_surrogate, per_task_standardise, require_finite, vtrace
 from mtrl.checks import not_negative, positive
 from mtrl.optim.multi_task import JointStep, SeparateSteps
 from mtrl.registry import register
@@ -277,14 +278,14 @@ class VTraceActorCritic(Learner):
         loss = aux_loss.added(loss, self.aux_losses, aux_coefs, batch, distribution)
         with torch.no_grad():
             metrics = {
-                "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),
+                "entropy": per_task.mean(distribution.entropy(), task, self.num_tasks),
                 "approximate_kl": (log_ratio.exp() - 1 - log_ratio).sum() / chosen.sum().clamp(min=1),
                 "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).sum() / chosen.sum().clamp(min=1),
             }
-        return per_task_mean(loss, task, self.num_tasks), metrics
+        return per_task.mean_or_zero(loss, task, self.num_tasks), metrics
 
     def _value_loss(self, features: Float[Tensor, "L N F"], batch: Minibatch) -> Float[Tensor, " K"]:
-        return per_task_mean(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)
+        return per_task.mean_or_zero(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)
 
 
 def _mean(values: list[Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from mtrl import per_task
 from mtrl.checks import not_negative, positive
 from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
@@ -205,9 +205,8 @@ class Collector:
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
     """Length of each slot's first episode: over the n slots of a task, 1/n, 2/n, ... of the horizon; 0 without one."""
-    same = functional.one_hot(task, spec.num_tasks)
-    nth = (same.cumsum(0) * same).sum(1)  # of the slots with this task
-    return -(-(spec.horizon or 0) * nth // same.sum(0)[task])  # rounded up
+    nth = 1 + per_task.rank(task, spec.num_tasks)
+    return -(-(spec.horizon or 0) * nth // per_task.count(task, spec.num_tasks)[task])  # rounded up
 
 
 class OnPolicy(DataSource):

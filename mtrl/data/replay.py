@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.types import Batch, EnvSpec, State
 
@@ -56,15 +57,14 @@ class Replay:
             ValueError: More slots run one task than its ring has room for.
         """
         task = task.to(self.device)
-        member = torch.nn.functional.one_hot(task, self.num_tasks)
-        if len(task) > self.capacity and member.sum(0).max() > self.capacity:
+        number = per_task.count(task, self.num_tasks)
+        if len(task) > self.capacity and number.max() > self.capacity:
             raise ValueError(f"More slots of one task than its capacity of {self.capacity} transitions.")
-        rank = (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)
-        position = (self.added[task] + rank) % self.capacity
+        position = (self.added[task] + per_task.rank(task, self.num_tasks)) % self.capacity
         new = {"obs": obs, "action": action, "reward": reward, "continuation": continuation, "next_obs": next_obs}
         for key, tensor in new.items():
             self._rings[key][task, position] = tensor.to(self.device)
-        self.added += member.sum(0)
+        self.added += number
 
     def sample(self, n: int) -> Batch:
         """Draws n transitions of every task, uniformly with replacement. Raises `ValueError` if a task has none."""

@@ -1,4 +1,4 @@
-"""Networks: torsos, cores, trunks, heads, task encoders, scaling of observations and of values. Imports register them."""
+"""Networks: torsos, cores, trunks, heads, task encoders, normalisers. Importing this package registers them."""
 
 from mtrl.nn import cores as cores
 from mtrl.nn import heads as heads

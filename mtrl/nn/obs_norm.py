@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.nn.torsos import check_pixels
 from mtrl.registry import register
@@ -131,7 +132,7 @@ class CentredImages(ObsNorm):
     def update(self, obs: Shaped[Tensor, "*batch C H W"], task: Int[Tensor, "*batch"]) -> None:
         newest = obs[..., -1, :, :].reshape(-1, *self.mean.shape[1:]).double()
         sums = torch.zeros_like(self.mean).index_add_(0, task.flatten(), newest)
-        counts = torch.bincount(task.flatten(), minlength=len(self.mean)).reshape(self.count.shape)
+        counts = per_task.count(task, len(self.mean)).reshape(self.count.shape)
         self.count += counts
         self.mean += (sums - counts * self.mean) / self.count.clamp(min=1)
 

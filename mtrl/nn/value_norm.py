@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.nn.heads import PerTaskHead
 from mtrl.registry import register
@@ -37,8 +38,8 @@ class RewardSizes(nn.Module):
 
     def add(self, reward: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> None:
         """Takes in rewards."""
-        self.sizes += task_sums(reward.abs(), task, len(self.sizes))
-        self.squares += task_sums(reward.double().square(), task, len(self.sizes))
+        self.sizes += per_task.total(reward.abs().double(), task, len(self.sizes))
+        self.squares += per_task.total(reward.double().square(), task, len(self.sizes))
 
 
 class ValueNorm(nn.Module):
@@ -88,14 +89,6 @@ class ValueNorm(nn.Module):
     def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The inverse of `normalise`."""
         raise NotImplementedError
-
-
-def task_sums(
-    values: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"], num_tasks: int
-) -> Float[Tensor, " {num_tasks}"]:
-    """Sum of each task's samples, in float64."""
-    member = nn.functional.one_hot(task.flatten(), num_tasks).bool()
-    return torch.where(member, values.flatten().double()[:, None], 0).sum(0)  # a product would spread NaN to all tasks
 
 
 @register("value_norm", "none")
@@ -167,12 +160,12 @@ class PopArt(ValueNorm):
         num_tasks = self.mu.shape[0]
         old_mu, old_sigma = self.mu.clone(), self.sigma.clone()
         super().update(target, reward, task, heads)
-        count = torch.bincount(task.flatten(), minlength=num_tasks)
+        count = per_task.count(task, num_tasks)
         present = count > 0
         self.updates += present
         step = (1.0 / self.updates.clamp(min=1).double()).clamp(min=self.beta) * present
-        self.mu.lerp_(task_sums(target, task, num_tasks) / count.clamp(min=1), step)
-        self.nu.lerp_(task_sums(target.double().square(), task, num_tasks) / count.clamp(min=1), step)
+        self.mu.lerp_(per_task.total(target.double(), task, num_tasks) / count.clamp(min=1), step)
+        self.nu.lerp_(per_task.total(target.double().square(), task, num_tasks) / count.clamp(min=1), step)
         scale, shift = old_sigma / self.sigma, (old_mu - self.mu) / self.sigma
         for head in heads:
             if not isinstance(head, PerTaskHead):

@@ -102,7 +102,7 @@ class Naive:
     def update(
         self,
         r: Rollout,
-        lambda_: float = 1.0,
+        gae_lambda: float = 1.0,
         clips: tuple[float, float, float] = (1.0, 1.0, 1.0),
         num_epochs: int = 1,
         clip_range: float = math.inf,
@@ -121,7 +121,7 @@ class Naive:
             r.truncated,
             value,
             next_value,
-            lambda_,
+            gae_lambda,
             *clips,
         )
         if normalise:
@@ -165,23 +165,23 @@ def compare(learner: VTraceActorCritic, naive: Naive, metrics: dict[str, Tensor]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("lambda_", "clips"), [(1.0, (1.0, 1.0, 1.0)), (0.9, (2.0, 1.5, 0.8))])
-def test_one_update_is_the_naive_loop(seed: int, lambda_: float, clips: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(("gae_lambda", "clips"), [(1.0, (1.0, 1.0, 1.0)), (0.9, (2.0, 1.5, 0.8))])
+def test_one_update_is_the_naive_loop(seed: int, gae_lambda: float, clips: tuple[float, float, float]) -> None:
     """Off-policy, with ends of both kinds; slots change tasks."""
     clip_rho, clip_c, clip_pg_rho = clips
-    learner = make_learner(lambda_=lambda_, clip_rho=clip_rho, clip_c=clip_c, clip_pg_rho=clip_pg_rho)
+    learner = make_learner(gae_lambda=gae_lambda, clip_rho=clip_rho, clip_c=clip_c, clip_pg_rho=clip_pg_rho)
     rollout = make_rollout(seed)
     assert rollout.terminated.any()
     assert rollout.truncated.any()
     naive = Naive(learner)
     metrics = learner.update(rollout, 0.0)
-    naive.update(rollout, lambda_, clips)
+    naive.update(rollout, gae_lambda, clips)
     compare(learner, naive, metrics)
 
 
 def test_ppo_epochs_are_the_naive_loop() -> None:
     """Three epochs; the ratio is to the policy at the start of the update, and clipped; advantages are standardised."""
-    options: dict[str, Any] = {"lambda_": 0.95, "num_epochs": 3, "clip_range": 0.05}
+    options: dict[str, Any] = {"gae_lambda": 0.95, "num_epochs": 3, "clip_range": 0.05}
     learner, rollout = make_learner(normalise_advantage=True, **options), make_rollout(2)
     naive = Naive(learner)
     metrics = learner.update(rollout, 0.0)
