@@ -91,15 +91,15 @@ class Components:
 
         Args:
             head: Of the value networks.
-            gamma: Discount of the values, and from here on of the returns of episodes.
+            gamma: Discount of the values.
             runtime: What it can read of the learner.
 
         Raises:
             UserError: It would rescale a value network that has no such rows.
         """
-        self.episodes.discount = gamma
         runtime |= {"num_tasks": self.spec.num_tasks, "gamma": gamma}
-        norm = build("value_norm", self.value_norm, **runtime).to(self.device)
+        norm: ValueNorm = build("value_norm", self.value_norm, **runtime).to(self.device)
+        self.episodes.discount = norm.discount
         self.episodes.episode_listeners.append(norm.observe)
         name, value_head = self.value_norm["name"], self.value_head["name"]
         if norm.requires_per_task_head and head != "per_task":

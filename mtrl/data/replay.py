@@ -36,6 +36,14 @@ class Replay:
             "next_obs": ring(spec.obs_shape, spec.obs_dtype),
         }
         self.added = torch.zeros(self.num_tasks, dtype=torch.int64, device=self.device)
+        self._least = 0  # of `added`, when it was looked at
+        self._since = 0  # transitions of all tasks since then
+
+    def has(self, n: int) -> bool:
+        """Whether n transitions of every task have been added. Waits for the device only where that may be new."""
+        if self._least < n <= self._least + self._since:
+            self._least, self._since = int(self.added.min()), 0
+        return self._least >= n
 
     @property
     def size(self) -> Int[Tensor, " K"]:
@@ -65,10 +73,11 @@ class Replay:
         for key, tensor in new.items():
             self._rings[key][task, position] = tensor.to(self.device)
         self.added += number
+        self._since += len(task)
 
     def sample(self, n: int) -> Batch:
         """Draws n transitions of every task, uniformly with replacement. Raises `ValueError` if a task has none."""
-        if not self.added.all():
+        if not self.has(1):
             raise ValueError(f"No transitions yet for tasks {(self.added == 0).nonzero().flatten().tolist()}.")
         uniform = torch.rand(self.num_tasks, n, dtype=torch.float64, device=self.device)
         index = (uniform * self.size[:, None]).long()
@@ -91,5 +100,6 @@ class Replay:
         if int(state["added"].min()) < 0 or any(ring.shape[1] != filled for ring in state["rings"].values()):
             raise ValueError(f"rings: expected {filled} transitions of each task, as `added` says")
         self.added.copy_(state["added"])
+        self._least, self._since = int(self.added.min()), 0
         for key, saved in state["rings"].items():
             self._rings[key][:, : saved.shape[1]] = saved.to(self.device)

@@ -46,6 +46,8 @@ class ValueNorm(nn.Module):
     """Base of the value scalings, which keep the value targets of all tasks at one scale."""
 
     requires_per_task_head = False
+    discount: float | None = None
+    """`observe` needs the `largest_return` of each episode with this discount, which takes keeping its rewards."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -217,7 +219,7 @@ class ReturnRange(Division):
         positive(v_max=v_max)
         if not gamma < 1:
             raise ValueError(f"returns have a range for gamma < 1 only, not for {gamma}.")
-        self.gamma, self.v_max, self.entropy = gamma, v_max, entropy
+        self.gamma, self.discount, self.v_max, self.entropy = gamma, gamma, v_max, entropy
         self.register_buffer("largest", torch.zeros(num_tasks, dtype=torch.float64))
 
     @property
