@@ -96,11 +96,13 @@ def is_distant(x: Any) -> bool:
     return isinstance(x, Distant)
 
 
-class FromNumbers(TorchFunctionMode):
-    """Tensors made from numbers keep them: torch makes them empty on "meta"."""
+class Numbers(TorchFunctionMode):
+    """Tensors made from numbers keep them, where torch makes them empty on "meta"; and give them back."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.tolist and is_distant(args[0]):
+            return args[0].cpu().tolist()
         if func is Tensor.new_tensor:
             return torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)).to(args[0].device)
         if func is torch.tensor and kwargs.get("device") is not None:
@@ -123,7 +125,7 @@ def counting() -> Iterator[CountingDevice]:
     with (
         mock.patch(fused, return_value=["cpu", DEVICE.type]),
         mock.patch("torch.Generator", Generator),
-        FromNumbers(),
+        Numbers(),
         CountingDevice() as device,
     ):
         yield device

@@ -31,7 +31,10 @@ class AuxLoss(Protocol):
 
 def coefficients(losses: Sequence[AuxLoss], progress: float, like: Tensor) -> Float[Tensor, " M"]:
     """Of all losses. A tensor, as a compiled function would be compiled anew for another number."""
-    return like.new_tensor([loss.coefficient(progress) for loss in losses])
+    found = like.new_empty(len(losses))
+    for i, loss in enumerate(losses):
+        found[i] = loss.coefficient(progress)  # the accelerator fills it in, without a copy from the host
+    return found
 
 
 def added(

@@ -28,10 +28,11 @@ def per_task_standardise(
     It divides by `floor` (K,) at least: a spread below stays as small as it is, in units of that. A spread that is
     rounding of the values, in the precision in which they come, is none: all samples become 0.
     """
-    num_tasks, own = len(floor), task[chosen]
-    centred = values.double() - per_task.mean_or_zero(values[chosen].double(), own, num_tasks)[task]
-    spread = per_task.mean_or_zero(centred[chosen].square(), own, num_tasks).sqrt()
-    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(values[chosen].double().abs(), own, num_tasks)
+    index = chosen.flatten().nonzero().squeeze(1)  # once: each mask would make the host wait
+    num_tasks, own, of_chosen = len(floor), task.flatten()[index], values.flatten()[index].double()
+    centred = values.double() - per_task.mean_or_zero(of_chosen, own, num_tasks)[task]
+    spread = per_task.mean_or_zero(centred.flatten()[index].square(), own, num_tasks).sqrt()
+    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(of_chosen.abs(), own, num_tasks)
     divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)
     return (centred / divisor[task]).to(values.dtype)
 

@@ -25,6 +25,7 @@ from mtrl.agents.components import Components
 from mtrl.agents.losses import require_finite, td_target
 from mtrl.checks import not_negative, positive
 from mtrl.nn.networks import Ensemble
+from mtrl.optim.multi_task import checked_once
 from mtrl.registry import register
 from mtrl.types import Batch, Learner, Metrics, TaskAxes, UserError
 
@@ -122,18 +123,19 @@ class Sac(Learner):
         features = torch.cat([obs, batch.action], -1)
         critic_loss = self._critic_loss(features, task, normalised)
         critic_aux, critic_diagnostics = self.critics.aux(features, task)
-        critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
+        with checked_once(self.optimizers.values()):
+            critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
 
-        self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
-        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=target)
-        policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs)
-        policy_aux, policy_diagnostics = self.policy.aux(obs, task)
-        policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
-        self.critics.requires_grad_(True)
+            self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
+            aux_coefs = aux_loss.coefficients(self.aux_losses, progress, like=target)
+            policy_loss, log_prob, q_policy = self._policy_loss(batch, obs, aux_coefs)
+            policy_aux, policy_diagnostics = self.policy.aux(obs, task)
+            policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
+            self.critics.requires_grad_(True)
 
-        surplus = -log_prob - self.target_entropy[task]
-        temperature_loss = per_task.mean_or_zero(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
-        self.optimizers["temperature"](task, signed=temperature_loss)
+            surplus = -log_prob - self.target_entropy[task]
+            temperature_loss = per_task.mean_or_zero(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
+            self.optimizers["temperature"](task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs, task)
 
         with torch.no_grad():

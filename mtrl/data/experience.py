@@ -393,6 +393,7 @@ class OffPolicy(DataSource):
         self.collector, self.replay = collector, replay
         self.batch_size, self.samples_per_insert, self.learning_starts = batch_size, samples_per_insert, learning_starts
         self._random = RandomActor(collector.env.spec)
+        self._cost = batch_size * replay.num_tasks
         self._owed = 0.0
 
     def _is_warm(self) -> bool:
@@ -405,13 +406,13 @@ class OffPolicy(DataSource):
         self.replay.add(obs, action, step.reward, step.continuation, step.final_obs, step.task)
         if self._is_warm():
             self._owed += collector.env.num_envs * self.samples_per_insert
+        if self._owed >= self._cost:
+            collector.settle()  # nothing is learned from steps that have not been looked at
         return collector.env.num_envs
 
     def batches(self) -> Iterator[Batch]:
-        cost = self.batch_size * self.replay.num_tasks
-        while self._owed >= cost:
-            self.collector.settle()  # nothing is learned from a step that has not been looked at
-            self._owed -= cost
+        while self._owed >= self._cost:
+            self._owed -= self._cost
             yield self.replay.sample(self.batch_size)
 
     def statistics(self) -> Metrics:
