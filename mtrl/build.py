@@ -12,7 +12,7 @@ from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
 from mtrl.data.experience import Collector, EpisodeStatistics, OffPolicy, OnPolicy
-from mtrl.data.replay import Replay
+from mtrl.data.replay import Replay, transition_columns
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.parallel.transport import LocalProcesses
 from mtrl.registry import build, register
@@ -51,7 +51,7 @@ def build_learner(
 
 
 @register("data", "rollouts")
-def rollouts(
+def on_policy(
     env: VecEnv,
     make_env: Callable[[], VecEnv],
     episodes: EpisodeStatistics,
@@ -82,7 +82,7 @@ def rollouts(
 
 
 @register("data", "replay")
-def replay(
+def off_policy(
     env: VecEnv,
     episodes: EpisodeStatistics,
     device: str,
@@ -108,4 +108,5 @@ def replay(
     if actors:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
     collector = Collector(env, episodes, device, timer, exploring_start_fraction=float(exploring_start_fraction))
-    return OffPolicy(collector, Replay(env.spec, capacity, device), batch_size, samples_per_insert, learning_starts)
+    replay = Replay(env.spec.num_tasks, capacity, transition_columns(env.spec), device)
+    return OffPolicy(collector, replay, batch_size, samples_per_insert, learning_starts)

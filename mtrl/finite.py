@@ -1,12 +1,39 @@
-"""Checks that observations and rewards are finite, as early as possible, so that the error can name their source."""
+"""Checks of actions, observations and rewards, as early as possible, so that the error can name their source."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mtrl.types import EnvSpec, Step, UserError
+
+
+def invalid_actions(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """The slots whose action is NaN, or does not exist in their task."""
+    if spec.action_kind == "continuous":
+        return action.isnan().any(dim=-1)
+    mask = _action_mask(spec.action_mask, action.device)
+    inside = (action >= 0) & (action < spec.action_dim)
+    return ~(inside & mask[task.to(action.device), action.long().clamp(0, spec.action_dim - 1)])
+
+
+@functools.cache
+def _action_mask(mask: tuple[tuple[bool, ...], ...], device: torch.device) -> Bool[Tensor, "K A"]:
+    return torch.tensor(mask, device=device)
+
+
+def check_actions(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> None:
+    """Raises `ValueError` if an action is NaN, or does not exist in its slot's task."""
+    invalid = invalid_actions(action, spec, task)
+    if not invalid.any():
+        return
+    slots = invalid.nonzero().flatten().tolist()
+    if spec.action_kind == "continuous":
+        raise ValueError(f"NaN in the actions of slots {slots}.")
+    raise ValueError(f"Slots {slots} were given actions {action[invalid].tolist()}, which do not exist in their tasks.")
 
 
 def check_step(step: Step, length: Shaped[Tensor, " B"], spec: EnvSpec) -> None:

@@ -131,7 +131,8 @@ class Step:
 class VecEnv(Protocol):
     """B environment slots stepped together, on one device. Each slot runs one task at a time.
 
-    Slots reset themselves (same-step autoreset). Continuous actions are clipped to [-1, 1]; NaN raises `ValueError`.
+    Slots reset themselves (same-step autoreset). Continuous actions are clipped to [-1, 1]; NaN raises `ValueError` on
+    a CPU. On an accelerator whoever steps it looks for NaN (`mtrl.finite.check_actions`), as that waits for the device.
     """
 
     spec: EnvSpec

@@ -17,7 +17,7 @@ from mtrl.agents.components import Components
 from mtrl.data.experience import EpisodeStatistics
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
-from mtrl.nn.scaling import ValueNorm
+from mtrl.nn.value_norm import ValueNorm
 from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.types import EnvSpec, Rollout
 

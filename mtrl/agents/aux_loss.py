@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mtrl.agents.losses import per_task_mean
+from mtrl import per_task
 from mtrl.nn.distributions import Distribution
 from mtrl.types import Metrics, State
 
@@ -66,16 +66,17 @@ def coefficients(
 ) -> Float[Tensor, "{len(losses)+1} K"]:
     """For each task, that of the learner's own loss in the first row, then those of the auxiliary ones.
 
-    A tensor, as a compiled function would be compiled anew for another number.
+    A tensor, because a compiled function would be compiled again for another number.
     """
+    rows = like.new_ones(len(losses) + 1, num_tasks)
 
-    def row(value: float | Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(num_tasks)
+    def on_device(value: float | Tensor) -> float | Tensor:
+        return value.to(rows) if isinstance(value, Tensor) else value
 
-    own = row(1.0)
-    for loss in losses.values():
-        own = own * row(loss.rl_coefficient(progress))
-    return torch.stack([own, *(row(loss.coefficient(progress)) for loss in losses.values())])
+    for i, loss in enumerate(losses.values(), start=1):
+        rows[0] *= on_device(loss.rl_coefficient(progress))
+        rows[i] = on_device(loss.coefficient(progress))
+    return rows
 
 
 @torch.no_grad()
@@ -108,6 +109,6 @@ def added(
     for i, ((name, aux), target) in enumerate(zip(losses.items(), own_targets, strict=True), start=1):
         value = aux(minibatch, output, target)
         total = total + coefficients[i][task] * value
-        metrics[f"aux/{name}_loss"] = per_task_mean(value.detach(), task, num_tasks)
+        metrics[f"aux/{name}_loss"] = per_task.mean(value.detach(), task, num_tasks)
         metrics[f"aux/{name}_coefficient"] = coefficients[i]
     return total, metrics

@@ -16,7 +16,7 @@ from mtrl.agents.aux_loss import AuxLoss
 from mtrl.checks import positive
 from mtrl.data.experience import EpisodeStatistics
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork, build_policy, build_value
-from mtrl.nn.scaling import ValueNorm
+from mtrl.nn.value_norm import ValueNorm
 from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build
@@ -93,15 +93,15 @@ class Components:
 
         Args:
             head: Of the value networks.
-            gamma: Discount of the values, and from here on of the returns of episodes.
+            gamma: Discount of the values.
             runtime: What it can read of the learner.
 
         Raises:
             UserError: It would rescale a value network that has no such rows.
         """
-        self.episodes.discount = gamma
         runtime |= {"num_tasks": self.spec.num_tasks, "gamma": gamma}
-        norm = build("value_norm", self.value_norm, **runtime).to(self.device)
+        norm: ValueNorm = build("value_norm", self.value_norm, **runtime).to(self.device)
+        self.episodes.discount = norm.discount
         self.episodes.episode_listeners.append(norm.observe)
         name, value_head = self.value_norm["name"], self.value_head["name"]
         if norm.requires_per_task_head and head != "per_task":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from mtrl import per_task
 from mtrl.types import NonFiniteLossError
 
 
@@ -15,16 +15,6 @@ def require_finite(values: Float[Tensor, "*samples"], task: Int[Tensor, "*sample
     finite = torch.isfinite(values)
     if not finite.all():
         raise NonFiniteLossError(task[~finite].unique().tolist())
-
-
-def per_task_mean(
-    values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int
-) -> Float[Tensor, " K"]:
-    """Mean of each task's samples; zero (with zero gradient) for a task without any."""
-    # A sum over the membership matrix: deterministic on a GPU too, which index_add is not; and a product would spread
-    # NaN to all tasks.
-    member = functional.one_hot(task.flatten(), num_tasks).bool()
-    return torch.where(member, values.flatten()[:, None], 0).sum(0) / member.sum(0).clamp(min=1)
 
 
 def per_task_standardise(
@@ -38,10 +28,11 @@ def per_task_standardise(
     It divides by `floor` (K,) at least: a spread below stays as small as it is, in units of that. A spread that is
     rounding of the values, in the precision in which they come, is none: all samples become 0.
     """
-    num_tasks, own = len(floor), task[chosen]
-    centred = values.double() - per_task_mean(values[chosen].double(), own, num_tasks)[task]
-    spread = per_task_mean(centred[chosen].square(), own, num_tasks).sqrt()
-    rounding = torch.finfo(values.dtype).eps * per_task_mean(values[chosen].double().abs(), own, num_tasks)
+    index = chosen.flatten().nonzero().squeeze(1)  # once: each mask would make the host wait
+    num_tasks, own, of_chosen = len(floor), task.flatten()[index], values.flatten()[index].double()
+    centred = values.double() - per_task.mean_or_zero(of_chosen, own, num_tasks)[task]
+    spread = per_task.mean_or_zero(centred.flatten()[index].square(), own, num_tasks).sqrt()
+    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(of_chosen.abs(), own, num_tasks)
     divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)
     return (centred / divisor[task]).to(values.dtype)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtrl.checks import not_negative
-from mtrl.nn.scaling import ValueNorm
+from mtrl.nn.value_norm import ValueNorm
 from mtrl.types import Learner, Metrics, State
 
 

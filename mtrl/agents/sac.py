@@ -19,11 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.agents import aux_loss
 from mtrl.agents.components import Components
-from mtrl.agents.losses import per_task_mean, require_finite, td_target
+from mtrl.agents.losses import require_finite, td_target
 from mtrl.checks import not_negative, positive
 from mtrl.nn.networks import Ensemble
+from mtrl.optim.multi_task import checked_once
 from mtrl.registry import register
 from mtrl.types import Batch, Learner, Metrics, TaskAxes, UserError
 
@@ -121,19 +123,20 @@ class Sac(Learner):
         features = torch.cat([obs, batch.action], -1)
         critic_loss = self._critic_loss(features, task, normalised)
         critic_aux, critic_diagnostics = self.critics.aux(features, task)
-        critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
+        with checked_once(self.optimizers.values()):
+            critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
 
-        self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
-        aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=target)
-        aux_targets = aux_loss.targets(self.aux_losses, batch.obs, task, progress)
-        policy_loss, log_prob, q_policy, aux_metrics = self._policy_loss(batch, obs, aux_coefs, aux_targets)
-        policy_aux, policy_diagnostics = self.policy.aux(obs, task)
-        policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
-        self.critics.requires_grad_(True)
+            self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
+            aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=target)
+            aux_targets = aux_loss.targets(self.aux_losses, batch.obs, task, progress)
+            policy_loss, log_prob, q_policy, aux_metrics = self._policy_loss(batch, obs, aux_coefs, aux_targets)
+            policy_aux, policy_diagnostics = self.policy.aux(obs, task)
+            policy_metrics = self.optimizers["policy"](task, signed=policy_loss, aux=policy_aux)
+            self.critics.requires_grad_(True)
 
-        surplus = -log_prob - self.target_entropy[task]
-        temperature_loss = per_task_mean(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
-        self.optimizers["temperature"](task, signed=temperature_loss)
+            surplus = -log_prob - self.target_entropy[task]
+            temperature_loss = per_task.mean_or_zero(self.temperature.log_alpha[task] * surplus, task, self.num_tasks)
+            self.optimizers["temperature"](task, signed=temperature_loss)
         self.policy.obs_norm.update(batch.obs, task)
 
         with torch.no_grad():
@@ -142,8 +145,8 @@ class Sac(Learner):
             return {
                 "critic_loss": critic_loss.detach(),
                 "policy_loss": policy_loss.detach(),
-                "q": per_task_mean(q_policy, task, self.num_tasks),
-                "entropy": per_task_mean(-log_prob, task, self.num_tasks),
+                "q": per_task.mean(q_policy, task, self.num_tasks),
+                "entropy": per_task.mean(-log_prob, task, self.num_tasks),
                 "alpha": self.temperature.log_alpha.exp(),
                 "value_scale": self.value_norm.sigma.float(),
                 **aux_metrics,
@@ -173,7 +176,7 @@ class Sac(Learner):
 
     def _critic_loss(self, features: Tensor, task: Tensor, target: Tensor) -> Tensor:
         """Of each task (K,), for targets in the units of the critics' output."""
-        return per_task_mean(self.critics.loss(features, task, target), task, self.num_tasks)
+        return per_task.mean_or_zero(self.critics.loss(features, task, target), task, self.num_tasks)
 
     def _policy_loss(
         self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, "M K"], aux_targets: Float[Tensor, "K n D"]
@@ -188,7 +191,7 @@ class Sac(Learner):
         sigma = self.value_norm.sigma[task].to(q.dtype)
         own = (alpha * log_prob - q) / sigma
         loss, metrics = aux_loss.added(own, self.aux_losses, aux_coefs, aux_targets, batch, distribution)
-        return per_task_mean(loss, task, self.num_tasks), log_prob.detach(), q.detach(), metrics
+        return per_task.mean_or_zero(loss, task, self.num_tasks), log_prob.detach(), q.detach(), metrics
 
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:
         smallest = critics(torch.cat([obs, action], -1), task).amin(0)

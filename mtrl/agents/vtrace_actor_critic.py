@@ -27,11 +27,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.agents import aux_loss
 from mtrl.agents.components import Components
-from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, require_finite, vtrace
+from mtrl.agents.losses import clipped_surrogate, per_task_standardise, require_finite, vtrace
 from mtrl.checks import not_negative, positive
-from mtrl.optim.multi_task import JointStep, SeparateSteps
+from mtrl.optim.multi_task import JointStep, SeparateSteps, checked_once
 from mtrl.registry import register
 from mtrl.types import Learner, Metrics, Rollout
 
@@ -72,6 +73,8 @@ class VTraceActorCritic(Learner):
         optimizer: Of both networks.
         reward_clip: Rewards count as this at most, either way; infinity for as they are.
         clip_range: Of the ratio to the policy at the start of the update; infinity for none.
+        num_minibatches: Of each epoch, all of the same size: samples that are left over, other ones in each epoch, are
+            left out of it.
         normalise_advantage: Standardise the advantages of each task over the actions of the rollout that the policy
             chose, dividing by `ValueNorm.floor` at least.
         value_coef: Weight of the value loss.
@@ -184,13 +187,15 @@ class VTraceActorCritic(Learner):
             "aux_targets": aux_loss.targets(self.aux_losses, rollout.obs, task, progress),
         }
         whole = Minibatch(**{name: self.policy.core.sequences(tensor) for name, tensor in samples.items()})
-        entropy_coef = advantage.new_tensor(factor * self.entropy_coef)
+        entropy_coef = torch.full_like(advantage[0, 0], factor * self.entropy_coef)
         aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=advantage)
         steps: list[Metrics] = []
-        for _ in range(self.num_epochs):
-            order = torch.randperm(whole.task.shape[1], device=task.device)
-            for sequences in order.tensor_split(self.num_minibatches):
-                steps.append(self._step(whole.select(sequences), entropy_coef, aux_coefs))
+        size = whole.task.shape[1] // self.num_minibatches
+        with checked_once(self.optimizers.values()):
+            for _ in range(self.num_epochs):
+                order = torch.randperm(whole.task.shape[1], device=task.device)
+                for sequences in order[: self.num_minibatches * size].view(self.num_minibatches, size):
+                    steps.append(self._step(whole.select(sequences), entropy_coef, aux_coefs))
         # Afterwards, so that the policy that acted and the one that learned saw the same observations.
         self.policy.obs_norm.update(rollout.obs, task)
 
@@ -221,10 +226,11 @@ class VTraceActorCritic(Learner):
         next_value = value.roll(-1, dims=0)
         ends = rollout.done.clone()
         ends[-1] = True
-        last_obs = rollout.next_obs[ends][None]
-        first = torch.zeros_like(task[ends], dtype=torch.bool)
-        last, _ = self.policy.unroll(last_obs, task[ends][None], first[None], states[ends])
-        next_value[ends] = self._value(last[0], task[ends])
+        t, slot = ends.nonzero(as_tuple=True)  # once: each mask would make the host wait
+        last_obs, last_task = rollout.next_obs[t, slot][None], task[t, slot][None]
+        first = torch.zeros_like(last_task, dtype=torch.bool)
+        last, _ = self.policy.unroll(last_obs, last_task, first, states[t, slot])
+        next_value[t, slot] = self._value(last[0], last_task[0])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
             rollout.reward,
@@ -280,14 +286,14 @@ class VTraceActorCritic(Learner):
         loss, found = aux_loss.added(loss, self.aux_losses, aux_coefs, batch.aux_targets, batch, distribution)
         with torch.no_grad():
             metrics = {
-                "entropy": per_task_mean(distribution.entropy(), task, self.num_tasks),
+                "entropy": per_task.mean(distribution.entropy(), task, self.num_tasks),
                 "approximate_kl": (log_ratio.exp() - 1 - log_ratio).sum() / chosen.sum().clamp(min=1),
                 "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).sum() / chosen.sum().clamp(min=1),
             }
-        return per_task_mean(loss, task, self.num_tasks), metrics | found
+        return per_task.mean_or_zero(loss, task, self.num_tasks), metrics | found
 
     def _value_loss(self, features: Float[Tensor, "L N F"], batch: Minibatch) -> Float[Tensor, " K"]:
-        return per_task_mean(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)
+        return per_task.mean_or_zero(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)
 
 
 def _mean(values: list[Tensor]) -> Tensor:

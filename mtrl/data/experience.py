@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from mtrl import per_task
 from mtrl.checks import not_negative, positive
 from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
-from mtrl.finite import check_first, check_step
+from mtrl.finite import check_actions, check_first, check_step, invalid_actions
 from mtrl.types import Actor, Batch, DataSource, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
 
 
@@ -23,11 +24,12 @@ class EpisodeStatistics:
     Attributes:
         listeners: Called with each `statistics`.
         episode_listeners: Called with the arguments of each `add`.
-        discount: Of the returns that listeners are told of: the learner's.
+        discount: Of the returns of which listeners are told the largest; None: nobody asks for it.
     """
 
     def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
-        self.spec, self.sampler, self.discount = spec, sampler, 0.99
+        self.spec, self.sampler = spec, sampler
+        self.discount: float | None = None
         self.listeners: list[Callable[[Metrics], None]] = []
         self.episode_listeners: list[Callable[[Tensor, Metrics], None]] = [sampler.update]
         self._silent = ~torch.tensor(spec.reports_success)
@@ -38,11 +40,12 @@ class EpisodeStatistics:
         return torch.zeros(4, self.spec.num_tasks, dtype=torch.float64)
 
     def add(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Takes in E episodes that ended together.
+        """Takes in E episodes, in the order in which they ended.
 
         Args:
             task: Of each.
-            results: Of each "return", "success" (0 or 1), "length", and "largest_return" (`ReturnTracker`).
+            results: Of each "return", "success" (0 or 1), "length", and with a `discount` the "largest_return"
+                (`ReturnTracker`).
         """
         number = torch.ones(len(task), dtype=torch.float64)
         columns = torch.stack([number, results["return"], results["success"], results["length"]])
@@ -76,8 +79,40 @@ class EpisodeStatistics:
         self._finished = state["finished"].to("cpu", copy=True)  # it is changed in place
 
 
+UNSETTLED = 64
+"""Steps on an accelerator whose results wait there, at most."""
+
+
+class Taken(NamedTuple):
+    """A step that nobody has looked at, and what had come together in each slot's episode by its end."""
+
+    action: Tensor
+    step: Step
+    episode_return: Float[Tensor, " B"]
+    succeeded: Bool[Tensor, " B"]
+    length: Float[Tensor, " B"]
+    next_task: Int[Tensor, " B"]
+    """Task of `step.obs`."""
+
+    def check(self, spec: EnvSpec) -> None:
+        """Raises `UserError` for observations and rewards that are not finite."""
+        check_step(self.step, self.length, spec)
+        if self.step.done.any():
+            check_first(self.step.obs, self.next_task, spec)
+
+    def is_sound(self, spec: EnvSpec) -> Bool[Tensor, ""]:
+        """False if `check` or `check_actions` may find something. Does not wait for the device."""
+        numbers = (self.step.reward, self.step.final_obs, self.step.obs)
+        sums = torch.stack([x.sum() for x in numbers if x.is_floating_point()])
+        return sums.isfinite().all() & ~invalid_actions(self.action, spec, self.step.task).any()
+
+
 class Collector:
     """Steps an environment, adds up the results of its episodes, and gives slots their next tasks.
+
+    Where the environment is on an accelerator, a step does not wait for it. The results of steps stay there until they
+    are settled: after `UNSETTLED` steps, and whenever someone needs them. Only then are episodes counted, slots given
+    other tasks, and what is not finite found.
 
     Where all episodes have the same length, the first of each slot is cut short, so that the slots of a task end theirs
     at different times. Otherwise a rollout shorter than an episode would hold the same part of it in every slot.
@@ -107,26 +142,28 @@ class Collector:
                 f"exploring_start_fraction must be a share of an episode, from 0 to 1, not {exploring_start_fraction}."
             )
         self.env, self.episodes, self.device, self.timer = env, episodes, torch.device(device), timer
-        self.obs = env.reset().to(self.device)
-        self.task = env.task.to(self.device)
-        check_first(self.obs, self.task, env.spec)
+        first, there = env.reset(), env.task.device
+        check_first(first, env.task, env.spec)
+        self.obs, self.task = first.to(self.device), env.task.to(self.device)
         self.core_state = torch.zeros(env.num_envs, 0, device=self.device)
         """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
         self._next_state = self.core_state
-        self._episode_return = torch.zeros(env.num_envs)
-        self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
-        self._length = torch.zeros(env.num_envs)
+        self._on_host = there.type == "cpu"
+        self._unsettled: list[Taken] = []
+        self._episode_return = torch.zeros(env.num_envs, device=there)
+        self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool, device=there)
+        self._length = torch.zeros(env.num_envs, device=there)
         self._returns = ReturnTracker(env.num_envs)
-        self._until_cut = first_lengths(self.task.cpu(), env.spec)
+        self._until_cut = first_lengths(env.task, env.spec)
         self._random = RandomActor(env.spec)
         self._longest_start = int(exploring_start_fraction * (env.spec.horizon or 0))
         self._start_action, *_ = self._random.act(self.obs, self.task, self.core_state, explore=True)
-        self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,))
+        self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,), device=there)
         self._assign()
 
     def _assign(self) -> None:
         """Chooses the tasks of the episodes that begin next."""
-        self.env.assign(allocate(self.episodes.sampler.probabilities(), self.env.task))
+        self.env.assign(allocate(self.episodes.sampler.probabilities(), self.env.task.cpu()))
 
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
         """Exploring actions for the current observations, and their log-probabilities."""
@@ -140,27 +177,21 @@ class Collector:
         """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
         with self.timer("env"):
             step = self.env.step(action, truncate=self._until_cut == 1)
-        check_step(step, self._length + 1, self.env.spec)
         # Only now: where the environment fails, everything is still as it was before the step.
         self.core_state = self._next_state
-        self._until_cut -= 1
-        self._episode_return += step.reward.cpu()
-        self._succeeded |= step.success.cpu()
-        self._length += 1
-        self._returns.add(step.reward.cpu())
-        done = step.done.cpu()
-        if done.any():
-            running = {"return": self._episode_return, "success": self._succeeded, "length": self._length}
-            results = {name: values[done].double() for name, values in running.items()}
-            results["largest_return"] = self._returns.end(done, step.terminated.cpu(), self.episodes.discount)
-            self.episodes.add(step.task.cpu()[done], results)
-            for values in running.values():
-                values[done] = 0
-            check_first(step.obs, self.env.task, self.env.spec)
-            self._assign()
+        self._until_cut = self._until_cut - 1
+        self._episode_return = self._episode_return + step.reward
+        self._succeeded = self._succeeded | step.success
+        self._length = self._length + 1
+        sums = (self._episode_return, self._succeeded, self._length)
+        self._unsettled.append(Taken(action, step, *sums, self.env.task))
+        if self._on_host or len(self._unsettled) == UNSETTLED:
+            self.settle()
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
-        if done.any():
+        done = step.done
+        if not self._on_host or done.any():  # on an accelerator this would wait; where nothing is done, nothing changes
+            self._episode_return, self._succeeded, self._length = (x.masked_fill(done, 0) for x in sums)
             self.core_state = self.core_state.masked_fill(done.to(self.device)[:, None], 0)
             self._begin(done)
         return step
@@ -168,10 +199,73 @@ class Collector:
     def _begin(self, slots: Bool[Tensor, " B"]) -> None:
         """Draws how the episodes that have just begun in some slots begin."""
         action, *_ = self._random.act(self.obs, self.task, self.core_state, explore=True)
-        length = torch.randint(self._longest_start + 1, slots.shape)
-        self._start_action[slots], self._start_length[slots] = action[slots], length[slots]
+        rows = slots.to(self.device).reshape(-1, *[1] * (action.ndim - 1))
+        self._start_action = torch.where(rows, action, self._start_action)
+        length = torch.randint(self._longest_start + 1, slots.shape, device=slots.device)
+        self._start_length = torch.where(slots, length, self._start_length)
+
+    def settle(self) -> None:
+        """Looks at the steps since the last call: counts the episodes that have ended, and gives their slots tasks.
+
+        Raises:
+            UserError: An observation or a reward is NaN or infinite.
+            ValueError: On an accelerator, where environments do not look: an action is NaN, or does not exist.
+        """
+        taken, self._unsettled = self._unsettled, []
+        if not taken:
+            return
+        self._check(taken)
+        gamma = self.episodes.discount
+        if self._on_host and not taken[0].step.done.any():
+            if gamma is not None:
+                self._returns.add(taken[0].step.reward)
+            return
+        columns = (
+            [one.step.done for one in taken],
+            [one.step.terminated for one in taken],
+            [one.step.task for one in taken],
+            [one.step.reward for one in taken],
+            [one.episode_return for one in taken],
+            [one.succeeded for one in taken],
+            [one.length for one in taken],
+        )
+        table = torch.stack([torch.stack(column).double() for column in columns]).cpu()  # one copy, one wait
+        done, terminated, task, reward, *sums = table
+        done = done.bool()
+        results = {name: values[done] for name, values in zip(("return", "success", "length"), sums, strict=True)}
+        if gamma is not None:
+            results["largest_return"] = self._largest_returns(reward, done, terminated.bool(), gamma)
+        if done.any():
+            self.episodes.add(task.long()[done], results)
+            self._assign()
+
+    def _check(self, taken: Sequence[Taken]) -> None:
+        spec = self.env.spec
+        if self._on_host:
+            for one in taken:
+                one.check(spec)
+        elif not torch.stack([one.is_sound(spec) for one in taken]).all():
+            for one in taken:
+                check_actions(one.action, spec, one.step.task)
+                one.check(spec)
+
+    def _largest_returns(
+        self, reward: Float[Tensor, "T B"], done: Bool[Tensor, "T B"], terminated: Bool[Tensor, "T B"], gamma: float
+    ) -> Float[Tensor, " E"]:
+        largest = [torch.zeros(0, dtype=torch.float64)]
+        for t in range(len(reward)):
+            self._returns.add(reward[t])
+            if done[t].any():
+                largest.append(self._returns.end(done[t], terminated[t], gamma))
+        return torch.cat(largest)
+
+    def statistics(self) -> Metrics:
+        """See `EpisodeStatistics`."""
+        self.settle()
+        return self.episodes.statistics()
 
     def state_dict(self) -> State:
+        self.settle()
         return {
             "env": self.env.state_dict(),
             **self.episodes.state_dict(),
@@ -195,19 +289,17 @@ class Collector:
         if not (self.obs.isfinite().all() and self.core_state.isfinite().all()):
             raise ValueError("collector: expected finite observations and states, found NaN or infinity")
         self.task = self.env.task.to(self.device)
-        # Copied, as they are changed in place.
-        names = ("episode_return", "succeeded", "length", "until_cut", "start_length")
-        for name in names:
-            setattr(self, f"_{name}", state[name].to("cpu", copy=True))
-        self._start_action = state["start_action"].to(self.device, copy=True)
+        self._unsettled = []
+        for name in ("episode_return", "succeeded", "length", "until_cut", "start_length"):
+            setattr(self, f"_{name}", state[name].to(self.env.task.device))
+        self._start_action = state["start_action"].to(self.device)
         self._returns.load_state_dict(state["returns"])
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
     """Length of each slot's first episode: over the n slots of a task, 1/n, 2/n, ... of the horizon; 0 without one."""
-    same = functional.one_hot(task, spec.num_tasks)
-    nth = (same.cumsum(0) * same).sum(1)  # of the slots with this task
-    return -(-(spec.horizon or 0) * nth // same.sum(0)[task])  # rounded up
+    nth = 1 + per_task.rank(task, spec.num_tasks)
+    return -(-(spec.horizon or 0) * nth // per_task.count(task, spec.num_tasks)[task])  # rounded up
 
 
 class OnPolicy(DataSource):
@@ -248,10 +340,10 @@ class OnPolicy(DataSource):
                 "task": task,
             }
             for key, tensor in row.items():
-                columns.setdefault(key, []).append(tensor.to(collector.device))
-        self._rollouts = [
-            Rollout(**{key: torch.stack(tensors) for key, tensors in columns.items()}, core_state=core_state)
-        ]
+                columns.setdefault(key, []).append(tensor)
+        collector.settle()
+        stacked = {key: torch.stack(tensors).to(collector.device) for key, tensors in columns.items()}
+        self._rollouts = [Rollout(**stacked, core_state=core_state)]
         return self.rollout_length * collector.env.num_envs
 
     def batches(self) -> Iterator[Rollout]:
@@ -259,7 +351,7 @@ class OnPolicy(DataSource):
             yield self._rollouts.pop()
 
     def statistics(self) -> Metrics:
-        return self.collector.episodes.statistics()
+        return self.collector.statistics()
 
     def state_dict(self) -> State:
         return {"collector": self.collector.state_dict()}
@@ -301,29 +393,37 @@ class OffPolicy(DataSource):
         self.collector, self.replay = collector, replay
         self.batch_size, self.samples_per_insert, self.learning_starts = batch_size, samples_per_insert, learning_starts
         self._random = RandomActor(collector.env.spec)
+        self._cost = batch_size * replay.num_tasks
         self._owed = 0.0
 
-    @property
-    def _warm(self) -> bool:
-        return int(self.replay.added.min()) >= max(self.learning_starts, 1)
+    def _is_warm(self) -> bool:
+        return self.replay.has(max(self.learning_starts, 1))
 
     def collect(self, actor: Actor, progress: float = 0.0) -> int:
         collector, obs = self.collector, self.collector.obs
-        action, _ = collector.act(actor if self._warm else self._random)
+        action, _ = collector.act(actor if self._is_warm() else self._random)
         step = collector.step(action)
-        self.replay.add(obs, action, step.reward, step.continuation, step.final_obs, step.task)
-        if self._warm:
+        transition = {
+            "obs": obs,
+            "action": action,
+            "reward": step.reward,
+            "continuation": step.continuation,
+            "next_obs": step.final_obs,
+        }
+        self.replay.add(step.task, transition)
+        if self._is_warm():
             self._owed += collector.env.num_envs * self.samples_per_insert
+        if self._owed >= self._cost:
+            collector.settle()  # nothing is learned from steps that have not been looked at
         return collector.env.num_envs
 
     def batches(self) -> Iterator[Batch]:
-        cost = self.batch_size * self.replay.num_tasks
-        while self._owed >= cost:
-            self._owed -= cost
-            yield self.replay.sample(self.batch_size)
+        while self._owed >= self._cost:
+            self._owed -= self._cost
+            yield Batch(**self.replay.sample(self.batch_size))
 
     def statistics(self) -> Metrics:
-        return self.collector.episodes.statistics()
+        return self.collector.statistics()
 
     def state_dict(self) -> State:
         return {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "owed": self._owed}

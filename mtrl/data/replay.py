@@ -1,87 +1,99 @@
-"""Per-task replay in preallocated tensors on the learner's device."""
+"""A ring of samples for each task, in preallocated tensors on the learner's device."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mtrl import per_task
 from mtrl.checks import positive
-from mtrl.types import Batch, EnvSpec, State
+from mtrl.types import EnvSpec, State
+
+Columns = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of each tensor of a sample."""
+
+
+def transition_columns(spec: EnvSpec) -> Columns:
+    """The tensors of a `Batch`.
+
+    Whether an episode was truncated is not among them: such a transition bootstraps from its true last observation.
+    """
+    continuous = spec.action_kind == "continuous"
+    return {
+        "obs": (spec.obs_shape, spec.obs_dtype),
+        "action": ((spec.action_dim,), torch.float32) if continuous else ((), torch.int64),
+        "reward": ((), torch.float32),
+        "continuation": ((), torch.float32),
+        "next_obs": (spec.obs_shape, spec.obs_dtype),
+    }
 
 
 class Replay:
-    """A ring of `capacity` transitions for each of the K tasks; samples are stratified by task.
-
-    Whether an episode was truncated is not stored: a cut episode bootstraps from its true last observation.
+    """The newest `capacity` samples of each of K tasks; what is drawn from it is stratified by task.
 
     Args:
-        capacity: Transitions per task.
+        capacity: Samples per task.
     """
 
-    def __init__(self, spec: EnvSpec, capacity: int, device: torch.device | str) -> None:
+    def __init__(self, num_tasks: int, capacity: int, columns: Columns, device: torch.device | str) -> None:
         positive(capacity=capacity)
-        self.capacity, self.num_tasks, self.device = capacity, spec.num_tasks, torch.device(device)
-        continuous = spec.action_kind == "continuous"
-
-        def ring(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.zeros(self.num_tasks, capacity, *shape, dtype=dtype, device=self.device)
-
+        self.num_tasks, self.capacity, self.device = num_tasks, capacity, torch.device(device)
         self._rings = {
-            "obs": ring(spec.obs_shape, spec.obs_dtype),
-            "action": ring((spec.action_dim,), torch.float32) if continuous else ring((), torch.int64),
-            "reward": ring((), torch.float32),
-            "continuation": ring((), torch.float32),
-            "next_obs": ring(spec.obs_shape, spec.obs_dtype),
+            name: torch.zeros(num_tasks, capacity, *shape, dtype=dtype, device=self.device)
+            for name, (shape, dtype) in columns.items()
         }
-        self.added = torch.zeros(self.num_tasks, dtype=torch.int64, device=self.device)
+        self.added = torch.zeros(num_tasks, dtype=torch.int64, device=self.device)
+        """Samples of each task so far, including those that have been overwritten."""
+        self._least = 0  # of `added`, when it was looked at
+        self._since = 0  # samples of all tasks since then
+
+    def has(self, n: int) -> bool:
+        """Whether n samples of every task have been added. Waits for the device only where that may be new."""
+        if self._least < n <= self._least + self._since:
+            self._least, self._since = int(self.added.min()), 0
+        return self._least >= n
 
     @property
     def size(self) -> Int[Tensor, " K"]:
-        """Transitions held for each task."""
+        """Samples held for each task."""
         return self.added.clamp(max=self.capacity)
 
-    def add(
-        self,
-        obs: Shaped[Tensor, "B *obs"],
-        action: Shaped[Tensor, "B *action"],
-        reward: Float[Tensor, " B"],
-        continuation: Float[Tensor, " B"],
-        next_obs: Shaped[Tensor, "B *obs"],
-        task: Int[Tensor, " B"],
-    ) -> None:
-        """Stores one transition of each slot, overwriting its task's oldest. Slots of one task keep their order.
+    def add(self, task: Int[Tensor, " B"], samples: Mapping[str, Shaped[Tensor, "B ..."]]) -> None:
+        """Stores B samples, each in place of the oldest of its task. Those of one task keep their order.
 
         Raises:
-            ValueError: More slots run one task than its ring has room for.
+            ValueError: There are more of one task than its ring has room for.
         """
         task = task.to(self.device)
-        member = torch.nn.functional.one_hot(task, self.num_tasks)
-        if len(task) > self.capacity and member.sum(0).max() > self.capacity:
-            raise ValueError(f"More slots of one task than its capacity of {self.capacity} transitions.")
-        rank = (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)
-        position = (self.added[task] + rank) % self.capacity
-        new = {"obs": obs, "action": action, "reward": reward, "continuation": continuation, "next_obs": next_obs}
-        for key, tensor in new.items():
-            self._rings[key][task, position] = tensor.to(self.device)
-        self.added += member.sum(0)
+        number = per_task.count(task, self.num_tasks)
+        if len(task) > self.capacity and number.max() > self.capacity:
+            raise ValueError(f"More samples of one task than its capacity of {self.capacity}.")
+        position = (self.added[task] + per_task.rank(task, self.num_tasks)) % self.capacity
+        for name, ring in self._rings.items():
+            ring[task, position] = samples[name].to(self.device)
+        self.added += number
+        self._since += len(task)
 
-    def sample(self, n: int) -> Batch:
-        """Draws n transitions of every task, uniformly with replacement. Raises `ValueError` if a task has none."""
-        if not self.added.all():
-            raise ValueError(f"No transitions yet for tasks {(self.added == 0).nonzero().flatten().tolist()}.")
+    def sample(self, n: int) -> dict[str, Shaped[Tensor, "K n ..."]]:
+        """Draws n samples of every task, uniformly with replacement, and gives their "task" too.
+
+        Raises:
+            ValueError: A task has none.
+        """
+        if not self.has(1):
+            raise ValueError(f"No samples yet for tasks {(self.added == 0).nonzero().flatten().tolist()}.")
         uniform = torch.rand(self.num_tasks, n, dtype=torch.float64, device=self.device)
         index = (uniform * self.size[:, None]).long()
         task = torch.arange(self.num_tasks, device=self.device)[:, None].expand(-1, n)
-        return Batch(**{key: ring[task, index] for key, ring in self._rings.items()}, task=task)
+        return {name: ring[task, index] for name, ring in self._rings.items()} | {"task": task}
 
     def state_dict(self) -> State:
         filled = int(self.size.max())
-        return {
-            "capacity": self.capacity,
-            "added": self.added,
-            "rings": {key: ring[:, :filled] for key, ring in self._rings.items()},
-        }
+        rings = {name: ring[:, :filled] for name, ring in self._rings.items()}
+        return {"capacity": self.capacity, "added": self.added, "rings": rings}
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` if the state is that of a replay of another capacity, or of no replay."""
@@ -89,7 +101,8 @@ class Replay:
             raise ValueError(f"The saved replay has a capacity of {state['capacity']}, this one {self.capacity}.")
         filled = int(state["added"].clamp(max=self.capacity).max())
         if int(state["added"].min()) < 0 or any(ring.shape[1] != filled for ring in state["rings"].values()):
-            raise ValueError(f"rings: expected {filled} transitions of each task, as `added` says")
+            raise ValueError(f"rings: expected {filled} samples of each task, as `added` says")
         self.added.copy_(state["added"])
-        for key, saved in state["rings"].items():
-            self._rings[key][:, : saved.shape[1]] = saved.to(self.device)
+        self._least, self._since = int(self.added.min()), 0
+        for name, saved in state["rings"].items():
+            self._rings[name][:, : saved.shape[1]] = saved.to(self.device)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.agents.components import Components
-from mtrl.agents.losses import per_task_mean
 from mtrl.checks import not_negative
 from mtrl.distill.batch import Labelled
 from mtrl.distill.losses import DistillLoss
@@ -94,4 +94,4 @@ class Distill(Learner):
     def _loss(self, features: Float[Tensor, "K n F"], batch: Labelled) -> Float[Tensor, " K"]:
         student = self.policy.distribution(features, batch.task)
         loss = self.loss(student, batch.kind, batch.label, self._mask[batch.task])
-        return per_task_mean(loss, batch.task, self.num_tasks)
+        return per_task.mean_or_zero(loss, batch.task, self.num_tasks)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtrl.checks import not_negative, positive
 from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor
-from mtrl.data.rings import TaskRings
+from mtrl.data.replay import Replay
 from mtrl.distill.batch import Labelled
 from mtrl.distill.losses import label_size, teacher_action
 from mtrl.distill.schedules import Schedule, Value, as_schedule
@@ -74,7 +74,7 @@ class Dagger(DataSource):
         self,
         collector: Collector,
         teacher: Teacher,
-        dataset: TaskRings,
+        dataset: Replay,
         batch_size: int,
         samples_per_insert: float,
         learning_starts: int,
@@ -95,6 +95,7 @@ class Dagger(DataSource):
         self._mask = self._random.mask.to(collector.device)
         self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)
         self._teaching = torch.zeros_like(self._begins)
+        self._cost = batch_size * dataset.num_tasks
         self._owed = 0.0
 
     def collect(self, actor: Actor, progress: float = 0.0) -> int:
@@ -112,18 +113,19 @@ class Dagger(DataSource):
         step = collector.step(action)
         self._begins = step.done.to(task.device)
         self.dataset.add(task, {"obs": obs, "label": label})
-        if int(self.dataset.added.min()) >= max(self.learning_starts, 1):
+        if self.dataset.has(max(self.learning_starts, 1)):
             self._owed += len(task) * self.samples_per_insert
+        if self._owed >= self._cost:
+            collector.settle()  # nothing is learned from steps that have not been looked at
         return len(task)
 
     def batches(self) -> Iterator[Labelled]:
-        cost = self.batch_size * self.dataset.num_tasks
-        while self._owed >= cost:
-            self._owed -= cost
+        while self._owed >= self._cost:
+            self._owed -= self._cost
             yield Labelled(**self.dataset.sample(self.batch_size), kind=self.teacher.kind)
 
     def statistics(self) -> Metrics:
-        return self.collector.episodes.statistics()
+        return self.collector.statistics()
 
     def state_dict(self) -> State:
         return {
@@ -183,7 +185,7 @@ def dagger(
     return Dagger(
         Collector(env, episodes, device, timer),
         made,
-        TaskRings(spec.num_tasks, capacity, columns, device),
+        Replay(spec.num_tasks, capacity, columns, device),
         batch_size,
         samples_per_insert,
         learning_starts,

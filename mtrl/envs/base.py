@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtrl.finite import check_actions
 from mtrl.types import EnvSpec, State, Step, UserError
 
 
@@ -30,10 +30,13 @@ def check_num_envs(num_envs: int | None, num_tasks: int, slots_per_task: int = 1
 
 
 def check_action(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Tensor:
-    """Actions as the environment takes them: float32 (B, A) clipped to [-1, 1], or int64 (B,).
+    """Actions as the environment takes them, on the device of `task`: float32 (B, A) clipped to [-1, 1], or int64 (B,).
+
+    On an accelerator, to look at them would be to wait for it. There whoever steps the environment does it
+    (`mtrl.finite.check_actions`), when it suits; numbers of actions that are none become some of those there are.
 
     Raises:
-        ValueError: Wrong shape or dtype, NaN, or a discrete action that does not exist in the slot's task.
+        ValueError: Wrong shape or dtype; on a CPU also NaN, or an action that does not exist in the slot's task.
     """
     num_envs = len(task)
     shape = (num_envs, spec.action_dim) if spec.action_kind == "continuous" else (num_envs,)
@@ -42,26 +45,16 @@ def check_action(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Tens
     if spec.action_kind == "continuous":
         if not action.is_floating_point():
             raise ValueError(f"Continuous actions must be floating point, not {action.dtype}.")
-        invalid = torch.isnan(action).any(dim=-1)
-        if invalid.any():
-            raise ValueError(f"NaN in the actions of slots {invalid.nonzero().flatten().tolist()}.")
-        return action.detach().float().clamp(-1.0, 1.0)
+        taken = action.detach().to(task.device).float()
+        if task.device.type == "cpu":
+            check_actions(taken, spec, task)
+        return taken.clamp(-1.0, 1.0)
     if action.is_floating_point() or action.is_complex() or action.dtype == torch.bool:
         raise ValueError(f"Discrete actions must be integers, not {action.dtype}.")
-    action = action.detach().long()
-    inside = (action >= 0) & (action < spec.action_dim)
-    mask = _action_mask(spec.action_mask, action.device)
-    valid = inside & mask[task.to(action.device), action.clamp(0, spec.action_dim - 1)]
-    if not valid.all():
-        slots = (~valid).nonzero().flatten().tolist()
-        found = action[~valid].tolist()
-        raise ValueError(f"Slots {slots} were given actions {found}, which do not exist in their tasks.")
-    return action
-
-
-@functools.cache
-def _action_mask(mask: tuple[tuple[bool, ...], ...], device: torch.device) -> Bool[Tensor, "K A"]:
-    return torch.tensor(mask, device=device)
+    taken = action.detach().to(task.device).long()
+    if task.device.type == "cpu":
+        check_actions(taken, spec, task)
+    return taken.clamp(0, spec.action_dim - 1)
 
 
 def check_truncate(truncate: Tensor | None, num_envs: int) -> Bool[Tensor, " B"]:
@@ -210,7 +203,7 @@ class TorchVecEnv(ABC):
     def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         if not self._running:
             raise RuntimeError("Call reset before the first step, and do not step a closed environment.")
-        action = check_action(action, self.spec, self.task).to(self.device)
+        action = check_action(action, self.spec, self.task)
         self.variables["step"] = self.variables["step"] + 1
         reward, terminated, truncated, success = self.advance(action)
         truncated = truncated | (check_truncate(truncate, self.num_envs).to(self.device) & ~terminated)

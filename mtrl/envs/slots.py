@@ -158,7 +158,7 @@ class SlotVecEnv:
     def step(self, action: Tensor, truncate: Tensor | None = None) -> Step:
         if self._obs is None:
             raise RuntimeError("Call reset before the first step.")
-        moves = check_action(action, self.spec, self.task).cpu().numpy()
+        moves = check_action(action, self.spec, self.task).numpy()
         next_task, next_goal = self._assignments.task, self._assignments.goal
         obs, reward, terminated, truncated, success, final_obs = self._exchange(
             "step", moves, check_truncate(truncate, self.num_envs).cpu().numpy(), next_task.numpy(), next_goal.numpy()

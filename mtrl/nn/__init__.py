@@ -1,11 +1,12 @@
-"""Networks: torsos, cores, trunks, heads, task encoders, scaling. Importing this package registers them."""
+"""Networks: torsos, cores, trunks, heads, task encoders, normalisers. Importing this package registers them."""
 
 from mtrl.nn import cores as cores
 from mtrl.nn import heads as heads
-from mtrl.nn import scaling as scaling
+from mtrl.nn import obs_norm as obs_norm
 from mtrl.nn import task_encoders as task_encoders
 from mtrl.nn import torsos as torsos
 from mtrl.nn import value_heads as value_heads
+from mtrl.nn import value_norm as value_norm
 from mtrl.nn.trunks import adashare as adashare
 from mtrl.nn.trunks import bronet as bronet
 from mtrl.nn.trunks import care as care

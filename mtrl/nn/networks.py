@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtrl.nn.cores import Core
 from mtrl.nn.diagnostics import some, usage
 from mtrl.nn.distributions import Distribution
-from mtrl.nn.scaling import ObsNorm
+from mtrl.nn.obs_norm import ObsNorm
 from mtrl.nn.task_encoders import TaskEncoder
 from mtrl.nn.torsos import Torso
 from mtrl.nn.trunks.base import Trunk

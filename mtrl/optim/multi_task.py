@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mtrl.optim.aggregation import Aggregation
+from mtrl.optim.aggregation import Aggregation, JacobianAggregation
 from mtrl.optim.aggregation.base import task_norm
 from mtrl.optim.optimizers import restore
 from mtrl.optim.weighting import Weighting
@@ -47,6 +48,7 @@ class MultiTaskOptimizer:
         self.parameters = list(parameters)
         self.optimizer, self.weighting, self.aggregation = optimizer, weighting, aggregation
         self.max_grad_norm = max_grad_norm
+        self._bad: list[Tensor] | None = None  # (K,), of the steps within `checked_once`
 
     def __call__(
         self,
@@ -61,11 +63,15 @@ class MultiTaskOptimizer:
             aux: A loss that belongs to no task: its gradient is added to the combined gradient of the tasks.
 
         Raises:
-            NonFiniteLossError: A loss is NaN or infinite. No parameter is changed.
+            NonFiniteLossError: A loss is NaN or infinite. No parameter is changed. (See `checked_once`.)
         """
         given = [losses for losses in (signed, positive) if losses is not None]
         total = torch.stack(given).sum(0)
-        if not torch.isfinite(total.sum()):
+        if self._bad is not None:
+            self._bad.append(~torch.isfinite(total))
+            # With this the optimiser itself skips the step, as it does for `torch.amp.GradScaler`.
+            self.optimizer.found_inf = self._bad[-1].any().float()  # type: ignore[attr-defined]
+        elif not torch.isfinite(total.sum()):
             raise NonFiniteLossError((~torch.isfinite(total)).nonzero().flatten().tolist())
         if self.weighting.requires_positive:
             assert positive is not None
@@ -108,6 +114,44 @@ class MultiTaskOptimizer:
         restore(self.optimizer, state["optimizer"])
         self.weighting.load_state_dict(state["weighting"])
         self.aggregation.load_state_dict(state["aggregation"])
+
+    def _can_skip(self) -> bool:
+        """Whether it would wait to find out that a loss is not finite, and can leave out a step without."""
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        there = self.parameters[0].device.type != "cpu"
+        return there and fused and not isinstance(self.aggregation, JacobianAggregation)
+
+    def start_skipping(self) -> None:
+        """From now on the accelerator itself leaves out the steps of losses that are not finite, where it can."""
+        if self._can_skip():
+            self._bad = []
+
+    def stop_skipping(self) -> list[Bool[Tensor, " K"]]:
+        """Of each step that has not looked itself, the tasks whose loss was not finite."""
+        bad, self._bad = self._bad or [], None
+        self.optimizer.found_inf = None  # type: ignore[attr-defined]
+        return bad
+
+
+@contextmanager
+def checked_once(optimizers: Iterable[MultiTaskOptimizer]) -> Iterator[None]:
+    """Steps within it wait for an accelerator once, at the end, to see whether all losses were finite.
+
+    Until then the accelerator leaves out the steps of those that are not, so that no parameter is changed by them. On a
+    CPU, and where gradients of tasks are combined on the host, each step looks at once.
+
+    Raises:
+        NonFiniteLossError: A loss was NaN or infinite.
+    """
+    steps = list(optimizers)
+    for step in steps:
+        step.start_skipping()
+    try:
+        yield
+    finally:
+        bad = [tasks for step in steps for tasks in step.stop_skipping()]
+    if bad and (tasks := torch.stack(bad).any(0)).any():
+        raise NonFiniteLossError(tasks.nonzero().flatten().tolist())
 
 
 class SeparateSteps:

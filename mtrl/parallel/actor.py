@@ -44,7 +44,7 @@ class Recipe:
     policy: dict[str, Any]
     rollout_length: int
     options: dict[str, float]
-    discount: float
+    discount: float | None
     seed: int
 
 

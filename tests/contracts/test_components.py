@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mtrl.build  # noqa: F401  # registers the learners
-from mtrl.agents.losses import per_task_mean
+from mtrl import per_task
 from mtrl.agents.resets import Resets
 from mtrl.config import presets
 from mtrl.data.task_sampling import TaskSampler, allocate
@@ -709,9 +709,9 @@ def test_per_task_gradients_of_every_trunk(trunk: str, head: str) -> None:
     shared, own = shared_and_own(network)
     for task in BATCHES.values():
         x = torch.randn(*task.shape, F, dtype=torch.float64)
-        losses = per_task_mean(network(x, task).square(), task, K)
+        losses = per_task.mean_or_zero(network(x, task).square(), task, K)
         rows, own_rows = per_task_gradients(losses, shared, own, task)
-        losses = per_task_mean(network(x, task).square(), task, K)
+        losses = per_task.mean_or_zero(network(x, task).square(), task, K)
         for k in range(K):
             expected = torch.autograd.grad(losses[k], [*shared, *own], retain_graph=True, allow_unused=True)
             for ours, theirs in zip(rows, expected[: len(shared)], strict=True):
@@ -726,7 +726,7 @@ def test_trunks_of_layers_need_no_backward_pass_per_task(name: str) -> None:
     network = build_value(describe("gaussian", trunk=small(name)), make_spec(K, F), "shared", SCALAR, F)
     task = BATCHES["random order"]
     values = OneBackward.apply(network(torch.randn(*task.shape, F), task))
-    per_task_gradients(per_task_mean(values.square(), task, K), *shared_and_own(network), task)
+    per_task_gradients(per_task.mean_or_zero(values.square(), task, K), *shared_and_own(network), task)
 
 
 @pytest.mark.parametrize("core", names("core"))
@@ -748,7 +748,7 @@ def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str
     def losses() -> Tensor:
         features, _ = policy.unroll(obs, task, first, state)
         action = policy.distribution(features, task).mode()
-        return per_task_mean(action.square().sum(-1) + value(features, task).square(), task, K)
+        return per_task.mean_or_zero(action.square().sum(-1) + value(features, task).square(), task, K)
 
     rows, own_rows = per_task_gradients(losses(), shared, own, task)
     for k in range(K):

@@ -191,6 +191,20 @@ def test_ppo_epochs_are_the_naive_loop() -> None:
     compare(learner, naive, metrics)
 
 
+def test_minibatches_have_one_size() -> None:
+    """24 samples in five minibatches: four in each, and four others left over in each epoch."""
+    learner, sizes = make_learner(num_epochs=3, num_minibatches=5), []
+    take = learner.steps
+
+    def count(task: Tensor, *losses: Tensor) -> dict[str, Tensor]:
+        sizes.append(task.numel())
+        return take(task, *losses)
+
+    learner.steps = count  # type: ignore[assignment]
+    learner.update(make_rollout(), 0.0)
+    assert sizes == [4] * 15
+
+
 @pytest.mark.parametrize("obs_norm", ["none", "running"])
 def test_on_policy_ratios_are_one(obs_norm: str) -> None:
     """In the first epoch the policy is the one that acted: normalisation statistics have not moved between."""

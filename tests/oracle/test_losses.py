@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.agents.losses import clipped_surrogate, per_task_mean, per_task_standardise, td_target, vtrace
+from mtrl.agents.losses import clipped_surrogate, per_task_standardise, td_target, vtrace
 from tests.helpers import naive_vtrace
 
 T, B = 9, 6
@@ -174,32 +174,6 @@ def samples(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     task = torch.tensor([0, 1, 3])[torch.randint(3, shape, generator=g)]
     return torch.randn(shape, generator=g, dtype=torch.float64), task
-
-
-@pytest.mark.parametrize("shape", [(7,), (5, 4), (3, 2, 5)])
-def test_per_task_mean_is_a_loop(shape: tuple[int, ...]) -> None:
-    values, task = samples(shape)
-    values.requires_grad_()
-    means = per_task_mean(values, task, 4)
-    for k in range(4):
-        own = [float(v) for v, of in zip(values.detach().flatten(), task.flatten(), strict=True) if of == k]
-        assert means[k].item() == pytest.approx(sum(own) / len(own) if own else 0.0, abs=1e-12)
-    (gradient,) = torch.autograd.grad(means[3], values)
-    torch.testing.assert_close(gradient, (task == 3) / (task == 3).sum(), check_dtype=False)
-
-
-def test_the_absent_task_has_zero_gradient() -> None:
-    values, task = samples((6,))
-    values.requires_grad_()
-    (gradient,) = torch.autograd.grad(per_task_mean(values, task, 4)[2], values)
-    assert torch.equal(gradient, torch.zeros_like(values))
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_bad_sample_spoils_its_own_task_only(poison: float) -> None:
-    """Or the error about a loss that is not finite could not name the task."""
-    values, task = torch.tensor([1.0, 2.0, poison, 4.0]), torch.tensor([0, 0, 1, 2])
-    assert torch.isfinite(per_task_mean(values, task, 3)).tolist() == [True, False, True]
 
 
 def test_per_task_standardise_is_a_loop() -> None:

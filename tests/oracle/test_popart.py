@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrl.nn.heads import PerTaskHead, SharedHead
-from mtrl.nn.scaling import NoValueNorm, PopArt, ValueNorm
+from mtrl.nn.value_norm import NoValueNorm, PopArt, ValueNorm
 from mtrl.types import TaskContext
 from tests.oracle.test_sac import make_batch, make_learner
 

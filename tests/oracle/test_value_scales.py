@@ -13,7 +13,7 @@ from torch import Tensor
 from mtrl.agents.resets import Resets
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling.uniform import Uniform
-from mtrl.nn.scaling import MeanReward, ReturnRange
+from mtrl.nn.value_norm import MeanReward, ReturnRange
 from tests.oracle import test_impala, test_sac
 
 K = 3

@@ -69,8 +69,9 @@ def test_value_norms_hear_of_episodes() -> None:
 
 @pytest.mark.parametrize("name", ["sac", "ppo"])
 def test_returns_of_episodes_are_discounted_as_values_are(name: str) -> None:
-    """Also those of actors, which are told it when they are started."""
-    learner, episodes = make_learner(f"agent={name}", "agent.gamma=0.5")
+    """Where somebody asks for them. Also those of actors, which are told it when they are started."""
+    assert make_learner(f"agent={name}")[1].discount is None
+    learner, episodes = make_learner(f"agent={name}", "agent.gamma=0.5", "value_norm=return_range")
     assert episodes.discount == 0.5
     transport: Any = StartedError()
     source = AsyncOnPolicy(1, 4, lambda: None, episodes, transport, no_timer, {}, 1, print, 10)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtrl import per_task
+
 
 def allocate(probabilities: Float[Tensor, " K"], task: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
     """Next task of each of B slots: on average B p_k slots for task k, with as few changes of task as possible.
@@ -21,10 +23,8 @@ def allocate(probabilities: Float[Tensor, " K"], task: Int[Tensor, " B"]) -> Int
     steps[-1] = num_slots
     quota = torch.diff(steps, prepend=torch.zeros(1, dtype=torch.float64)).long()
     current = task.cpu()
-    member = torch.nn.functional.one_hot(current, len(quota))
-    rank = (member.cumsum(0) - member).gather(1, current[:, None]).squeeze(1)
-    keep = rank < quota[current]
-    free = quota - torch.bincount(current[keep], minlength=len(quota))
+    keep = per_task.rank(current, len(quota)) < quota[current]
+    free = quota - per_task.count(current[keep], len(quota))
     following = current.clone()
     following[~keep] = torch.repeat_interleave(torch.arange(len(quota)), free)
     return following.to(task.device)

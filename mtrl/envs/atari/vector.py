@@ -183,7 +183,7 @@ class AtariVecEnv:
         if self._obs is None:
             raise RuntimeError("Call reset before the first step.")
         task = self.task
-        index = self._index[self._task, check_action(action, self.spec, task).cpu().numpy()]
+        index = self._index[self._task, check_action(action, self.spec, task).numpy()]
         truncate_now = check_truncate(truncate, self.num_envs).cpu().numpy()
         if self._loaded:
             outcome, truncate_now, self._loaded = self._unplayed(), np.ones_like(truncate_now), False

@@ -123,7 +123,7 @@ class RolloutVecEnv:
         self._check_open()
         if not self._running:
             raise RuntimeError("Call reset before the first step.")
-        moves = check_action(action, self.spec, self.task).cpu()
+        moves = check_action(action, self.spec, self.task)
         self._simulate(moves.numpy())
         final_obs, reward, success = self._evaluate(moves.numpy())
         self._steps += 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
+from mtrl import per_task
 from mtrl.checks import not_negative
 from mtrl.nn.precision import MixedPrecision
 from mtrl.types import Metrics, TaskContext
@@ -62,10 +62,10 @@ class RoutedTrunk(Trunk):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.diversity > 0):
             layers = self.routing(features, context)
         entropies = torch.stack([entropy(weights).mean(-1) for weights in layers], dim=-1).detach()
-        metrics = {"routing_entropy": task_mean(entropies, context.task, self.num_tasks).mean(1)}
+        metrics = {"routing_entropy": per_task.mean_rows(entropies, context.task, self.num_tasks).mean(1)}
         information = features.new_zeros(())
         for i, weights in enumerate(layers):
-            usage = task_mean(weights.mean(-2), context.task, self.num_tasks)
+            usage = per_task.mean_rows(weights.mean(-2), context.task, self.num_tasks)
             metrics |= columns(f"routing_{i}", usage.detach())
             present = (~usage[:, 0].isnan()).to(usage.dtype)
             share, usage = present / present.sum(), usage.nan_to_num()
@@ -77,13 +77,6 @@ def entropy(probabilities: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]
     """Entropy in nats, with a finite gradient at probability zero."""
     smallest = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=smallest).log()).sum(-1)
-
-
-def task_mean(values: Float[Tensor, "*batch n"], task: Int[Tensor, "*batch"], num_tasks: int) -> Float[Tensor, "K n"]:
-    """Mean over each task's samples; NaN for a task without samples."""
-    member = functional.one_hot(task.flatten(), num_tasks).to(values.dtype)
-    count = member.sum(0)[:, None]
-    return torch.where(count > 0, member.T @ values.flatten(0, -2) / count.clamp(min=1), torch.nan)
 
 
 def columns(name: str, table: Float[Tensor, "K n"]) -> Metrics:

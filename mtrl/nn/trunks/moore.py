@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.nn.layers import Activation, Init, StackedMLP, linear
-from mtrl.nn.trunks.base import Trunk, columns, task_mean
+from mtrl.nn.trunks.base import Trunk, columns
 from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
 
@@ -61,7 +62,9 @@ class Moore(Trunk):
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
         weights = self.task_input(context.embedding.to(features.dtype)).detach()
-        return features.new_zeros(()), columns("expert_weight", task_mean(weights, context.task, self.num_tasks))
+        return features.new_zeros(()), columns(
+            "expert_weight", per_task.mean_rows(weights, context.task, self.num_tasks)
+        )
 
 
 def gram_schmidt(vectors: Float[Tensor, "*batch k H"]) -> Float[Tensor, "*batch k H"]:

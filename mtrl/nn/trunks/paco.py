@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.nn.layers import ACTIVATIONS, Activation, Init, StackedLinear, linear, spread
-from mtrl.nn.trunks.base import Trunk, columns, task_mean
+from mtrl.nn.trunks.base import Trunk, columns
 from mtrl.registry import register
 from mtrl.types import Metrics, TaskContext
 
@@ -61,4 +62,4 @@ class PaCo(Trunk):
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
         weights = self.task_input(context.embedding.to(features.dtype)).detach()
-        return features.new_zeros(()), columns("set_weight", task_mean(weights, context.task, self.num_tasks))
+        return features.new_zeros(()), columns("set_weight", per_task.mean_rows(weights, context.task, self.num_tasks))

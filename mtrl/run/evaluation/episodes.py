@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.checks import positive
-from mtrl.finite import check_first, check_step
+from mtrl.finite import check_actions, check_first, check_step
 from mtrl.types import Actor, EpisodeResult, EvalResult, VecEnv
 
 
@@ -105,6 +105,7 @@ def _run_round(
     while remaining:
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action)
+        check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
         check_step(step, length + 1, env.spec)
         success |= step.success & running
         returns += torch.where(running, step.reward, 0.0)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import mtrl.envs
 from mtrl.data.experience import Collector, EpisodeStatistics, OffPolicy, OnPolicy, RandomActor
-from mtrl.data.replay import Replay
+from mtrl.data.replay import Replay, transition_columns
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
-from mtrl.types import Rollout, State, UserError
+from mtrl.types import Batch, Rollout, State, UserError
 from tests.helpers import make_spec, no_timer
 
 K = 3
@@ -64,7 +64,7 @@ def make_collector(
 
 def make_off_policy(collector: Collector, capacity: int = 1000, **options: Any) -> OffPolicy:
     options = {"batch_size": 4, "samples_per_insert": 4.0, "learning_starts": 0} | options
-    return OffPolicy(collector, Replay(collector.env.spec, capacity, "cpu"), **options)
+    return OffPolicy(collector, Replay(K, capacity, transition_columns(collector.env.spec), "cpu"), **options)
 
 
 def check_transitions(
@@ -143,7 +143,7 @@ def test_the_batch_is_what_was_stored(action_kind: str) -> None:
     experience = make_off_policy(collector)
     for _ in range(20):
         experience.collect(RandomActor(collector.env.spec))
-    batch = experience.replay.sample(50)
+    batch = Batch(**experience.replay.sample(50))
     assert torch.equal(batch.task, torch.arange(K)[:, None].expand(K, 50))
     assert torch.equal(batch.obs[..., TASK].long(), batch.task)
     assert torch.equal(batch.next_obs[..., STEP], batch.obs[..., STEP] + 1)

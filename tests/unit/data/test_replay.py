@@ -9,20 +9,23 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from mtrl.data.replay import Replay
+from mtrl.data.replay import Replay, transition_columns
+from mtrl.types import Batch
 from tests.helpers import make_spec
 
 K = 3
 
 
 def make_replay(capacity: int, num_tasks: int = K) -> Replay:
-    return Replay(make_spec(num_tasks, obs_dim=1, action_dim=1), capacity, "cpu")
+    columns = transition_columns(make_spec(num_tasks, obs_dim=1, action_dim=1))
+    return Replay(num_tasks, capacity, columns, "cpu")
 
 
 def add(replay: Replay, task: list[int], numbers: list[float]) -> None:
     """Stores transitions that all carry their number."""
     n = torch.tensor(numbers, dtype=torch.float32)
-    replay.add(n[:, None], n[:, None] + 0.25, n + 0.5, (n % 2 != 0).float(), n[:, None] + 0.75, torch.tensor(task))
+    columns = {"obs": n[:, None], "action": n[:, None] + 0.25, "reward": n + 0.5, "next_obs": n[:, None] + 0.75}
+    replay.add(torch.tensor(task), columns | {"continuation": (n % 2 != 0).float()})
 
 
 def held(replay: Replay, k: int) -> list[float]:
@@ -44,10 +47,10 @@ def test_a_ring_that_is_exactly_full_is_full() -> None:
     for i in range(4):
         add(replay, [0], [i])
     assert replay.size.tolist() == [4]
-    assert set(replay.sample(200).obs.flatten().tolist()) == {0, 1, 2, 3}
+    assert set(replay.sample(200)["obs"].flatten().tolist()) == {0, 1, 2, 3}
     add(replay, [0], [4])
     assert replay.size.tolist() == [4]
-    assert set(replay.sample(200).obs.flatten().tolist()) == {1, 2, 3, 4}
+    assert set(replay.sample(200)["obs"].flatten().tolist()) == {1, 2, 3, 4}
 
 
 def test_tasks_fill_at_their_own_pace() -> None:
@@ -77,7 +80,7 @@ def test_a_sample_is_one_transition() -> None:
     for i in range(7):
         add(replay, [0, 1, 2], [3 * i, 3 * i + 1, 3 * i + 2])
     torch.manual_seed(0)
-    batch = replay.sample(40)
+    batch = Batch(**replay.sample(40))
     number = batch.obs[..., 0]
     assert torch.equal(batch.action[..., 0], number + 0.25)
     assert torch.equal(batch.reward, number + 0.5)
@@ -96,7 +99,7 @@ def test_sampling_is_uniform_within_each_task(full: bool) -> None:
         if i < 7:
             add(replay, [1, 2], [i, i])
     torch.manual_seed(0)
-    obs = replay.sample(n).obs
+    obs = replay.sample(n)["obs"]
     assert obs.shape == (K, n, 1)
     for k in range(K):
         values, counts = obs[k].unique(return_counts=True)
@@ -110,7 +113,7 @@ def test_tasks_are_sampled_independently() -> None:
     for i in range(50):
         add(replay, [0, 1, 2], [i, i, i])
     torch.manual_seed(0)
-    obs = replay.sample(500).obs[..., 0]
+    obs = replay.sample(500)["obs"][..., 0]
     assert torch.corrcoef(obs)[~torch.eye(K, dtype=torch.bool)].abs().max() < 0.15
 
 
@@ -140,7 +143,7 @@ def test_state_round_trip(transitions: int) -> None:
 
     def draw(replay: Replay) -> dict[str, Any]:
         torch.manual_seed(0)
-        return vars(replay.sample(30))
+        return replay.sample(30)
 
     for ours, theirs in zip(draw(one).values(), draw(two).values(), strict=True):
         assert isinstance(ours, Tensor)

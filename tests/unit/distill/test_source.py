@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mtrl.envs
 from mtrl.data.experience import Collector, EpisodeStatistics
-from mtrl.data.rings import TaskRings
+from mtrl.data.replay import Replay
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.distill.schedules import Constant, Linear, Schedule
 from mtrl.distill.source import Dagger
@@ -61,7 +61,7 @@ def make(share: Schedule | float = 0.0, seed: int = 0, **options: Any) -> tuple[
         "capacity": 50,
     } | options
     schedule = share if isinstance(share, Schedule) else Constant(share)
-    dataset = TaskRings(K, options.pop("capacity"), columns, "cpu")
+    dataset = Replay(K, options.pop("capacity"), columns, "cpu")
     return Dagger(collector, FunctionTeacher(label, "action"), dataset, teacher_share=schedule, **options), acted
 
 
@@ -159,7 +159,7 @@ def test_discrete_actions_are_random_with_the_probability_of_the_noise(probabili
     step = env.step
     env.step = lambda action, truncate=None: (acted.append(action.clone()), step(action, truncate))[1]  # type: ignore[method-assign]
     teacher = FunctionTeacher(lambda obs, task: torch.ones(len(task), 1), "action")
-    dataset = TaskRings(K, 50, {"obs": ((5,), torch.float32), "label": ((1,), torch.float32)}, "cpu")
+    dataset = Replay(K, 50, {"obs": ((5,), torch.float32), "label": ((1,), torch.float32)}, "cpu")
     source = Dagger(collector, teacher, dataset, 2, 1.0, 0, Constant(1.0), probability, 0.0)
 
     class Never(Student):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrl.agents.losses import per_task_mean
+from mtrl import per_task
 from mtrl.nn.layers import StackedLinear, spread
 from mtrl.optim.gradients import per_task_gradients
 from tests.helpers import OneBackward
@@ -183,7 +183,7 @@ def losses_of(network: nn.Module, task: Tensor, through: Through = torch.clone) 
     x = torch.randn(*task.shape, F, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     network.task = task
     error = through(network(x)).squeeze(-1) * network.own[task] - 1
-    return per_task_mean(error.square() * (1 + task), task, K)
+    return per_task.mean_or_zero(error.square() * (1 + task), task, K)
 
 
 def check(network: nn.Module, task: Tensor, through: Through = torch.clone) -> None:
@@ -224,7 +224,7 @@ def test_losses_of_any_size(scale: float) -> None:
     torch.manual_seed(0)
     network, task = Linears(), torch.randint(num_tasks, (500,))
     values = OneBackward.apply(network(torch.randn(500, F))).squeeze(-1)
-    losses = scale * per_task_mean(values.square(), task, num_tasks)
+    losses = scale * per_task.mean_or_zero(values.square(), task, num_tasks)
     jacobian, _ = per_task_gradients(losses, list(network.parameters()), [], task)
     total = torch.autograd.grad(losses.sum(), list(network.parameters()))
     for rows, expected in zip(jacobian, total, strict=True):
@@ -245,7 +245,7 @@ def test_frozen_parameters_are_passed_by() -> None:
 def test_the_rows_of_a_float32_network() -> None:
     network, task = make(Linears).float(), TASKS["stratified"]
     x = torch.randn(*task.shape, F)
-    losses = per_task_mean(network(x).squeeze(-1).square(), task, K)
+    losses = per_task.mean_or_zero(network(x).squeeze(-1).square(), task, K)
     jacobian, _ = per_task_gradients(losses, list(network.parameters()), [], task)
     assert all(rows.dtype == torch.float32 for rows in jacobian)
     assert [tuple(rows.shape) for rows in jacobian] == [(K, *p.shape) for p in network.parameters()]

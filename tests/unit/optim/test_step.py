@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer
-from mtrl.optim.weighting import Weighting
+from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer, checked_once
+from mtrl.optim.weighting import Uniform, Weighting
 from mtrl.registry import build
+from mtrl.types import NonFiniteLossError
+from tests.counting_device import counting
 
 
 class Fixed(Weighting):
@@ -71,3 +73,37 @@ def test_gradnorm_weighs_by_the_gradients_that_its_weights_change(aggregation: s
         nothing = torch.zeros(())
         metrics = step(torch.arange(2), torch.stack([3 * w[0], 0 * w[1]]), w + 1, nothing, nothing)
         assert metrics["task_weight"].tolist() == [1, 1]
+
+
+def test_an_accelerator_leaves_out_steps_of_losses_that_are_not_finite() -> None:
+    """It goes on, and no parameter is changed; the error comes at the end, once, and names the tasks."""
+    with counting() as device:
+        w = nn.Parameter(torch.ones(3).to("meta"))
+        aggregate = build("aggregation", {"name": "sum"}, num_tasks=3)
+        optimizer = build("optimizer", {"name": "adam", "lr": 0.1}, parameters=[w])
+        step = MultiTaskOptimizer([w], optimizer, Uniform(), aggregate, 1.0, has_positive=False)
+        scale = torch.tensor([1.0, math.inf, 1.0]).to("meta")
+        task = torch.arange(3).to("meta")
+
+        def take(loss: Tensor) -> list[float]:
+            step(task, signed=loss)
+            device.take()  # in this
+            return list(w.detach().cpu().tolist())
+
+        with checked_once([step]):
+            before = take(w.square())
+            assert before == pytest.approx([0.9] * 3)
+            device.take()
+        assert device.take() == 1
+        seen = []
+
+        def take_two() -> None:
+            with checked_once([step]):
+                seen.extend(take(loss()) for loss in (lambda: w * scale, lambda: w.square()))
+
+        with pytest.raises(NonFiniteLossError, match=r"tasks \[1\]"):
+            take_two()
+        assert seen[0] == before
+        assert max(seen[1]) < 0.9
+        with pytest.raises(NonFiniteLossError, match=r"tasks \[1\]"):  # at once, as it was before
+            take(w * scale)

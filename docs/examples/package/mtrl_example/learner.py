@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from mtrl import per_task
 from mtrl.agents.components import Components
-from mtrl.agents.losses import per_task_mean
 from mtrl.registry import register
 from mtrl.types import Batch, Learner, Metrics
 
@@ -30,7 +30,7 @@ class Cloning(Learner):
 
     def update(self, batch: Batch, progress: float) -> Metrics:
         log_prob = self.policy(batch.obs, batch.task).log_prob(batch.action)
-        loss = per_task_mean(-log_prob, batch.task, self.num_tasks)
+        loss = per_task.mean_or_zero(-log_prob, batch.task, self.num_tasks)
         metrics = self.optimizers["policy"](batch.task, signed=loss)
         self.policy.obs_norm.update(batch.obs, batch.task)
         return {"loss": loss.detach(), **{f"grad/{name}": value for name, value in metrics.items()}}
