@@ -34,7 +34,9 @@ def of_agent(agent: str) -> list[Any]:
     return [
         pytest.param(agent, group, choice)
         for group, choice in CHOICES
-        if not (agent == "sac" and group in ("torso", "core")) and not (agent != "sac" and choice == "alpha_softmax")
+        if not (agent == "sac" and group in ("torso", "core"))
+        and not (agent == "distill" and group == "core")
+        and not (agent != "sac" and choice == "alpha_softmax")
     ]
 
 
