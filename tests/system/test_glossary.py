@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import mtrl.build  # noqa: F401  # registers learners and data sources
-from mtrl.config import GROUPS, config_dir, load_yaml
+from mtrl.config import GROUPS, OPTIONAL_GROUPS, config_dir, load_yaml
 from mtrl.registry import lookup, names
 from mtrl.train import _main
 from tests.system.commands import AGENTS
@@ -32,14 +32,14 @@ def keys(node: dict[str, Any], prefix: str = "") -> set[str]:
     """All settings in a configuration, with dots."""
     found: set[str] = set()
     for key, value in node.items():
-        found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+        found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}"}
     return found
 
 
 def test_settings_of_a_run() -> None:
     settings = {key: value for key, value in load_yaml(config_dir() / "train.yaml").items() if key != "hydra"}
     del settings["defaults"]
-    assert listed("Settings of a run") == keys(settings) | set(GROUPS)
+    assert listed("Settings of a run") == keys(settings) | {*GROUPS, *OPTIONAL_GROUPS}
 
 
 @pytest.mark.parametrize(("kind", "heading"), [("agent", "Settings of learners"), ("data", "Settings of data sources")])
@@ -56,7 +56,13 @@ def test_settings_of_learners_and_sources(kind: str, heading: str) -> None:
 
 def pattern(metric: str) -> str:
     """Regular expression of the names that an entry such as `train/<network>_norm` stands for."""
-    stands_for = {"<task>": "[^/]+", "<network>_": "((policy|value|critic)_)?", "<layer>": r"\d+", "<module>": r"\d+"}
+    stands_for = {
+        "<task>": "[^/]+",
+        "<network>_": "((policy|value|critic)_)?",
+        "<layer>": r"\d+",
+        "<module>": r"\d+",
+        "<name>": "[a-z]+",
+    }
     for placeholder, expression in stands_for.items():
         metric = metric.replace(placeholder, expression)
     return metric
@@ -66,6 +72,7 @@ RUNS = {
     "ppo": ["env=toy_reach", *AGENTS["ppo"]],
     "sac": ["env=toy_reach", *AGENTS["sac"], "aggregation=pcgrad"],
     "impala": ["env=toy_grid", *AGENTS["impala"], "network=soft_modules", "network.trunk.width=8"],
+    "distill": ["env=mt1", "env.task=reach-v3", "agent=distill", "data.batch_size=8", "network.trunk.width=8"],
     "actors": ["env=toy_reach", *AGENTS["impala"], "actors=1", "network=soft_sharing", "network.trunk.width=8"],
 }
 
