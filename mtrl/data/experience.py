@@ -104,7 +104,8 @@ class Taken(NamedTuple):
         """False if `check` or `check_actions` may find something. Does not wait for the device."""
         numbers = (self.step.reward, self.step.final_obs, self.step.obs)
         sums = torch.stack([x.sum() for x in numbers if x.is_floating_point()])
-        return sums.isfinite().all() & ~invalid_actions(self.action, spec, self.step.task).any()
+        action = self.action.to(sums.device)
+        return sums.isfinite().all() & ~invalid_actions(action, spec, self.step.task).any()
 
 
 class Collector:
