@@ -269,7 +269,7 @@ def test_requeued(tmp_path: Path, forks: Forks) -> None:
         ({"checkpoints/model.pt": ""}, "is not empty, and not the folder of a run: No config.yaml in"),
         (
             {"config.yaml": "width: 3", "eval/results.csv": ""},
-            "config.yaml cannot be used: eval has settings",
+            "config.yaml cannot be used: eval is a group of settings",
         ),
     ],
 )
