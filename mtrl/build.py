@@ -1,4 +1,4 @@
-"""From config nodes to built objects: data sources and learners."""
+"""Builds data sources and learners from config nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import mtrl.agents.sac
 import mtrl.agents.vtrace_actor_critic  # these two register learners
-import mtrl.distill  # noqa: F401  # registers what nodes can name
+import mtrl.distill  # noqa: F401  # registers teachers, losses and schedules
 from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
@@ -22,7 +22,7 @@ Node = Mapping[str, Any]
 
 
 def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> EpisodeStatistics:
-    """Builds the task sampler, and what tells it of episodes."""
+    """Builds the task sampler and the `EpisodeStatistics` that notify it."""
     runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "silent_tasks": spec.silent_tasks}
     return EpisodeStatistics(spec, build("task_sampling", task_sampling, **runtime))
 
@@ -30,15 +30,15 @@ def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> Episod
 def build_learner(
     node: Node, components: Components, yields: type = object, precision: str = "float32", resets: int = 0
 ) -> Learner:
-    """Builds what `agent=...` names.
+    """Builds the learner that `agent=...` names.
 
     Args:
-        yields: Class of the batches that it will learn from; `object` if that is not known.
-        precision: What torsos and trunks compute in.
-        resets: How often its networks begin anew.
+        yields: Class of the batches that it will learn from; `object` if unknown.
+        precision: Precision of torsos and trunks.
+        resets: Number of times that its networks are reset.
 
     Raises:
-        UserError: It cannot be built so, or learns from other data.
+        UserError: The node is not valid, or the learner does not learn from `yields`.
     """
     learner: Learner = build("agent", node, c=components)
     if yields is not object and not issubclass(yields, learner.learns_from):
@@ -64,19 +64,19 @@ def on_policy(
     slots_per_task: int = 16,
     exploring_start_fraction: float = 0.0,
 ) -> DataSource:
-    """Rollouts of the policy, each learned from once: by the learner's process, or by others beside it (`actors`).
+    """Rollouts of the policy, each learned from once, collected by the learner's process or in parallel (`actors`).
 
     Args:
-        env: Its own, or one such as each actor makes itself.
+        env: The environment to step; with actors, an example of those that they make.
         rollout_length: Steps of every slot between updates.
-        slots_per_task: Of the environment, where it has no `num_envs`.
+        slots_per_task: Slots per task, if the environment has no `num_envs`.
         exploring_start_fraction: See `Collector`.
     """
     options = {"exploring_start_fraction": float(exploring_start_fraction)}
     if not actors:
         return OnPolicy(Collector(env, episodes, device, timer, **options), rollout_length)
     num_envs = actors * env.num_envs
-    env.close()  # it was made to learn its spec, and to find here what is wrong with it
+    env.close()  # only made for its spec, and so that errors in its settings are raised here
     transport = LocalProcesses(device)
     return AsyncOnPolicy(actors, num_envs, make_env, episodes, transport, timer, options, seed, report, rollout_length)
 
@@ -95,14 +95,14 @@ def off_policy(
     slots_per_task: int = 1,
     exploring_start_fraction: float = 0.0,
 ) -> DataSource:
-    """Batches from a replay of everything that the policy did, stratified by task.
+    """Batches from a replay of all collected transitions, stratified by task.
 
     Args:
-        batch_size: Samples of each task in a batch.
-        samples_per_insert: Samples learned from for each transition.
-        capacity: Transitions of each task.
-        learning_starts: Transitions of each task with random actions, before the first update.
-        slots_per_task: Of the environment, where it has no `num_envs`.
+        batch_size: Samples per task in a batch.
+        samples_per_insert: Samples learned from per collected transition.
+        capacity: Transitions per task.
+        learning_starts: Transitions per task with random actions before the first update.
+        slots_per_task: Slots per task, if the environment has no `num_envs`.
         exploring_start_fraction: See `Collector`.
     """
     if actors:

@@ -1,4 +1,4 @@
-"""Checks of actions, observations and rewards, as early as possible, so that the error can name their source."""
+"""Checks of actions, observations and rewards, as early as possible so that the error can name their source."""
 
 from __future__ import annotations
 

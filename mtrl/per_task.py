@@ -1,10 +1,10 @@
 """Operations on samples of K tasks, each with the id of its task.
 
-A task without a sample is *absent*: its count and its sum are 0, and its mean, which has no value, is NaN. What is
-added up over tasks, as losses are, has `mean_or_zero`.
+A task without samples is *absent*: its count and its sum are 0, and its mean is NaN. `mean_or_zero` is for values that
+are then added up over tasks, such as losses.
 
-Sums are over the membership matrix: deterministic on a GPU too, which `index_add` is not, and without a wait for the
-device, which `bincount` is not. A sample that is NaN spoils its own task only.
+Sums use the membership matrix: unlike `index_add`, this is deterministic on a GPU, and unlike `bincount`, it does not
+wait for the device. A NaN sample only affects its own task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def total(
     values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], num_tasks: int
 ) -> Float[Tensor, " {num_tasks}"]:
     """Sum of each task's samples."""
-    # Not a product, which would spread NaN to all tasks.
+    # Not a matrix product, which would spread NaN to all tasks.
     return torch.where(members(task, num_tasks), values.flatten()[:, None], 0).sum(0)
 
 
@@ -50,13 +50,13 @@ def mean_or_zero(
 def mean_rows(
     values: Float[Tensor, "*samples n"], task: Int[Tensor, "*samples"], num_tasks: int
 ) -> Float[Tensor, "{num_tasks} n"]:
-    """Mean of each task's samples, which are vectors; NaN for an absent task. Here NaN does spread to all tasks."""
+    """Mean vector of each task's samples; NaN for an absent task. Here a NaN sample does affect all tasks."""
     member = members(task, num_tasks).to(values.dtype)
     number = member.sum(0)[:, None]
     return torch.where(number > 0, member.T @ values.flatten(0, -2) / number.clamp(min=1), torch.nan)
 
 
 def rank(task: Int[Tensor, " B"], num_tasks: int) -> Int[Tensor, " B"]:
-    """How many samples of the same task come before each sample."""
+    """Number of samples of the same task before each sample."""
     member = functional.one_hot(task, num_tasks)
     return (member.cumsum(0) - member).gather(1, task[:, None]).squeeze(1)

@@ -1,4 +1,4 @@
-"""What passes between environments, experience, learners and the run: data classes and protocols.
+"""Data classes and protocols shared by environments, data sources, learners and the run.
 
 Letters in shapes: K tasks, B environment slots, T time steps of a rollout, n samples per task, A action size.
 """
@@ -16,27 +16,27 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 State = dict[str, Any]
-"""What `state_dict` returns: nested dicts and lists of tensors and JSON scalars (nothing that needs a pickle)."""
+"""Result of `state_dict`: nested dicts and lists of tensors and JSON scalars (nothing that needs pickle)."""
 
 TaskAxes = Mapping[str, tuple[int, ...]]
-"""What a module calls `task_axes`: of its tensors that hold numbers per task, by their names in its `state_dict`, the
-axes along which the K tasks lie, in the order of their ids. Such an axis may have several entries for each task, next
-to one another. `init_from` goes by it.
+"""Type of a module's `task_axes`: maps the names of per-task tensors in its `state_dict` to the axes along which the K
+tasks lie, in the order of their ids. Such an axis may have several entries per task, next to one another. `init_from`
+uses it.
 """
 
 Metrics = dict[str, Tensor]
 """Named device tensors: a scalar `()`, one value per task `(K,)` or per pair of tasks `(K, K)`.
 
-They are read only when a row is logged. Names with a group ("grad/critic_norm") keep it, others get the group "train".
+They are read only when a row is logged. Names with a group ("grad/critic_norm") keep it; others get the group "train".
 """
 
 
 class UserError(Exception):
-    """A mistake of the user: the command line prints its one line and exits with code 2, without a traceback."""
+    """A user's mistake: the command line prints its one-line message and exits with code 2, without a traceback."""
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became NaN or infinite, in `tasks` (ids). No parameter has been changed by it."""
+    """A loss became NaN or infinite in `tasks` (ids). No parameter has been changed by it."""
 
     def __init__(self, tasks: list[int]) -> None:
         super().__init__(f"loss is not finite in tasks {tasks}")
@@ -45,7 +45,7 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a learner must know of an environment before the first step."""
+    """What a learner needs to know about an environment before the first step."""
 
     task_names: tuple[str, ...]
     """Names of the K tasks, in the order of the task ids."""
@@ -58,13 +58,13 @@ class EnvSpec:
     action_mask: tuple[tuple[bool, ...], ...]
     """(K, action_dim): the components or actions that exist in each task."""
     horizon: int | None
-    """Steps after which an episode is truncated, if it is the same for all."""
+    """Steps after which an episode is truncated, if it is the same number for all."""
     reports_success: tuple[bool, ...]
-    """(K,): whether each task reports success; where not, `Step.success` means nothing."""
+    """(K,): whether each task reports success; if not, `Step.success` is meaningless."""
     comparable_returns: bool
-    """Whether a return means the same in every task, so that the mean over tasks says something."""
+    """Whether returns are comparable between tasks, so that their mean over tasks is meaningful."""
     num_goals: int = 0
-    """Fixed variations that each task has, or 0 where the goal of an episode is its seed."""
+    """Number of fixed variations of each task, or 0 if the goal of an episode is its seed."""
     task_descriptions: tuple[str, ...] | None = None
     history: tuple[int, int] = (0, 0)
     """(H, W): flat observations begin with the last H transitions of W numbers (`mtrl.envs.history`)."""
@@ -81,15 +81,15 @@ class EnvSpec:
 
     @property
     def silent_tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that report no success."""
+        """Names of the tasks that do not report success."""
         pairs = zip(self.task_names, self.reports_success, strict=True)
         return tuple(name for name, reports in pairs if not reports)
 
 
 def match_tasks(have: Sequence[str], want: Sequence[str]) -> list[int | None]:
-    """For each task that is wanted, its id where they are had; None for one that is not there.
+    """For each task in `want`, its id in `have`; None if it is missing.
 
-    Wherever two sides meet, tasks are the same by their names, never by their places in a list.
+    Tasks are always identified by their names, never by their positions in a list.
     """
     ids = {name: task for task, name in enumerate(have)}
     return [ids.get(name) for name in want]
@@ -100,10 +100,10 @@ class Step:
     """One step of all B slots. `obs` belongs to the next action; every other field to the transition just made."""
 
     obs: Shaped[Tensor, "B *obs"]
-    """Observation to act on next: after a done, the first of the new episode (same-step autoreset)."""
+    """Observation for the next action: after a done, the first of the new episode (same-step autoreset)."""
     reward: Float[Tensor, " B"]
     terminated: Bool[Tensor, " B"]
-    """The task ended: the value of what follows is zero."""
+    """The task ended: the value of the next state is zero."""
     truncated: Bool[Tensor, " B"]
     """The episode was stopped (time limit): values bootstrap from `final_obs`."""
     success: Bool[Tensor, " B"]
@@ -111,19 +111,19 @@ class Step:
     task: Int[Tensor, " B"]
     """Task in which the transition was made."""
     final_obs: Shaped[Tensor, "B *obs"]
-    """Observation the transition led to, in every slot: the old episode's last after a done, else the same as `obs`."""
+    """Observation that the transition led to, in every slot: after a done the old episode's last, else `obs`."""
     life_lost: Bool[Tensor, " B"] | None = None
-    """A life was lost, after which the value counts as zero though the episode goes on. None: there are no lives."""
+    """A life was lost: the value of the next state counts as zero, but the episode continues. None without lives."""
 
     @property
     def continuation(self) -> Float[Tensor, " B"]:
-        """0 where the value of what follows counts as zero, that is after `terminated` and `life_lost`; else 1."""
+        """0 where the value of the next state counts as zero, which is after `terminated` and `life_lost`; else 1."""
         ends = self.terminated if self.life_lost is None else self.terminated | self.life_lost
         return (~ends).float()
 
     @property
     def done(self) -> Bool[Tensor, " B"]:
-        """Whether the episode ended, either way."""
+        """Whether the episode ended: terminated or truncated."""
         return self.terminated | self.truncated
 
 
@@ -132,7 +132,7 @@ class VecEnv(Protocol):
     """B environment slots stepped together, on one device. Each slot runs one task at a time.
 
     Slots reset themselves (same-step autoreset). Continuous actions are clipped to [-1, 1]; NaN raises `ValueError` on
-    a CPU. On an accelerator whoever steps it looks for NaN (`mtrl.finite.check_actions`), as that waits for the device.
+    a CPU. On an accelerator the caller checks for NaN (`mtrl.finite.check_actions`), because that waits for the device.
     """
 
     spec: EnvSpec
@@ -142,18 +142,18 @@ class VecEnv(Protocol):
     """Task that each slot is running."""
     goal: Int[Tensor, " B"]
     """Variation of the task that each slot is running: one of Meta-World's 50 goals; elsewhere the episode's seed, or
-    -1 where it goes on with the random numbers of the one before it (Atari)."""
+    -1 if it continues with the random numbers of the previous episode (Atari)."""
 
     def reset(self, seed: int | None = None) -> Shaped[Tensor, "B *obs"]:
         """Begins a new episode in every slot; with a seed, restarts the random numbers too."""
         ...
 
     def step(self, action: Tensor, truncate: Bool[Tensor, " B"] | None = None) -> Step:
-        """Takes actions (B, A) float or (B,) int64. Slots in `truncate` are truncated after it, however short."""
+        """Steps with actions (B, A) float or (B,) int64. Slots in `truncate` are truncated after it, however short."""
         ...
 
     def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None = None) -> None:
-        """Sets each slot's task and goal from its next episode on. Goal -1 (None for all): drawn in each episode."""
+        """Sets each slot's task and goal from its next episode on. Goal -1 (None: all) is drawn for each episode."""
         ...
 
     def state_dict(self) -> State: ...
@@ -161,7 +161,7 @@ class VecEnv(Protocol):
     def load_state_dict(self, state: State) -> None: ...
 
     def close(self) -> None:
-        """Ends worker processes. Stepping afterwards is an error."""
+        """Stops worker processes. Stepping afterwards is an error."""
         ...
 
 
@@ -173,7 +173,7 @@ class Batch:
     action: Shaped[Tensor, "K n *action"]
     reward: Float[Tensor, "K n"]
     continuation: Float[Tensor, "K n"]
-    """0 where the value of what follows counts as zero (`Step.continuation`), else 1."""
+    """0 where the value of the next state counts as zero (`Step.continuation`), else 1."""
     next_obs: Shaped[Tensor, "K n *obs"]
     task: Int[Tensor, "K n"]
 
@@ -185,14 +185,14 @@ class Rollout:
     obs: Shaped[Tensor, "T B *obs"]
     action: Shaped[Tensor, "T B *action"]
     log_prob: Float[Tensor, "T B"]
-    """Of `action`, under the policy that took it; infinite where no policy chose it."""
+    """Log-probability of `action` under the policy that took it; infinite where no policy chose it."""
     reward: Float[Tensor, "T B"]
     terminated: Bool[Tensor, "T B"]
     truncated: Bool[Tensor, "T B"]
     continuation: Float[Tensor, "T B"]
-    """0 where the value of what follows counts as zero (`Step.continuation`), else 1."""
+    """0 where the value of the next state counts as zero (`Step.continuation`), else 1."""
     next_obs: Shaped[Tensor, "T B *obs"]
-    """What the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
+    """Observation that the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
     task: Int[Tensor, "T B"]
     """Constant within an episode; may change where one ended."""
     core_state: Float[Tensor, "B S"]
@@ -200,18 +200,18 @@ class Rollout:
 
     @property
     def done(self) -> Bool[Tensor, "T B"]:
-        """Whether the episode ended, either way."""
+        """Whether the episode ended: terminated or truncated."""
         return self.terminated | self.truncated
 
     @property
     def is_first(self) -> Bool[Tensor, "T B"]:
-        """Whether an episode begins with `obs`. Not in the first row, where `core_state` knows."""
+        """Whether an episode begins with `obs`. False in the first row, for which there is `core_state`."""
         return torch.cat([torch.zeros_like(self.done[:1]), self.done[:-1]])
 
 
 @dataclass(frozen=True)
 class TaskContext:
-    """All that networks see of the task."""
+    """Everything that networks know about the task."""
 
     task: Int[Tensor, "*batch"]
     embedding: Float[Tensor, "*batch E"]
@@ -224,11 +224,11 @@ class EpisodeResult:
     task: str
     goal: int
     success: bool | None
-    """True at any step; None where the task reports none."""
+    """Whether any step was a success; None if the task does not report it."""
     episode_return: float
     length: int
     truncated: bool = False
-    """The evaluation ended it after its most steps (`eval.max_episode_steps`), not the environment."""
+    """Whether it was ended by the evaluation (`eval.max_episode_steps`), not by the environment."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class EvalResult:
     protocol: Mapping[str, Any]
     episodes: tuple[EpisodeResult, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
-    """What the benchmark makes of the episodes, for example human-normalised scores."""
+    """Scores of the benchmark, for example human-normalised ones."""
     comparable_returns: bool = True
     """See `EnvSpec.comparable_returns`."""
 
@@ -250,37 +250,37 @@ class EvalResult:
     @property
     def by_task(self) -> dict[str, list[EpisodeResult]]:
         """The episodes of each task, by its name."""
-        found: dict[str, list[EpisodeResult]] = {}
+        episodes: dict[str, list[EpisodeResult]] = {}
         for episode in self.episodes:
-            found.setdefault(episode.task, []).append(episode)
-        return found
+            episodes.setdefault(episode.task, []).append(episode)
+        return episodes
 
 
 class EvaluationProtocol:
-    """How policies are evaluated that were trained in an environment.
+    """How policies that were trained in an environment are evaluated.
 
-    As it stands, for environments that say nothing of it: in the same environment, with no rules but those of every
-    evaluation, and without scores. A suite that says more registers a subclass under the name of its environment:
-    `@register("evaluation", "my_suite")`.
+    This default is for environments that define nothing else: evaluation in the same environment, only by the rules of
+    every evaluation, and without scores. A suite with its own protocol registers a subclass under the name of its
+    environment: `@register("evaluation", "my_suite")`.
 
     Args:
-        settings: Of the environment, as it was trained in: its `name` and options.
-        seed: Of the run.
+        settings: Settings of the training environment: its `name` and options.
+        seed: Seed of the run.
     """
 
     def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = dict(settings), seed
 
     def record_settings(self) -> dict[str, Any]:
-        """Settings of the environment of record: the one in which results are reported."""
+        """Settings of the environment of record, in which results are reported."""
         return self.settings
 
     def words(self) -> dict[str, Any]:
-        """What the numbers mean, beyond the number of episodes, their length and where success counts."""
+        """Protocol in words, beyond the number of episodes, their length and when success counts."""
         return {}
 
     def scores(self, result: EvalResult) -> dict[str, float]:
-        """What the benchmark makes of the episodes: scores over all tasks by name, those of one as `<name>/<task>`."""
+        """Scores of the benchmark: over all tasks by name, for a single task as `<name>/<task>`."""
         return {}
 
 
@@ -293,7 +293,7 @@ class PhaseTimer(Protocol):
 
 @runtime_checkable
 class Actor(Protocol):
-    """Chooses actions; what evaluation needs."""
+    """Chooses actions; this is all that evaluation needs."""
 
     def initial_state(self, num: int) -> Tensor:
         """Recurrent state (num, S) at the beginning of an episode: zeros; S is 0 for an actor without memory."""
@@ -309,20 +309,20 @@ class Actor(Protocol):
 
 @runtime_checkable
 class Learner(Actor, Protocol):
-    """Learns from what a `DataSource` yields. A class that derives from it gets the methods that have a body here."""
+    """Learns from the batches of a `DataSource`. Subclasses inherit the methods that have a body."""
 
     policy: Any
     """The deployable module, a `PolicyNetwork`."""
     networks: nn.ModuleDict
-    """All networks, the policy under "policy": what is saved, and what `init_from` can load."""
+    """All networks, with the policy under "policy": they are saved, and `init_from` can load them."""
     optimizers: Mapping[str, Any]
-    """What changes them, by name (`MultiTaskOptimizer`): saved, and restarted by `resets`."""
+    """Optimisers of the networks by name (`MultiTaskOptimizer`): saved, and restarted by `resets`."""
     aux_losses: Mapping[str, Any] = MappingProxyType({})
-    """What the configuration adds to the loss of the policy (`AuxLoss`): saved, if there are any."""
+    """Losses that the configuration adds to that of the policy (`AuxLoss`): saved, if there are any."""
     learns_from: type = object
     """Class of the batches."""
     compilable: tuple[str, ...] = ()
-    """Names of its functions from networks to losses, which `compile=true` compiles."""
+    """Names of the functions from networks to losses that `compile=true` compiles."""
 
     def initial_state(self, num: int) -> Tensor:
         state: Tensor = self.policy.initial_state(num)
@@ -333,11 +333,11 @@ class Learner(Actor, Protocol):
         return acted
 
     def update(self, batch: Any, progress: float) -> Metrics:
-        """Learns from one batch; `progress` in [0, 1] is the share of training done."""
+        """Learns from one batch; `progress` in [0, 1] is the fraction of training done."""
         ...
 
     def diagnostics(self, batch: Any) -> Metrics:
-        """What would take too long in every update: measured when a row is logged."""
+        """Metrics that take too long for every update: computed when a row is logged."""
         return {}
 
     def state_dict(self) -> State:
@@ -357,39 +357,39 @@ class Learner(Actor, Protocol):
 
 @runtime_checkable
 class DataSource(Protocol):
-    """How data reaches a learner: on-policy, off-policy, asynchronous and offline learning differ here only.
+    """Provides a learner's batches. On-policy, off-policy, asynchronous and offline learning differ only here.
 
-    A class that derives from it gets the methods that have a body here, which do nothing.
+    Subclasses inherit the methods that have a body, which do nothing.
     """
 
     yields: type = object
-    """Class of its batches; `object` if it does not say."""
+    """Class of its batches; `object` if unspecified."""
     batch_shape: tuple[int, ...] | None = None
-    """Leading axes of every batch, if they are known before there is one: (T, B) of rollouts."""
+    """Leading axes of every batch, if they are known in advance: (T, B) for rollouts."""
     label_kind: str | None = None
-    """Of a teacher's labels in its batches (`mtrl.distill.losses`), if there are any."""
+    """Kind of the teacher's labels in its batches (`mtrl.distill.losses`), if there are any."""
     makes_steps: bool = True
-    """Whether it steps environments. Where it does not, training ends by `total_updates`."""
+    """Whether it steps environments. If not, training ends by `total_updates`."""
 
     def connect(self, policy: Any) -> None:
-        """Tells it the network that will act. Called once, before `collect` and `load_state_dict`."""
+        """Sets the network that will act. Called once, before `collect` and `load_state_dict`."""
         return
 
     def collect(self, actor: Actor, progress: float) -> int:
-        """Lets the actor act and stores what happens; returns the number of environment steps made.
+        """Lets the actor act and stores the experience; returns the number of environment steps.
 
-        `progress` in [0, 1] is the share of training done.
+        `progress` in [0, 1] is the fraction of training done.
         """
         return 0
 
     def batches(self) -> Iterable[Any]:
-        """What to learn from now: zero or more batches for `Learner.update`."""
+        """Zero or more batches to learn from now, for `Learner.update`."""
         ...
 
     def statistics(self) -> Metrics:
         """Per-task results (K,) of recently finished episodes, NaN for a task without any; and scalars ().
 
-        The mean over tasks of a result, where it says something, is called `<result>_mean`.
+        The mean of a result over tasks, where it is meaningful, is called `<result>_mean`.
         """
         return {}
 
@@ -400,5 +400,5 @@ class DataSource(Protocol):
         return None
 
     def close(self) -> None:
-        """Ends its processes. The environment that it was given is closed by the run."""
+        """Stops its processes. The run closes the environment that the source was given."""
         return

@@ -1,6 +1,6 @@
-"""Switches meant for a GPU: mixed precision and compiled losses. They change how a built learner computes, in place.
+"""Mixed precision and compiled losses, mainly for GPUs. Both modify a built learner in place.
 
-Its state is the same with and without them, so that a run can be resumed with other switches.
+The learner's state does not depend on them, so a run can be resumed with different settings.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def set_precision(networks: nn.Module, precision: str) -> None:
-    """With "bfloat16", torsos and trunks compute their convolutions and matrix products in it (autocast).
+    """Sets the precision of torsos and trunks: with "bfloat16", they autocast convolutions and matrix products.
 
-    Parameters, cores, heads, losses and optimisers stay float32: a value in bfloat16 would have two to three digits.
+    Parameters, cores, heads, losses and optimisers stay float32, as bfloat16 has only two to three significant digits.
 
     Raises:
-        UserError: No such precision.
+        UserError: The precision is unknown.
     """
     if precision not in PRECISIONS:
         raise UserError(unknown("precision", precision, PRECISIONS))
@@ -35,13 +35,13 @@ def set_precision(networks: nn.Module, precision: str) -> None:
 
 
 def compile_losses(learner: Learner, backend: str = "inductor") -> None:
-    """Compiles the functions from networks to losses that the learner names in `compilable`.
+    """Compiles the functions from networks to losses that the learner lists in `compilable`.
 
-    Their backward passes are compiled with them, each to run once and as a whole: so a function gives one loss, and
-    per-task gradients cannot be taken.
+    Their backward passes are compiled with them and run once, as a whole. A function therefore gives one loss, and
+    per-task gradients are not available.
 
     Raises:
-        UserError: There is no compiler that torch could use.
+        UserError: No compiler is available to torch.
     """
     if backend == "inductor":
         _check_compiler(next(learner.networks.parameters()).device)
@@ -50,18 +50,18 @@ def compile_losses(learner: Learner, backend: str = "inductor") -> None:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Looks as torch does, and Triton for a GPU: they would not say what is missing before the first update."""
+    """Searches like torch, or Triton on a GPU, which would report a missing compiler only at the first update."""
     if device.type == "cuda":
-        found = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
+        compiler = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
     else:
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
         try:
-            found = get_cpp_compiler()
+            compiler = get_cpp_compiler()
         except (InvalidCxxCompiler, OSError):
-            found = None
-    if not found:
+            compiler = None
+    if not compiler:
         name, variable = ("C", "CC") if device.type == "cuda" else ("C++", "CXX")
         raise UserError(
             f"compile=true needs a {name} compiler, and there is none: install gcc, or set {variable} to one, or leave "

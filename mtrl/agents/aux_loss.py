@@ -1,4 +1,4 @@
-"""Auxiliary losses of the policy: what a learner adds to its own loss, of each sample."""
+"""Auxiliary losses of the policy: per-sample terms that a learner adds to its loss."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from mtrl.types import Metrics, State
 
 @runtime_checkable
 class AuxLoss(Protocol):
-    """A loss besides the learner's own, for example the distance to a teacher.
+    """A loss in addition to the learner's, for example the distance to a teacher.
 
-    A class that derives from it gets all that has a value or a body here.
+    Subclasses inherit the attributes that have a value and the methods that have a body.
     """
 
     target_size: int = 0
-    """D, the numbers that `targets` gives for a sample."""
+    """D, the size of a sample's targets."""
 
     def coefficient(self, progress: float) -> float | Tensor:
-        """Its weight, a number or one for each task (K,); `progress` in [0, 1] is the share of training done."""
+        """Weight of the loss, a number or one per task (K,); `progress` in [0, 1] is the fraction of training done."""
         ...
 
     def rl_coefficient(self, progress: float) -> float | Tensor:
-        """What the learner's own loss of the policy is multiplied by, likewise. Those of several are multiplied."""
+        """Factor of the learner's policy loss, a number or one per task (K,). Factors of several losses multiply."""
         return 1.0
 
     def targets(
         self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
     ) -> Float[Tensor, "*samples D"]:
-        """What it compares with, for raw observations (*samples, *obs).
+        """Targets of the loss for raw observations (*samples, *obs).
 
-        Asked for once in an update, without gradient and outside of what is compiled: however often a sample is then
-        learned from, and whatever finds the answer.
+        Called once per update, without gradient and outside of compiled functions. It may therefore run any code, and
+        its cost does not depend on how often a sample is learned from.
         """
         return torch.zeros(*task.shape, 0, device=task.device)
 
     def __call__(
         self, minibatch: Any, output: Distribution, targets: Float[Tensor, "*samples D"]
     ) -> Float[Tensor, "*samples"]:
-        """Of each sample.
+        """Loss of each sample.
 
         Args:
-            minibatch: What the learner takes a step on: has at least `obs`, `action` and `task`, (*samples, ...).
-            output: What the policy gives there, with gradients.
-            targets: What `targets` gave for these samples.
+            minibatch: The learner's minibatch, which has at least `obs`, `action` and `task`, (*samples, ...).
+            output: Output of the policy for the minibatch, with gradients.
+            targets: Output of `targets` for these samples.
         """
         ...
 
@@ -64,9 +64,9 @@ class AuxLoss(Protocol):
 def coefficients(
     losses: Mapping[str, AuxLoss], progress: float, num_tasks: int, like: Tensor
 ) -> Float[Tensor, "{len(losses)+1} K"]:
-    """For each task, that of the learner's own loss in the first row, then those of the auxiliary ones.
+    """Coefficients per task: of the learner's policy loss in the first row, of the auxiliary losses in the others.
 
-    A tensor, because a compiled function would be compiled again for another number.
+    Returned as a tensor, because a compiled function is recompiled when a number changes.
     """
     rows = like.new_ones(len(losses) + 1, num_tasks)
 
@@ -83,7 +83,7 @@ def coefficients(
 def targets(
     losses: Mapping[str, AuxLoss], obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
 ) -> Float[Tensor, "*samples D"]:
-    """Of all losses, side by side."""
+    """Concatenates the targets of all losses along the last axis."""
     none = torch.zeros(*task.shape, 0, device=task.device)
     return torch.cat([none, *(loss.targets(obs, task, progress) for loss in losses.values())], -1)
 
@@ -96,17 +96,17 @@ def added(
     minibatch: Any,
     output: Distribution,
 ) -> tuple[Float[Tensor, "*samples"], Metrics]:
-    """A learner's own loss of each sample and the auxiliary ones, each times its coefficient for the sample's task.
+    """Adds the auxiliary losses to a learner's loss of each sample, weighted by the coefficients of the sample's task.
 
     Returns:
-        The sum; and what to log of each task: every auxiliary loss by its name (mean over the samples), and the
-        coefficients.
+        The weighted sum of each sample; and metrics per task: each auxiliary loss by name (mean over its samples), and
+        the coefficients.
     """
     task, num_tasks = minibatch.task, coefficients.shape[1]
     total = coefficients[0][task] * loss
     metrics = {"aux/rl_coefficient": coefficients[0]} if losses else {}
-    own_targets = targets.split([aux.target_size for aux in losses.values()], -1)
-    for i, ((name, aux), target) in enumerate(zip(losses.items(), own_targets, strict=True), start=1):
+    targets_by_loss = targets.split([aux.target_size for aux in losses.values()], -1)
+    for i, ((name, aux), target) in enumerate(zip(losses.items(), targets_by_loss, strict=True), start=1):
         value = aux(minibatch, output, target)
         total = total + coefficients[i][task] * value
         metrics[f"aux/{name}_loss"] = per_task.mean(value.detach(), task, num_tasks)

@@ -1,4 +1,4 @@
-"""What learners are made of: networks, value scaling and optimisation steps, as the configuration describes them."""
+"""The parts of learners, built from the configuration: networks, value scaling and optimisers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import mtrl.data
 import mtrl.nn
-import mtrl.optim  # noqa: F401  # these three register what nodes can name
+import mtrl.optim  # noqa: F401  # these three register components
 from mtrl.agents.aux_loss import AuxLoss
 from mtrl.checks import positive
 from mtrl.data.experience import EpisodeStatistics
@@ -25,12 +25,12 @@ from mtrl.types import EnvSpec, UserError
 Node = Mapping[str, Any]
 
 IMAGE_NORMS = {"none": "scaled_images", "running": "centred_images"}
-"""What an agent's `obs_norm` means where observations are images."""
+"""The normalisation that an agent's `obs_norm` stands for if observations are images."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """Makes the parts of a learner. It has the config nodes of the slots, which are the same for every agent."""
+    """Builds the parts of a learner from config nodes, which are the same for every agent."""
 
     network: Node
     torso: Node
@@ -42,23 +42,23 @@ class Components:
     value_head: Node
     spec: EnvSpec
     episodes: EpisodeStatistics
-    """Tells weightings and value scalings of the results of episodes."""
+    """Notifies weightings and value scalings of the results of episodes."""
     device: str
     batch_shape: tuple[int, ...] | None = None
     """See `DataSource`."""
     label_kind: str | None = None
     """See `DataSource`."""
     aux_losses: Mapping[str, AuxLoss] = field(default_factory=dict)
-    """By name: losses of the policy that are added to the learner's own."""
+    """Losses that are added to the learner's policy loss, by name."""
     compile: bool = False
     """Whether losses will be compiled."""
 
     def policy(self, obs_norm: str = "none", action_head: Node | None = None) -> PolicyNetwork:
-        """The policy, with what `build_policy` made it from as its `description`.
+        """Builds the policy. Its `description` is the argument of `build_policy`.
 
         Args:
-            obs_norm: Of flat observations; images get what corresponds.
-            action_head: None: a Gaussian, or a categorical distribution where actions are discrete.
+            obs_norm: Normalisation of flat observations; for images, see `IMAGE_NORMS`.
+            action_head: By default a Gaussian, or a categorical distribution for discrete actions.
         """
         if action_head is None:
             action_head = {"name": "gaussian" if self.spec.action_kind == "continuous" else "categorical"}
@@ -72,16 +72,16 @@ class Components:
             "head": self.network["head"],
             "action_head": dict(action_head),
         }
-        json.dumps(description, allow_nan=False)  # an infinite setting is an error now, not when the policy is saved
+        json.dumps(description, allow_nan=False)  # raises for infinite settings now, not when the policy is saved
         return build_policy(description, self.spec).to(self.device)
 
     def value(self, policy: PolicyNetwork, head: str, action: bool = False, gain: float = 1.0) -> ValueNetwork:
-        """A value network on the features of a policy, with the options of the trunk that are its alone.
+        """Builds a value network on the features of a policy; `network.value` overrides options of the trunk.
 
         Args:
-            head: Registered name.
-            action: Whether it is given an action beside the features (a Q-function).
-            gain: Of the head's initial weights.
+            head: Registered name of the head.
+            action: Whether the input includes an action besides the features (a Q-function).
+            gain: Gain of the head's initial weights.
         """
         trunk = policy.description["trunk"] | (self.network.get("value") or {})
         features = policy.core.out_features + (self.spec.action_dim if action else 0)
@@ -89,15 +89,15 @@ class Components:
         return build_value(description, self.spec, head, self.value_head, features, gain).to(self.device)
 
     def value_scaling(self, head: str, gamma: float, **runtime: Any) -> ValueNorm:
-        """The value scaling, which is told of every episode.
+        """Builds the value scaling, which observes every episode.
 
         Args:
-            head: Of the value networks.
+            head: Registered name of the value networks' head.
             gamma: Discount of the values.
-            runtime: What it can read of the learner.
+            runtime: Further arguments that its constructor may request.
 
         Raises:
-            UserError: It would rescale a value network that has no such rows.
+            UserError: The scaling rescales heads, and these are not per-task heads of scalar values.
         """
         runtime |= {"num_tasks": self.spec.num_tasks, "gamma": gamma}
         norm: ValueNorm = build("value_norm", self.value_norm, **runtime).to(self.device)
@@ -113,16 +113,16 @@ class Components:
     def task_step(
         self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
     ) -> MultiTaskOptimizer:
-        """A step on a module's parameters, whose weighting is told the statistics of episodes.
+        """Builds the optimiser of a module's parameters. Its weighting observes the statistics of episodes.
 
-        Losses of either sign get the weighting only if it can take them.
+        Without positive losses, a weighting that requires them is replaced by uniform weights.
 
         Args:
-            has_positive: Whether there will be losses that cannot be negative.
-            runtime: What a weighting can read of the learner.
+            has_positive: Whether some of the losses are never negative.
+            runtime: Further arguments that the weighting's constructor may request.
 
         Raises:
-            UserError: The aggregation or the weighting needs gradients that a compiled loss does not give.
+            UserError: The aggregation or the weighting needs per-task gradients, which compiled losses do not provide.
         """
         positive(max_grad_norm=max_grad_norm)
         num_tasks = self.spec.num_tasks

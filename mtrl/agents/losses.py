@@ -1,4 +1,4 @@
-"""Pure functions of the learners' mathematics."""
+"""The mathematics of the learners as pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtrl.types import NonFiniteLossError
 
 
 def require_finite(values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"]) -> None:
-    """Raises `NonFiniteLossError` with the tasks of the samples that are NaN or infinite."""
+    """Raises `NonFiniteLossError` with the tasks of NaN or infinite samples."""
     finite = torch.isfinite(values)
     if not finite.all():
         raise NonFiniteLossError(task[~finite].unique().tolist())
@@ -25,14 +25,15 @@ def per_task_standardise(
 ) -> Float[Tensor, "*samples"]:
     """Shifts and scales each task's samples so that the `chosen` have mean 0 and (population) standard deviation 1.
 
-    It divides by `floor` (K,) at least: a spread below stays as small as it is, in units of that. A spread that is
-    rounding of the values, in the precision in which they come, is none: all samples become 0.
+    The divisor is at least `floor` (K,), so a smaller standard deviation is not scaled up to 1. If it is no larger than
+    the rounding error of the values in their precision, all samples of the task become 0.
     """
-    index = chosen.flatten().nonzero().squeeze(1)  # once: each mask would make the host wait
-    num_tasks, own, of_chosen = len(floor), task.flatten()[index], values.flatten()[index].double()
-    centred = values.double() - per_task.mean_or_zero(of_chosen, own, num_tasks)[task]
-    spread = per_task.mean_or_zero(centred.flatten()[index].square(), own, num_tasks).sqrt()
-    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(of_chosen.abs(), own, num_tasks)
+    index = chosen.flatten().nonzero().squeeze(1)  # indices once, as each boolean mask would wait for the device
+    num_tasks, chosen_task = len(floor), task.flatten()[index]
+    chosen_values = values.flatten()[index].double()
+    centred = values.double() - per_task.mean_or_zero(chosen_values, chosen_task, num_tasks)[task]
+    spread = per_task.mean_or_zero(centred.flatten()[index].square(), chosen_task, num_tasks).sqrt()
+    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(chosen_values.abs(), chosen_task, num_tasks)
     divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)
     return (centred / divisor[task]).to(values.dtype)
 
@@ -43,7 +44,7 @@ def td_target(
     next_value: Float[Tensor, "*batch"],
     gamma: float,
 ) -> Float[Tensor, "*batch"]:
-    """r + gamma V(s') where the task goes on (`continuation` 1), r where it ended (0). A time limit is no end."""
+    """r + gamma V(s') where the task continues (`continuation` 1, also at a time limit), r where it ended (0)."""
     return reward + gamma * continuation * next_value
 
 
@@ -64,18 +65,17 @@ def vtrace(
     With log_rho = 0 and clips of at least 1 the advantages are GAE(lambda) and the targets TD(lambda) returns.
 
     Args:
-        log_rho: Log-ratio of the current to the behaviour policy for the action taken; minus infinity where the action
-            was nobody's choice, so that nothing is learned from it.
+        log_rho: Log-ratio of the current to the behaviour policy for the action taken; minus infinity where no policy
+            chose the action, so that nothing is learned from it.
         discount: gamma, zero where the task terminated.
-        done: 1 where an episode ended in either way (what follows in the row belongs to another episode), else 0.
+        done: 1 where an episode terminated or was truncated (later steps belong to another episode), else 0.
         value: V(s_t).
-        next_value: V(s_{t+1}) of the state that the step led to, also where the episode was truncated.
+        next_value: V(s_{t+1}) of the state that the step led to, also if the episode was truncated there.
         lambda_: Decay of the traces; 1 in the paper.
 
     Returns:
-        Targets v_s, advantages r + gamma q - V, and the weights min(clip_pg_rho, rho) that these have in the policy
-        gradient. q mixes the next target and the next value by lambda, as V-trace with lambda requires for its
-        on-policy limit to be GAE.
+        Targets v_s, advantages r + gamma q - V, and their weights min(clip_pg_rho, rho) in the policy gradient. q
+        mixes the next target and the next value by lambda, so that on-policy V-trace with lambda is GAE.
     """
     rho = log_rho.exp()
     delta = rho.clamp(max=clip_rho) * (reward + discount * next_value - value)

@@ -1,4 +1,4 @@
-"""Periodic resets: a learner that begins anew a few times, with the data that it has collected."""
+"""Periodic resets of a learner, which keeps the data that it has collected."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mtrl.types import Learner, Metrics, State
 
 
 class Resets(Learner):
-    """A learner whose networks begin anew `count` times, evenly spread over training.
+    """Resets the networks of a learner `count` times, evenly spaced over training.
 
-    So does what has been learned about them: optimisers, weightings, aggregations and the task sampler.
+    Optimisers, weightings, aggregations and the task sampler are reset, too.
 
     Nikishin et al., "The Primacy Bias in Deep RL" (2022); in multi-task learning ARS (Cho et al. 2025), whose reward
-    scaling changes at resets only (`value_norm=mean_reward`). Experience and the statistics of observations stay.
+    scaling changes at resets only (`value_norm=mean_reward`). Experience and the statistics of observations are kept.
 
     Differences from the papers:
-        1. Parameters become what they were first drawn as (before `init_from`), and are not drawn anew.
-        2. Temperatures begin anew too.
+        1. Parameters are reset to their first initial values (before `init_from`) instead of being drawn again.
+        2. Temperatures are reset, too.
 
     Args:
         sampler: The task sampler.
@@ -40,7 +40,7 @@ class Resets(Learner):
         self._done = 0
 
     def update(self, batch: Any, progress: float) -> Metrics:
-        """The learner's, after a reset if one is due."""
+        """Updates the learner, after a reset if one is due."""
         if min(int(progress * (self.count + 1)), self.count) > self._done:
             self._reset()
             self._done += 1

@@ -46,16 +46,16 @@ class Temperature(nn.Module):
 
 @register("agent", "sac")
 class Sac(Learner):
-    """SAC with twin critics for K tasks and continuous actions. The smallest of the critics' targets counts.
+    """SAC with twin critics for K tasks and continuous actions. Values are the minimum over the critics.
 
     Args:
-        c: Makes the networks, and the steps on their parameters.
-        optimizer: Of all networks.
-        tau: Share of the critics mixed into their targets at each update.
-        initial_alpha: Temperature at the start.
-        target_entropy: In nats, for each component of the action; published: -1.
-        max_grad_norm: Global norm to clip gradients to.
-        obs_norm: Registered name.
+        c: Builds the networks and their optimisers.
+        optimizer: Config node of the optimisers.
+        tau: Fraction of the critics mixed into the target critics at each update.
+        initial_alpha: Initial temperature of each task.
+        target_entropy: Target entropy in nats per component of the action; published: -1.
+        max_grad_norm: Global norm to which gradients are clipped.
+        obs_norm: Registered name of the observation normalisation.
     """
 
     learns_from = Batch
@@ -87,7 +87,7 @@ class Sac(Learner):
         self.target_entropy = target_entropy * torch.tensor(c.spec.action_mask, device=c.device).float().sum(1)
         self.value_norm = c.value_scaling(head, gamma=gamma, entropy=self._entropy_reward)
         runtime = {"log_alpha": lambda: self.temperature.log_alpha}
-        # Each temperature is one task's own, so that there is nothing to weigh or to aggregate.
+        # Each temperature belongs to a single task, so there is nothing to weigh or aggregate.
         alone = replace(c, weighting={"name": "uniform"}, aggregation={"name": "sum"})
         self.optimizers = {
             "policy": c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False, **runtime),
@@ -107,7 +107,7 @@ class Sac(Learner):
         self.gamma, self.tau, self.num_tasks, self.aux_losses = gamma, tau, c.spec.num_tasks, c.aux_losses
 
     def _entropy_reward(self) -> Float[Tensor, " K"]:
-        """About what the entropy adds to the reward of a step."""
+        """Approximate contribution of the entropy to the reward of a step."""
         return self.temperature.log_alpha.detach().exp() * self.target_entropy.abs()
 
     def update(self, batch: Batch, progress: float) -> Metrics:
@@ -116,7 +116,7 @@ class Sac(Learner):
         obs, next_obs = self.policy.obs_norm(batch.obs, task), self.policy.obs_norm(batch.next_obs, task)
 
         target = self._target(batch, next_obs)
-        require_finite(target, task)  # before it can reach a statistic
+        require_finite(target, task)  # before it reaches the statistics
         heads = [critic.head for critic in (*self.critics, *self.target_critics)]
         self.value_norm.update(target, batch.reward, task, heads)
         normalised = self.value_norm.normalise(target, task)
@@ -126,7 +126,7 @@ class Sac(Learner):
         with checked_once(self.optimizers.values()):
             critic_metrics = self.optimizers["critics"](task, positive=critic_loss, aux=critic_aux)
 
-            self.critics.requires_grad_(False)  # the policy's gradient passes through them, and need not reach them
+            self.critics.requires_grad_(False)  # the policy's gradient passes through them; they need none
             aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=target)
             aux_targets = aux_loss.targets(self.aux_losses, batch.obs, task, progress)
             policy_loss, log_prob, q_policy, aux_metrics = self._policy_loss(batch, obs, aux_coefs, aux_targets)
@@ -157,7 +157,7 @@ class Sac(Learner):
             }
 
     def diagnostics(self, batch: Batch) -> Metrics:
-        """How much of the policy and of the first critic is in use."""
+        """How much of their width the policy and the first critic use."""
         task = batch.task
         obs = self.policy.obs_norm(batch.obs, task)
         policy, critic = self.policy.usage(obs, task), self.critics.usage(torch.cat([obs, batch.action], -1), task)
@@ -175,13 +175,13 @@ class Sac(Learner):
         return td_target(batch.reward, batch.continuation, next_value, self.gamma)
 
     def _critic_loss(self, features: Tensor, task: Tensor, target: Tensor) -> Tensor:
-        """Of each task (K,), for targets in the units of the critics' output."""
+        """Loss of each task (K,), for targets in the units of the critics' output."""
         return per_task.mean_or_zero(self.critics.loss(features, task, target), task, self.num_tasks)
 
     def _policy_loss(
         self, batch: Batch, obs: Tensor, aux_coefs: Float[Tensor, "M K"], aux_targets: Float[Tensor, "K n D"]
     ) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """Of each task (K,); log-probabilities and values of the actions that it is about; what to log."""
+        """Loss of each task (K,); log-probabilities and values of the sampled actions; metrics."""
         task = batch.task
         distribution = self.policy(batch.obs, task)
         action, log_prob = distribution.sample()
@@ -189,8 +189,8 @@ class Sac(Learner):
         q = self._min_q(self.critics, obs, action, task)
         # In units of each task's values, so that no task dominates the shared policy by the scale of its reward.
         sigma = self.value_norm.sigma[task].to(q.dtype)
-        own = (alpha * log_prob - q) / sigma
-        loss, metrics = aux_loss.added(own, self.aux_losses, aux_coefs, aux_targets, batch, distribution)
+        sac_loss = (alpha * log_prob - q) / sigma
+        loss, metrics = aux_loss.added(sac_loss, self.aux_losses, aux_coefs, aux_targets, batch, distribution)
         return per_task.mean_or_zero(loss, task, self.num_tasks), log_prob.detach(), q.detach(), metrics
 
     def _min_q(self, critics: Ensemble, obs: Tensor, action: Tensor, task: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
 """IMPALA-style learner: V-trace actor-critic, optionally with PPO's clipped surrogate, epochs and minibatches.
 
 Espeholt et al., "IMPALA" (2018); Schulman et al., "PPO" (2017); Hessel et al., "Multi-task Deep RL with PopArt" (2018).
-`agent=impala` is one pass without clipping; `agent=ppo` several epochs with it. On-policy, V-trace with lambda is
-GAE(lambda), so that nothing else differs.
+`agent=impala` is one epoch without clipping, `agent=ppo` several epochs with it. On-policy, V-trace with lambda is
+GAE(lambda), so nothing else differs.
 
 Differences from the papers:
-    1. Targets and advantages are computed once per update, from the networks as they are when it begins; the
-       importance weights are those of that moment (with one epoch of one minibatch: the paper's).
-    2. Policy and value share the torso (and core), if there is one, and one optimiser then; what comes after is
-       separate. On flat observations they are separate networks, each with an optimiser of its own.
-    3. Losses are means over the samples of each task, the paper's sums over a batch: see
-       `configs/experiment/atari57_impala.yaml` for what this makes of its settings.
-    4. The clipped ratio is taken to the policy at the beginning of the update, not to the behaviour policy; the two
+    1. Targets, advantages and importance weights are computed once per update, from the networks at its beginning
+       (with one epoch of one minibatch: as in the paper).
+    2. Policy and value share the torso and the core, if there are any, and then also one optimiser; the later layers
+       are separate. Otherwise they are separate networks with separate optimisers.
+    3. Losses are means over the samples of each task instead of sums over a batch: see
+       `configs/experiment/atari57_impala.yaml` for the conversion of the paper's settings.
+    4. The clipped ratio is relative to the policy at the beginning of the update, not to the behaviour policy; the two
        are the same unless actors lag (decoupled PPO, Hilton et al. 2021).
-    5. Values are zero at first, and advantages are divided by a tenth of a typical reward at least (`ValueNorm.floor`),
-       in PPO by their deviation however small: where there is no reward, they are errors of the value network.
-    6. The entropy bonus widens no Gaussian beyond a standard deviation of 1 (`Gaussian.entropy_bonus`).
+    5. Values are zero at first, and advantages are divided by at least a tenth of a typical reward (`ValueNorm.floor`).
+       PPO divides by their standard deviation, however small; without rewards they are errors of the value network.
+    6. The entropy bonus does not widen a Gaussian beyond a standard deviation of 1 (`Gaussian.entropy_bonus`).
 """
 
 from __future__ import annotations
@@ -45,44 +45,44 @@ class Minibatch:
     action: Shaped[Tensor, "L N *action"]
     task: Int[Tensor, "L N"]
     log_prob: Float[Tensor, "L N"]
-    """Of the action, under the policy at the beginning of the update."""
+    """Log-probability of the action under the policy at the beginning of the update."""
     target: Float[Tensor, "L N"]
-    """Of the value network, in the units of its output."""
+    """Target of the value network, in the units of its output."""
     advantage: Float[Tensor, "L N"]
     chosen: Bool[Tensor, "L N"]
     """Whether a policy chose the action."""
     is_first: Bool[Tensor, "L N"]
     """Whether an episode begins here."""
     core_state: Float[Tensor, "L N S"]
-    """Recurrent state; the one in the first row is that at the beginning of the sequence."""
+    """Recurrent state; the first row is the state at the beginning of each sequence."""
     aux_targets: Float[Tensor, "L N D"]
-    """Of the auxiliary losses."""
+    """Targets of the auxiliary losses."""
 
     def select(self, sequences: Int[Tensor, " n"]) -> Minibatch:
-        """Some of the sequences."""
+        """Selects some of the sequences."""
         return Minibatch(**{name: tensor[:, sequences] for name, tensor in vars(self).items()})
 
 
 @register("agent", "impala")
 @register("agent", "ppo")
 class VTraceActorCritic(Learner):
-    """V-trace actor-critic for K tasks: `agent=impala` and `agent=ppo` are two presets of it.
+    """V-trace actor-critic for K tasks: `agent=impala` and `agent=ppo` are presets of it.
 
     Args:
-        c: Makes the networks, and the steps on their parameters.
-        optimizer: Of both networks.
-        reward_clip: Rewards count as this at most, either way; infinity for as they are.
-        clip_range: Of the ratio to the policy at the start of the update; infinity for none.
-        num_minibatches: Of each epoch, all of the same size: samples that are left over, other ones in each epoch, are
-            left out of it.
+        c: Builds the networks and their optimisers.
+        optimizer: Config node of the optimisers.
+        reward_clip: Rewards are clipped to plus or minus this; infinity for no clipping.
+        clip_range: Clip range of the ratio to the policy at the beginning of the update; infinity: no clipping.
+        num_minibatches: Minibatches per epoch, all of the same size. Samples left over, different ones in each epoch,
+            are not used in it.
         normalise_advantage: Standardise the advantages of each task over the actions of the rollout that the policy
-            chose, dividing by `ValueNorm.floor` at least.
+            chose, dividing by at least `ValueNorm.floor`.
         value_coef: Weight of the value loss.
-        entropy_coef: Weight of the entropy bonus at the start.
-        end_factor: What learning rates and entropy weight have been multiplied by at the end of training; linear.
-        max_grad_norm: Global norm to clip gradients to.
-        obs_norm: Registered name.
-        initial_std: Of a Gaussian policy.
+        entropy_coef: Initial weight of the entropy bonus.
+        end_factor: Factor of learning rates and entropy bonus at the end of training; it changes linearly.
+        max_grad_norm: Global norm to which gradients are clipped.
+        obs_norm: Registered name of the observation normalisation.
+        initial_std: Initial standard deviation of a Gaussian policy.
     """
 
     learns_from = Rollout
@@ -120,8 +120,8 @@ class VTraceActorCritic(Learner):
         not_negative(entropy_coef=entropy_coef, end_factor=end_factor, gae_lambda=gae_lambda, gamma=gamma)
         gaussian = {"name": "gaussian", "initial_std": initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
-        # A value head per task whatever the policy has: values differ between tasks far more than good actions do.
-        # Values are zero at first: others would be advantages before there is any reward, and of no reward's size.
+        # One value head per task, whatever the policy has: values differ far more between tasks than good actions do.
+        # Values are zero at first: before there are rewards, others would be advantages of an arbitrary scale.
         self.value = c.value(self.policy, "per_task", gain=0.0)
         self._check_minibatches(num_minibatches, c.batch_shape)
         self.steps: SeparateSteps | JointStep
@@ -155,7 +155,7 @@ class VTraceActorCritic(Learner):
             raise ValueError(f"{num_minibatches} minibatches cannot be made of {samples} {kind}.")
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
-        """Learns from one rollout; `progress` in [0, 1] is the share of training done."""
+        """Learns from one rollout; `progress` in [0, 1] is the fraction of training done."""
         factor = 1 + (self.end_factor - 1) * progress
         for step in self.optimizers.values():
             step.set_lr_factor(factor)
@@ -163,10 +163,9 @@ class VTraceActorCritic(Learner):
         rollout = replace(rollout, reward=rollout.reward.clamp(-self.reward_clip, self.reward_clip))
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
-        require_finite(target + advantage, task)  # before they can reach a statistic or a parameter
-        chosen = (
-            weight > 0
-        )  # not by chance (`Collector.exploring_start_fraction`): statistics of the policy are over these
+        require_finite(target + advantage, task)  # before they reach statistics or parameters
+        # Actions of the policy, not of exploring starts (`Collector.exploring_start_fraction`), for its statistics.
+        chosen = weight > 0
         self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
             advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)
@@ -196,7 +195,7 @@ class VTraceActorCritic(Learner):
                 order = torch.randperm(whole.task.shape[1], device=task.device)
                 for sequences in order[: self.num_minibatches * size].view(self.num_minibatches, size):
                     steps.append(self._step(whole.select(sequences), entropy_coef, aux_coefs))
-        # Afterwards, so that the policy that acted and the one that learned saw the same observations.
+        # Last, so that the policy learned with the normalisation with which it acted.
         self.policy.obs_norm.update(rollout.obs, task)
 
         metrics = {key: _mean([step[key] for step in steps]) for key in steps[0]}
@@ -205,7 +204,7 @@ class VTraceActorCritic(Learner):
 
     @torch.no_grad()
     def diagnostics(self, rollout: Rollout) -> Metrics:
-        """How much of the policy and of the value network is in use."""
+        """How much of their width the policy and the value network use."""
         features, _ = self.policy.unroll(rollout.obs, rollout.task, rollout.is_first, rollout.core_state)
         policy, value = self.policy.usage(features, rollout.task), self.value.usage(features, rollout.task)
         return {
@@ -226,7 +225,7 @@ class VTraceActorCritic(Learner):
         next_value = value.roll(-1, dims=0)
         ends = rollout.done.clone()
         ends[-1] = True
-        t, slot = ends.nonzero(as_tuple=True)  # once: each mask would make the host wait
+        t, slot = ends.nonzero(as_tuple=True)  # indices once, as each boolean mask would wait for the device
         last_obs, last_task = rollout.next_obs[t, slot][None], task[t, slot][None]
         first = torch.zeros_like(last_task, dtype=torch.bool)
         last, _ = self.policy.unroll(last_obs, last_task, first, states[t, slot])
@@ -253,17 +252,17 @@ class VTraceActorCritic(Learner):
         features = self._features(batch)
         policy_loss, metrics = self._policy_loss(features, batch, entropy_coef, aux_coefs)
         value_loss = self._value_loss(features, batch)
-        own = features.detach()  # a trunk's loss is of its own parameters, not of the torso's
-        policy_aux, policy_diagnostics = self.policy.aux(own, task)
-        value_aux, value_diagnostics = self.value.aux(own, task)
-        found = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
+        inputs = features.detach()  # auxiliary losses of a trunk train its parameters, not the torso's
+        policy_aux, policy_diagnostics = self.policy.aux(inputs, task)
+        value_aux, value_diagnostics = self.value.aux(inputs, task)
+        grad_metrics = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
         return {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),
             **metrics,
             **{f"policy_{key}": value for key, value in policy_diagnostics.items()},
             **{f"value_{key}": value for key, value in value_diagnostics.items()},
-            **{f"grad/{key}": value for key, value in found.items()},
+            **{f"grad/{key}": value for key, value in grad_metrics.items()},
         }
 
     def _features(self, batch: Minibatch) -> Float[Tensor, "L N F"]:
@@ -279,24 +278,24 @@ class VTraceActorCritic(Learner):
     ) -> tuple[Float[Tensor, " K"], Metrics]:
         task, chosen = batch.task, batch.chosen
         distribution = self.policy.distribution(features, task)
-        # Left out, not only multiplied by an advantage of zero: the ratio of an action far from the policy overflows.
+        # Masked rather than multiplied by an advantage of zero: the ratio of an action far from the policy overflows.
         log_ratio = torch.where(chosen, distribution.log_prob(batch.action) - batch.log_prob, 0)
         surrogate = clipped_surrogate(log_ratio.exp(), batch.advantage, self.clip_range)
         loss = -surrogate - entropy_coef * distribution.entropy_bonus()
-        loss, found = aux_loss.added(loss, self.aux_losses, aux_coefs, batch.aux_targets, batch, distribution)
+        loss, aux_metrics = aux_loss.added(loss, self.aux_losses, aux_coefs, batch.aux_targets, batch, distribution)
         with torch.no_grad():
             metrics = {
                 "entropy": per_task.mean(distribution.entropy(), task, self.num_tasks),
                 "approximate_kl": (log_ratio.exp() - 1 - log_ratio).sum() / chosen.sum().clamp(min=1),
                 "clip_fraction": ((log_ratio.exp() - 1).abs() > self.clip_range).sum() / chosen.sum().clamp(min=1),
             }
-        return per_task.mean_or_zero(loss, task, self.num_tasks), metrics | found
+        return per_task.mean_or_zero(loss, task, self.num_tasks), metrics | aux_metrics
 
     def _value_loss(self, features: Float[Tensor, "L N F"], batch: Minibatch) -> Float[Tensor, " K"]:
         return per_task.mean_or_zero(self.value.loss(features, batch.task, batch.target), batch.task, self.num_tasks)
 
 
 def _mean(values: list[Tensor]) -> Tensor:
-    """Mean over steps; a task is NaN in steps from which it was absent."""
+    """Mean over steps; per-task values are NaN in the steps from which the task is absent, and these are ignored."""
     stacked = torch.stack(values)
     return stacked.mean(0) if stacked.ndim == 1 else stacked.nanmean(0)

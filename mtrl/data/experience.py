@@ -1,4 +1,4 @@
-"""Experience: how data reaches a learner. On-policy and off-policy differ here and nowhere else."""
+"""Data sources that collect experience. On-policy and off-policy learning differ only here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mtrl.types import Actor, Batch, DataSource, EnvSpec, Metrics, PhaseTimer, R
 
 
 class EpisodeStatistics:
-    """Results of finished episodes: told to the task sampler as they end, and summed up for the log.
+    """Passes the results of finished episodes to the task sampler, and accumulates them for the log.
 
     Attributes:
-        listeners: Called with each `statistics`.
-        episode_listeners: Called with the arguments of each `add`.
-        discount: Of the returns of which listeners are told the largest; None: nobody asks for it.
+        listeners: Functions that are called with the results in each call of `statistics`.
+        episode_listeners: Functions that are called with the arguments of each `add`.
+        discount: Discount of the `largest_return` that listeners receive; None if none of them needs it.
     """
 
     def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
@@ -36,16 +36,16 @@ class EpisodeStatistics:
         self._finished = self._no_results()
 
     def _no_results(self) -> Float[Tensor, "4 K"]:
-        """Sums over episodes: number, return, success, length."""
+        """Sums over no episodes: number, return, success, length."""
         return torch.zeros(4, self.spec.num_tasks, dtype=torch.float64)
 
     def add(self, task: Int[Tensor, " E"], results: Metrics) -> None:
-        """Takes in E episodes, in the order in which they ended.
+        """Adds E episodes, in the order in which they ended.
 
         Args:
-            task: Of each.
-            results: Of each "return", "success" (0 or 1), "length", and with a `discount` the "largest_return"
-                (`ReturnTracker`).
+            task: Task of each episode.
+            results: "return", "success" (0 or 1) and "length" of each episode, and with a `discount` also its
+                "largest_return" (`ReturnTracker`).
         """
         number = torch.ones(len(task), dtype=torch.float64)
         columns = torch.stack([number, results["return"], results["success"], results["length"]])
@@ -56,8 +56,8 @@ class EpisodeStatistics:
     def statistics(self) -> Metrics:
         """Results of the episodes finished since the last call, shares of the tasks, and means over tasks.
 
-        A task without any is NaN, and one that reports no success in `success_rate`, which is left out if none does.
-        Returns that are not comparable have no mean.
+        Results of a task without episodes are NaN, and so is the `success_rate` of a task that does not report success;
+        it is left out if no task does. Returns that are not comparable between tasks have no mean.
         """
         episodes, *sums = self._finished
         self._finished = self._no_results()
@@ -76,15 +76,15 @@ class EpisodeStatistics:
 
     def load_state_dict(self, state: State) -> None:
         self.sampler.load_state_dict(state["sampler"])
-        self._finished = state["finished"].to("cpu", copy=True)  # it is changed in place
+        self._finished = state["finished"].to("cpu", copy=True)  # modified in place
 
 
 UNSETTLED = 64
-"""Steps on an accelerator whose results wait there, at most."""
+"""Maximum number of steps whose results stay on an accelerator before they are settled."""
 
 
 class Taken(NamedTuple):
-    """A step that nobody has looked at, and what had come together in each slot's episode by its end."""
+    """A step that is not settled yet, with the sums over each slot's episode up to and including it."""
 
     action: Tensor
     step: Step
@@ -101,7 +101,7 @@ class Taken(NamedTuple):
             check_first(self.step.obs, self.next_task, spec)
 
     def is_sound(self, spec: EnvSpec) -> Bool[Tensor, ""]:
-        """False if `check` or `check_actions` may find something. Does not wait for the device."""
+        """False if `check` or `check_actions` may raise. Does not wait for the device."""
         numbers = (self.step.reward, self.step.final_obs, self.step.obs)
         sums = torch.stack([x.sum() for x in numbers if x.is_floating_point()])
         action = self.action.to(sums.device)
@@ -109,25 +109,26 @@ class Taken(NamedTuple):
 
 
 class Collector:
-    """Steps an environment, adds up the results of its episodes, and gives slots their next tasks.
+    """Steps an environment, accumulates the results of its episodes, and assigns tasks to slots.
 
-    Where the environment is on an accelerator, a step does not wait for it. The results of steps stay there until they
-    are settled: after `UNSETTLED` steps, and whenever someone needs them. Only then are episodes counted, slots given
-    other tasks, and what is not finite found.
+    If the environment is on an accelerator, steps do not wait for it. Their results stay there until they are settled:
+    after `UNSETTLED` steps, and whenever they are needed. Only then are episodes counted, slots assigned other tasks,
+    and values that are not finite detected.
 
-    Where all episodes have the same length, the first of each slot is cut short, so that the slots of a task end theirs
-    at different times. Otherwise a rollout shorter than an episode would hold the same part of it in every slot.
+    If all episodes have the same length, the first one of each slot is truncated early, so that the slots of a task end
+    theirs at different times. Otherwise a rollout shorter than an episode would contain the same part of it in every
+    slot.
 
     Args:
-        device: Where observations go and actions come from.
-        timer: Told what is inference and what is simulation.
+        device: Device of the actor's inputs and outputs.
+        timer: Times inference and simulation.
         exploring_start_fraction: An episode begins with one random action, repeated a random number of times, from 0
             to this fraction of the horizon: a policy that always takes the same path may never find a better one
-            (exploring starts, Sutton and Barto, chapter 5). These steps have an infinite log-probability, as no policy
-            chose their action.
+            (exploring starts, Sutton and Barto, chapter 5). The log-probability of these steps is infinite, because no
+            policy chose their action.
 
     Raises:
-        ValueError: `exploring_start_fraction` is no share.
+        ValueError: `exploring_start_fraction` is not in [0, 1].
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Collector:
         check_first(first, env.task, env.spec)
         self.obs, self.task = first.to(self.device), env.task.to(self.device)
         self.core_state = torch.zeros(env.num_envs, 0, device=self.device)
-        """Recurrent state of the actor: its initial one, set before the first step, if the actor has memory."""
+        """Recurrent state of the actor. For an actor with memory, set it to the initial state before the first step."""
         self._next_state = self.core_state
         self._on_host = there.type == "cpu"
         self._unsettled: list[Taken] = []
@@ -163,7 +164,7 @@ class Collector:
         self._assign()
 
     def _assign(self) -> None:
-        """Chooses the tasks of the episodes that begin next."""
+        """Chooses the tasks of the next episodes."""
         self.env.assign(allocate(self.episodes.sampler.probabilities(), self.env.task.cpu()))
 
     def act(self, actor: Actor) -> tuple[Tensor, Tensor]:
@@ -175,10 +176,10 @@ class Collector:
             return torch.where(rows, self._start_action, action), log_prob.masked_fill(starting, torch.inf)
 
     def step(self, action: Tensor) -> Step:
-        """Steps every slot. Afterwards `obs`, `task` and `state` are what to act on next."""
+        """Steps every slot, and updates `obs`, `task` and `core_state` for the next action."""
         with self.timer("env"):
             step = self.env.step(action, truncate=self._until_cut == 1)
-        # Only now: where the environment fails, everything is still as it was before the step.
+        # Only now, so that nothing has changed if the environment raises.
         self.core_state = self._next_state
         self._until_cut = self._until_cut - 1
         self._episode_return = self._episode_return + step.reward
@@ -191,14 +192,15 @@ class Collector:
         self.obs = step.obs.to(self.device)
         self.task = self.env.task.to(self.device)
         done = step.done
-        if not self._on_host or done.any():  # on an accelerator this would wait; where nothing is done, nothing changes
+        # Nothing changes if no episode ended. On an accelerator, testing for that would wait for it.
+        if not self._on_host or done.any():
             self._episode_return, self._succeeded, self._length = (x.masked_fill(done, 0) for x in sums)
             self.core_state = self.core_state.masked_fill(done.to(self.device)[:, None], 0)
             self._begin(done)
         return step
 
     def _begin(self, slots: Bool[Tensor, " B"]) -> None:
-        """Draws how the episodes that have just begun in some slots begin."""
+        """Draws the exploring starts of the episodes that have just begun in `slots`."""
         action, *_ = self._random.act(self.obs, self.task, self.core_state, explore=True)
         rows = slots.to(self.device).reshape(-1, *[1] * (action.ndim - 1))
         self._start_action = torch.where(rows, action, self._start_action)
@@ -206,11 +208,11 @@ class Collector:
         self._start_length = torch.where(slots, length, self._start_length)
 
     def settle(self) -> None:
-        """Looks at the steps since the last call: counts the episodes that have ended, and gives their slots tasks.
+        """Checks the steps since the last call, counts their finished episodes, and assigns tasks to the slots.
 
         Raises:
             UserError: An observation or a reward is NaN or infinite.
-            ValueError: On an accelerator, where environments do not look: an action is NaN, or does not exist.
+            ValueError: On an accelerator, where environments do not check actions: one is NaN, or does not exist.
         """
         taken, self._unsettled = self._unsettled, []
         if not taken:
@@ -283,7 +285,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Raises `ValueError` for what an environment cannot have shown."""
+        """Raises `ValueError` for observations or recurrent states that are not finite."""
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state)
         self.obs, self.core_state = (state[name].to(self.device) for name in ("obs", "core_state"))
@@ -298,7 +300,7 @@ class Collector:
 
 
 def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
-    """Length of each slot's first episode: over the n slots of a task, 1/n, 2/n, ... of the horizon; 0 without one."""
+    """Length of each slot's first episode: 1/n, 2/n, ... of the horizon in a task's n slots; 0 without a horizon."""
     nth = 1 + per_task.rank(task, spec.num_tasks)
     return -(-(spec.horizon or 0) * nth // per_task.count(task, spec.num_tasks)[task])  # rounded up
 
@@ -362,7 +364,7 @@ class OnPolicy(DataSource):
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of T steps side by side, as one of all their slots."""
+    """Concatenates rollouts of T steps along their slots."""
 
     def join(name: str) -> Tensor:
         slots = 0 if name == "core_state" else 1
@@ -372,14 +374,13 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
 
 
 class OffPolicy(DataSource):
-    """One vector step at a time into a replay; as many stratified batches as the replay ratio allows.
+    """Adds one vector step at a time to a replay, and yields as many batches as `samples_per_insert` allows.
 
     Args:
         batch_size: n, samples per task in a batch.
-        samples_per_insert: Samples learned from for each transition collected (the name is Reverb's). The single update
-            of the published MT-SAC with 128 samples per task, after a step of every task, is 128, for any number of
-            tasks.
-        learning_starts: Transitions of every task collected with random actions before learning begins.
+        samples_per_insert: Samples learned from per collected transition (the name is Reverb's). The published MT-SAC
+            makes one update of 128 samples per task after a step of every task: this is 128, for any number of tasks.
+        learning_starts: Transitions per task that are collected with random actions before learning begins.
     """
 
     yields = Batch
@@ -415,7 +416,7 @@ class OffPolicy(DataSource):
         if self._is_warm():
             self._owed += collector.env.num_envs * self.samples_per_insert
         if self._owed >= self._cost:
-            collector.settle()  # nothing is learned from steps that have not been looked at
+            collector.settle()  # never learn from steps that have not been checked
         return collector.env.num_envs
 
     def batches(self) -> Iterator[Batch]:
@@ -436,7 +437,7 @@ class OffPolicy(DataSource):
 
 
 class RandomActor:
-    """Uniform actions, among those that each task has."""
+    """Acts uniformly at random, among the actions of each task."""
 
     def __init__(self, spec: EnvSpec) -> None:
         self.spec = spec
@@ -446,7 +447,7 @@ class RandomActor:
         return torch.zeros(num, 0)
 
     def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Random actions whatever `explore` says; log-probabilities are not defined and given as NaN."""
+        """Random actions, whatever `explore` is. Log-probabilities are undefined and returned as NaN."""
         mask = self.mask.to(task.device)[task].float()
         if self.spec.action_kind == "continuous":
             action = (2 * torch.rand_like(mask) - 1) * mask

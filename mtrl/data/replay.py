@@ -1,4 +1,4 @@
-"""A ring of samples for each task, in preallocated tensors on the learner's device."""
+"""A ring buffer of samples for each task, in preallocated tensors on the learner's device."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Columns = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def transition_columns(spec: EnvSpec) -> Columns:
-    """The tensors of a `Batch`.
+    """The columns for the tensors of a `Batch`.
 
-    Whether an episode was truncated is not among them: such a transition bootstraps from its true last observation.
+    Truncation is not stored, because a truncated transition bootstraps from its true last observation.
     """
     continuous = spec.action_kind == "continuous"
     return {
@@ -32,7 +32,7 @@ def transition_columns(spec: EnvSpec) -> Columns:
 
 
 class Replay:
-    """The newest `capacity` samples of each of K tasks; what is drawn from it is stratified by task.
+    """Holds the newest `capacity` samples of each of K tasks, and samples batches stratified by task.
 
     Args:
         capacity: Samples per task.
@@ -46,26 +46,26 @@ class Replay:
             for name, (shape, dtype) in columns.items()
         }
         self.added = torch.zeros(num_tasks, dtype=torch.int64, device=self.device)
-        """Samples of each task so far, including those that have been overwritten."""
-        self._least = 0  # of `added`, when it was looked at
-        self._since = 0  # samples of all tasks since then
+        """Number of samples of each task so far, including overwritten ones."""
+        self._least = 0  # of `added`, when it was last read
+        self._since = 0  # samples added since then, of all tasks
 
     def has(self, n: int) -> bool:
-        """Whether n samples of every task have been added. Waits for the device only where that may be new."""
+        """Whether n samples of every task have been added. Waits for the device only if the answer may have changed."""
         if self._least < n <= self._least + self._since:
             self._least, self._since = int(self.added.min()), 0
         return self._least >= n
 
     @property
     def size(self) -> Int[Tensor, " K"]:
-        """Samples held for each task."""
+        """Number of stored samples of each task."""
         return self.added.clamp(max=self.capacity)
 
     def add(self, task: Int[Tensor, " B"], samples: Mapping[str, Shaped[Tensor, "B ..."]]) -> None:
-        """Stores B samples, each in place of the oldest of its task. Those of one task keep their order.
+        """Stores B samples, overwriting the oldest of their tasks. Samples of the same task keep their order.
 
         Raises:
-            ValueError: There are more of one task than its ring has room for.
+            ValueError: There are more than `capacity` samples of one task.
         """
         task = task.to(self.device)
         number = per_task.count(task, self.num_tasks)
@@ -78,10 +78,10 @@ class Replay:
         self._since += len(task)
 
     def sample(self, n: int) -> dict[str, Shaped[Tensor, "K n ..."]]:
-        """Draws n samples of every task, uniformly with replacement, and gives their "task" too.
+        """Draws n samples of every task, uniformly with replacement; "task" is added to the columns.
 
         Raises:
-            ValueError: A task has none.
+            ValueError: A task has no samples.
         """
         if not self.has(1):
             raise ValueError(f"No samples yet for tasks {(self.added == 0).nonzero().flatten().tolist()}.")
@@ -96,7 +96,7 @@ class Replay:
         return {"capacity": self.capacity, "added": self.added, "rings": rings}
 
     def load_state_dict(self, state: State) -> None:
-        """Raises `ValueError` if the state is that of a replay of another capacity, or of no replay."""
+        """Raises `ValueError` if the state is invalid, or is that of a replay of another capacity."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"The saved replay has a capacity of {state['capacity']}, this one {self.capacity}.")
         filled = int(state["added"].clamp(max=self.capacity).max())

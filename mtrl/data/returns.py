@@ -1,4 +1,4 @@
-"""Discounted returns of episodes, while slots run them."""
+"""Discounted returns of the episodes that slots are running."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mtrl.types import State
 
 
 class ReturnTracker:
-    """Keeps the rewards of each slot's running episode, and says how large the returns of a finished one were.
+    """Stores the rewards of each slot's running episode, and computes the largest return of a finished one.
 
-    The return of step t is G_t = r_t + gamma G_{t+1}. After a truncated episode the rewards are taken to go on as they
-    were on average, for ever (as in BRC, Nauman et al. 2025); with gamma = 1, where that has no value, to stop.
+    The return of step t is G_t = r_t + gamma G_{t+1}. After a truncated episode the rewards are assumed to
+    continue forever at their mean (as in BRC, Nauman et al. 2025); with gamma = 1, where that diverges, to stop.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -23,20 +23,20 @@ class ReturnTracker:
         self._length = torch.zeros(num_envs, dtype=torch.int64)
 
     def add(self, reward: Float[Tensor, " B"]) -> None:
-        """Takes in a step of every slot."""
+        """Adds a step of every slot."""
         if int(self._length.max()) == len(self._rewards):
             self._rewards = torch.cat([self._rewards, torch.zeros_like(self._rewards)])
         self._rewards[self._length, torch.arange(len(reward))] = reward.double()
         self._length += 1
 
     def end(self, done: Bool[Tensor, " B"], terminated: Bool[Tensor, " B"], gamma: float) -> Float[Tensor, " E"]:
-        """Ends the episodes of the E slots in `done`: max_t |G_t| of each."""
-        length, goes_on = self._length[done], ~terminated[done]
+        """Ends the episodes of the E slots in `done`, and returns max_t |G_t| of each."""
+        length, truncated = self._length[done], ~terminated[done]
         self._length[done] = 0
         step = torch.arange(int(length.max()))[:, None]
         rewards = self._rewards[: len(step), done].where(step < length, 0)
         if gamma < 1:
-            following = rewards.sum(0) / length / (1 - gamma) * goes_on
+            following = rewards.sum(0) / length / (1 - gamma) * truncated
             rewards += (gamma * following).where(step == length - 1, 0)
         returns = lfilter([1.0], [1.0, -gamma], rewards.flip(0).numpy(), axis=0)
         return torch.from_numpy(np.abs(returns).max(0))
@@ -46,7 +46,7 @@ class ReturnTracker:
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` if there are fewer rewards than steps."""
-        # Copied, as they are changed in place.
+        # Copied, because they are modified in place.
         rewards, self._length = state["rewards"], state["length"].to("cpu", copy=True)
         if not 0 <= int(self._length.min()) <= int(self._length.max()) <= len(rewards):
             raise ValueError(f"rewards: expected {int(self._length.max())} steps, found {len(rewards)}")

@@ -1,4 +1,4 @@
-"""What a student learns from."""
+"""Batches for a student."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mtrl.distill.losses import Kind
 
 @dataclass(frozen=True)
 class Labelled:
-    """Observations with what a teacher says to them, stratified: n samples for each of the K tasks."""
+    """Observations labelled by a teacher, stratified: n samples for each of the K tasks."""
 
     obs: Shaped[Tensor, "K n *obs"]
     label: Float[Tensor, "K n L"]
     task: Int[Tensor, "K n"]
     kind: Kind
-    """What the labels mean."""
+    """Meaning of the labels."""

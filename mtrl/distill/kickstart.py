@@ -1,10 +1,10 @@
-"""Kickstarting: a learner that also listens to a teacher.
+"""Kickstarting: a teacher's loss in addition to a learner's.
 
-Schmitt et al., "Kickstarting Deep Reinforcement Learning" (2018), with V-trace; here beside any learner's own loss.
-With coefficients that go from the teacher to reinforcement learning: teacher annealing (Clark et al., "BAM!", 2019).
+Schmitt et al., "Kickstarting Deep Reinforcement Learning" (2018), with V-trace; here with any learner's loss. With
+coefficients that shift from the teacher to reinforcement learning: teacher annealing (Clark et al., "BAM!", 2019).
 
 Differences from the paper:
-    1. Coefficients follow a schedule; the paper's are changed by population-based training.
+    1. Coefficients follow a schedule instead of population-based training.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from mtrl.types import EnvSpec, State, UserError
 
 @register("aux_loss", "teacher")
 class TeacherLoss(AuxLoss):
-    """The distance of the policy to a teacher, in the states that the learner learns from.
+    """Distance of the policy to a teacher, in the states that the learner learns from.
 
     Args:
-        teacher: Node of a teacher.
-        loss: Node of a loss of distillation.
-        coefficient: Of this loss.
-        rl_coefficient: Of the learner's own loss of the policy. Value functions learn all the while, so that 0 at the
-            start is a warm-up for them. With several auxiliary losses, those of all are multiplied.
+        teacher: Config node of a `teacher`.
+        loss: Config node of a `distill_loss`.
+        coefficient: Coefficient of this loss, a number or a `schedule`.
+        rl_coefficient: Coefficient of the learner's policy loss, likewise. Value functions are always learned, so 0 at
+            the beginning is a warm-up for them. Those of several auxiliary losses multiply.
 
     Raises:
-        UserError: The teacher cannot teach here, the loss cannot take its labels, a coefficient is negative, or that of
-            reinforcement learning stays zero.
+        UserError: The teacher does not suit the environment, the loss does not accept its labels, a coefficient is
+            negative, or `rl_coefficient` stays zero.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TeacherLoss(AuxLoss):
         self.loss: DistillLoss = build("distill_loss", loss)
         self.num_tasks = spec.num_tasks
         self._mask = torch.tensor(spec.action_mask, device=device)
-        if device == "meta":  # the learner is only planned
+        if device == "meta":  # the learner is only built for its shapes
             return
         self.teacher: Teacher = build("teacher", teacher, spec=spec, device=device)
         self.loss.check(self.teacher.kind, spec.action_kind)
@@ -79,18 +79,18 @@ class TeacherLoss(AuxLoss):
     def targets(
         self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*samples"], progress: float
     ) -> Float[Tensor, "*samples D"]:
-        """The teacher's labels; zeros for tasks in which its coefficient is zero, where it need not be asked."""
-        each, active = task.flatten(), (self.coefficient(progress) != 0).expand(self.num_tasks)
-        rows = obs.reshape(len(each), *obs.shape[task.ndim :])
+        """The teacher's labels; zeros, without asking the teacher, for tasks in which the coefficient is zero."""
+        flat_task, active = task.flatten(), (self.coefficient(progress) != 0).expand(self.num_tasks)
+        rows = obs.reshape(len(flat_task), *obs.shape[task.ndim :])
         if active.all():
-            labels = self.teacher.label(rows, each)
+            labels = self.teacher.label(rows, flat_task)
         elif active.any():
-            asked = active.to(task.device)[each]
-            found = self.teacher.label(rows[asked], each[asked])
-            labels = found.new_zeros(len(each), self.target_size)
-            labels[asked] = found
+            asked = active.to(task.device)[flat_task]
+            answers = self.teacher.label(rows[asked], flat_task[asked])
+            labels = answers.new_zeros(len(flat_task), self.target_size)
+            labels[asked] = answers
         else:
-            labels = torch.zeros(len(each), self.target_size, device=task.device)
+            labels = torch.zeros(len(flat_task), self.target_size, device=task.device)
         return labels.reshape(*task.shape, self.target_size)
 
     def __call__(

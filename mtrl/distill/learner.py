@@ -1,8 +1,8 @@
-"""Policy distillation: a student learns what a teacher does in the student's observations.
+"""Policy distillation: a student learns to act like a teacher.
 
 Rusu et al., "Policy Distillation" (2016); Parisotto et al., "Actor-Mimic" (2016); Ross et al., "A Reduction of
-Imitation Learning and Structured Prediction to No-Regret Online Learning" (DAgger, 2011). They differ in where the
-observations come from, which is up to the data source, and in the loss.
+Imitation Learning and Structured Prediction to No-Regret Online Learning" (DAgger, 2011). They differ in the
+source of the observations, which is up to the data source, and in the loss.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from mtrl.types import Learner, Metrics, UserError
 
 @register("agent", "distill")
 class Distill(Learner):
-    """A student of K tasks.
+    """A student policy for K tasks.
 
     Args:
-        c: Makes the network, and the steps on its parameters.
-        optimizer: Of the policy.
-        loss: Node of a `distill_loss`.
-        end_factor: What the learning rate is multiplied by at the end of training; it changes linearly.
+        c: Builds the network and its optimiser.
+        optimizer: Config node of the optimiser.
+        loss: Config node of a `distill_loss`.
+        end_factor: Factor of the learning rate at the end of training; it changes linearly from 1.
         max_grad_norm: Global norm to which gradients are clipped.
-        obs_norm: Registered name. Its statistics are those of the samples learned from.
-        initial_std: Standard deviation of a Gaussian policy at the start; a loss between actions does not change it.
+        obs_norm: Registered name of the observation normalisation, with statistics of the samples learned from.
+        initial_std: Initial standard deviation of a Gaussian policy; losses between actions do not change it.
 
     Raises:
-        UserError: The loss cannot take the teacher's labels, or the student would have a memory.
+        UserError: The loss does not accept the teacher's labels, or the student has memory.
     """
 
     learns_from = Labelled
@@ -74,15 +74,15 @@ class Distill(Learner):
         features = self._features(batch)
         loss = self._loss(features, batch)
         aux, diagnostics = self.policy.aux(features.detach(), task)
-        found = step(task, aux=aux, **{self._losses: loss})
+        grad_metrics = step(task, aux=aux, **{self._losses: loss})
         return {
             "distill_loss": loss.detach(),
             **{f"policy_{key}": value for key, value in diagnostics.items()},
-            **{f"grad/policy_{key}": value for key, value in found.items()},
+            **{f"grad/policy_{key}": value for key, value in grad_metrics.items()},
         }
 
     def diagnostics(self, batch: Labelled) -> Metrics:
-        """How much of the network is in use."""
+        """How much of its width the network uses."""
         usage = self.policy.usage(self._features(batch).detach(), batch.task)
         return {f"policy_{key}": value for key, value in usage.items()}
 

@@ -1,14 +1,14 @@
-"""Losses of distillation: how far a student's distribution over actions is from what its teacher says.
+"""Distillation losses: distances of a student's distribution over actions to its teacher's labels.
 
-A label is one flat tensor (*samples, L). What it means is the teacher's kind:
+A label is a flat tensor (*samples, L). Its meaning is the teacher's kind:
 
-    "action"         L = A numbers in [-1, 1], or L = 1: the number of a discrete action.
-    "gaussian"       L = 2A: mean and logarithm of the standard deviation, of `Gaussian`.
-    "tanh_gaussian"  L = 2A: the same, of `TanhGaussian`.
-    "categorical"    L = A: log-probabilities. What differs from them by a constant is the same.
+    "action"         L = A numbers in [-1, 1], or L = 1: the index of a discrete action.
+    "gaussian"       L = 2A: mean and logarithm of the standard deviation of a `Gaussian`.
+    "tanh_gaussian"  L = 2A: the same of a `TanhGaussian`.
+    "categorical"    L = A: log-probabilities, up to a constant.
 
-Masks (*samples, A) say which components or actions the sample's task has: others count for nothing, whatever the
-teacher says of them. A discrete teacher that has more actions is taken as it is among those that are left.
+Masks (*samples, A) say which components or actions the sample's task has: the others are ignored, whatever their
+label. The distribution of a discrete teacher with more actions is renormalised over those that are left.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from mtrl.registry import register
 from mtrl.types import EnvSpec, UserError
 
 Kind = Literal["action", "gaussian", "tanh_gaussian", "categorical"]
-"""What a teacher's labels mean."""
+"""Meaning of a teacher's labels."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DISTRIBUTIONS: tuple[Kind, ...] = ("gaussian", "tanh_gaussian", "categorical")
-"""Kinds of labels that are a distribution."""
+"""Kinds of labels that describe a distribution."""
 _CLASSES: dict[type, Kind] = {Gaussian: "gaussian", TanhGaussian: "tanh_gaussian", Categorical: "categorical"}
 
 
 def label_size(kind: Kind, spec: EnvSpec) -> int:
-    """L, the numbers of a label for the tasks of an environment."""
+    """L, the size of a label for the tasks of an environment."""
     if kind == "action":
         return spec.action_dim if spec.action_kind == "continuous" else 1
     return spec.action_dim if kind == "categorical" else 2 * spec.action_dim
 
 
 def kind_of(distribution: Distribution) -> Kind:
-    """What describes a distribution. Raises `UserError` if there are no labels of its kind."""
+    """Kind of the labels that describe a distribution. Raises `UserError` if there is none."""
     if type(distribution) not in _CLASSES:
         raise UserError(f"There are no labels for distributions of the class {type(distribution).__name__}.")
     return _CLASSES[type(distribution)]
 
 
 def label_of(distribution: Distribution) -> Float[Tensor, "*samples L"]:
-    """The label that describes a distribution; of the kind that `kind_of` says."""
+    """The label that describes a distribution; its kind is `kind_of(distribution)`."""
     if kind_of(distribution) == "categorical":
         return cast(Categorical, distribution).log_probs
     gaussian = cast(Gaussian | TanhGaussian, distribution)
@@ -62,7 +62,7 @@ def teacher_distribution(
     """The distribution that a label describes.
 
     Args:
-        temperature: Of a discrete one: its logarithms are divided by it.
+        temperature: Divisor of the log-probabilities of a discrete distribution.
 
     Raises:
         ValueError: The label is a single action.
@@ -85,18 +85,18 @@ def teacher_action(kind: Kind, label: Float[Tensor, "*samples L"], mask: Bool[Te
 
 
 class DistillLoss:
-    """Base of the losses. They have no state: settings beside a pure function of student and label."""
+    """Base of the distillation losses: pure functions of student and label, with settings but no state."""
 
     name: ClassVar[str]
-    """It is registered under."""
+    """Name under which it is registered."""
     kinds: ClassVar[tuple[Kind, ...]]
-    """Of the labels that it can take."""
+    """Kinds of labels that it accepts."""
     is_positive: ClassVar[bool] = True
-    """Whether it is never negative, so that weightings for positive losses can take it."""
+    """Whether it is never negative, so that weightings for positive losses accept it."""
     temperature: float = 1.0
 
     def check(self, kind: Kind, action_kind: str = "continuous") -> None:
-        """Raises `UserError` if it cannot take labels of a kind, for actions of a kind."""
+        """Raises `UserError` if it does not accept labels of this kind, or actions of this kind."""
         if kind not in self.kinds:
             lacks = "are actions without probabilities" if kind == "action" else f"are of the kind {kind}"
             raise UserError(f"loss {self.name!r} takes {' or '.join(self.kinds)}, but this teacher's labels {lacks}.")
@@ -112,10 +112,10 @@ class DistillLoss:
         label: Float[Tensor, "*samples L"],
         mask: Bool[Tensor, "*samples A"],
     ) -> Float[Tensor, "*samples"]:
-        """Of each sample, with the student's gradient. See the head of this file.
+        """Loss of each sample, differentiable in the student. For labels and masks see the top of this file.
 
         Raises:
-            UserError: The student's distribution is none that a label of this kind can be compared with.
+            UserError: The student's distribution cannot be compared with labels of this kind.
         """
         raise NotImplementedError
 
@@ -132,11 +132,11 @@ class DistillLoss:
 @register("distill_loss", "forward_kl")
 @dataclass(frozen=True)
 class ForwardKL(DistillLoss):
-    """KL(teacher || student), in nats: the student covers all that the teacher does. Of Gaussians before clipping.
+    """KL(teacher || student), in nats: the student covers all that the teacher does. Gaussians count before clipping.
 
     Args:
-        temperature: Of a discrete teacher alone, as in Policy Distillation (Rusu et al. 2015), which sharpens Q-values
-            with .01; 1 in Actor-Mimic (Parisotto et al. 2015).
+        temperature: Temperature of a discrete teacher, but not of the student, as in Policy Distillation (Rusu et al.
+            2015), which sharpens Q-values with .01; 1 in Actor-Mimic (Parisotto et al. 2015).
     """
 
     temperature: float = 1.0
@@ -153,10 +153,10 @@ class ForwardKL(DistillLoss):
 @register("distill_loss", "reverse_kl")
 @dataclass(frozen=True)
 class ReverseKL(DistillLoss):
-    """KL(student || teacher), in nats: the student does only what the teacher does. Of Gaussians before clipping.
+    """KL(student || teacher), in nats: the student does only what the teacher does. Gaussians count before clipping.
 
     Args:
-        temperature: Of a discrete teacher alone.
+        temperature: Temperature of a discrete teacher, but not of the student.
     """
 
     temperature: float = 1.0
@@ -173,21 +173,20 @@ class ReverseKL(DistillLoss):
 @register("distill_loss", "cross_entropy")
 @dataclass(frozen=True)
 class CrossEntropy(DistillLoss):
-    """Cross-entropy of the teacher and the student, less the student's entropy times a coefficient, in nats.
+    """Cross-entropy of teacher and student minus the student's entropy times a coefficient, in nats.
 
     H(teacher, student) = KL(teacher || student) + H(teacher): the loss of kickstarting (Schmitt et al. 2018), with the
-    gradient of `forward_kl`. Of a tanh-Gaussian, that of the Gaussian before tanh is taken, which differs by a number
-    that the student does not change. The entropy is that by which exploration is rewarded
-    (`Distribution.entropy_bonus`), over the states in the batch: their expectation is over the student's states where
-    the student acts.
+    gradient of `forward_kl`. For a tanh-Gaussian, H(teacher) is that of the Gaussian before tanh, which differs by a
+    number that does not depend on the student. The student's entropy is the exploration bonus
+    (`Distribution.entropy_bonus`) in the states of the batch, which are the student's states if the student acts.
 
     Difference from "Distilling Policy Distillation" (Czarnecki et al. 2019):
-        1. Terms of a single step only. What their expected entropy regularised distillation also adds to the rewards
-           of the steps that follow is not part of a loss of each sample.
+        1. Only the terms of a single step. The terms that their expected entropy regularised distillation also adds to
+           the rewards of later steps are not part of a per-sample loss.
 
     Args:
         entropy_coef: Weight of the student's entropy.
-        temperature: Of a discrete teacher alone.
+        temperature: Temperature of a discrete teacher, but not of the student.
     """
 
     entropy_coef: float = 0.0
@@ -203,20 +202,20 @@ class CrossEntropy(DistillLoss):
     def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
         teacher = self._teacher(student, kind, label, mask)
         if isinstance(teacher, TanhGaussian):
-            own = Gaussian(teacher.mean, teacher.log_std, teacher.mask).entropy()
+            teacher_entropy = Gaussian(teacher.mean, teacher.log_std, teacher.mask).entropy()
         else:
-            own = teacher.entropy()
-        loss = teacher.kl_divergence(student) + own
+            teacher_entropy = teacher.entropy()
+        loss = teacher.kl_divergence(student) + teacher_entropy
         return loss - self.entropy_coef * student.entropy_bonus() if self.entropy_coef else loss
 
 
 @register("distill_loss", "nll")
 @dataclass(frozen=True)
 class NLL(DistillLoss):
-    """Minus the student's log-probability of the teacher's deterministic action: behaviour cloning.
+    """Negative log-probability of the teacher's deterministic action under the student: behaviour cloning.
 
-    A continuous action is clipped to [-1, 1], as it is played. Under a tanh-Gaussian, one at the ends has the density
-    of the number in float32 next to it: with teachers that play 1 or -1, `mse` is better behaved.
+    Continuous actions are clipped to [-1, 1], as in the environment. Under a tanh-Gaussian, an action of 1 or -1 has
+    the density of the adjacent float32 number: for teachers with such actions, `mse` is better behaved.
     """
 
     name: ClassVar[str] = "nll"
@@ -230,10 +229,10 @@ class NLL(DistillLoss):
 @register("distill_loss", "mse")
 @dataclass(frozen=True)
 class MSE(DistillLoss):
-    """Squared error of the deterministic continuous action, mean over the components that the task has.
+    """Squared error of the deterministic continuous action, averaged over the components that the task has.
 
-    Both sides are taken before they are clipped to [-1, 1], so that an error has a gradient wherever the student is:
-    Gaussians have their mean, tanh-Gaussians tanh of it. The spread of neither matters.
+    Both actions are taken before clipping to [-1, 1], so that an error has a gradient wherever the student is: the mean
+    of a Gaussian, tanh of the mean of a tanh-Gaussian. Standard deviations do not matter.
     """
 
     name: ClassVar[str] = "mse"

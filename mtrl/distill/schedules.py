@@ -1,4 +1,4 @@
-"""Schedules: what a coefficient is as training goes on. Registered under the kind "schedule"."""
+"""Schedules of coefficients over training. Registered under the kind "schedule"."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mtrl.registry import build, register
 from mtrl.types import EnvSpec, Metrics, State
 
 Value = float | dict[str, Any]
-"""How a configuration gives a coefficient: as a number, which is constant, or as a schedule's node."""
+"""A coefficient in a configuration: a number, which is constant, or a schedule's node."""
 
 
 class Schedule:
-    """Base of the schedules. One without state needs no more than its call."""
+    """Base of the schedules. A schedule without state only needs `start`, `end` and `__call__`."""
 
     start: float
-    """What it begins with."""
+    """Initial value."""
     end: float
-    """What it comes to: all other values are between these two."""
+    """Final value; all other values are between these two."""
 
     def __call__(self, progress: float) -> Tensor:
-        """The value, () or one for each task (K,), in float64; `progress` in [0, 1] is the share of training done."""
+        """The value, () or one per task (K,), in float64; `progress` in [0, 1] is the fraction of training done."""
         raise NotImplementedError
 
     def observe(self, statistics: Metrics) -> None:
@@ -50,10 +50,10 @@ class Constant(Schedule):
 
 @register("schedule", "linear")
 class Linear(Schedule):
-    """From `start` to `end` in a straight line.
+    """Changes linearly from `start` to `end`.
 
     Args:
-        until: Share of training at which it is there.
+        until: Fraction of training at which `end` is reached.
     """
 
     def __init__(self, start: float, end: float, until: float = 1.0) -> None:
@@ -68,12 +68,12 @@ class Linear(Schedule):
 
 @register("schedule", "success")
 class Success(Schedule):
-    """From `start` to `end` as a task's success rate in training goes from 0 to `target`: for each task by itself.
+    """Changes from `start` to `end` as a task's success rate in training rises from 0 to `target`, for each task.
 
-    The success rate is a moving average over rows of the log; that of a task of which no episode has ended is 0.
+    The success rate is a moving average over rows of the log, and 0 for a task without finished episodes.
 
     Args:
-        step_size: Of the moving average.
+        step_size: Step size of the moving average.
     """
 
     def __init__(self, spec: EnvSpec, start: float, end: float, target: float, step_size: float = 0.2) -> None:
@@ -101,10 +101,10 @@ class Success(Schedule):
 
 
 def as_schedule(value: Value, spec: EnvSpec, episodes: EpisodeStatistics) -> Schedule:
-    """The schedule that a number or a node means, told of the results of episodes from here on.
+    """Builds a schedule from a number or a node. It observes the statistics of episodes from then on.
 
     Raises:
-        UserError: It cannot be made so.
+        UserError: The node is not valid.
     """
     node = {"name": "constant", "value": value} if isinstance(value, int | float) else value
     schedule: Schedule = build("schedule", node, spec=spec)

@@ -17,18 +17,18 @@ from mtrl.types import EnvSpec, UserError
 
 OBS_SHAPE = (39,)
 GOAL = 3
-"""Numbers at the end of an observation that are the goal."""
+"""Number of components at the end of an observation that are the goal."""
 
 
 @register("teacher", "scripted")
 class Scripted:
-    """`metaworld.policies`, one for each of the 50 tasks (v3). They read one observation, goal included, and no more.
+    """The policies of `metaworld.policies` for the 50 tasks (v3). They read a single observation, goal included.
 
-    They were written for Meta-World's own float64 observations, and get ours (float32) as such. Their actions are
-    clipped to [-1, 1], as the environment does. They run on the CPU, one row after another: about 20 microseconds each.
+    They were written for Meta-World's float64 observations, to which ours (float32) are converted. Their actions are
+    clipped to [-1, 1], as in the environment. They run on the CPU, one row at a time: about 20 microseconds each.
 
     Raises:
-        UserError: A task that has none, observations that are not Meta-World's, or (in `label`) hidden goals.
+        UserError: A task has no scripted policy, observations are not Meta-World's, or (in `label`) goals are hidden.
     """
 
     kind: Kind = "action"
@@ -52,7 +52,7 @@ class Scripted:
         self._policies = [classes[name]() for name in spec.task_names]
 
     def label(self, obs: Float[Tensor, "N 39"], task: Int[Tensor, " N"]) -> Float[Tensor, "N 4"]:
-        """Actions. Raises `UserError` where the goal is hidden."""
+        """Actions of the scripted policies. Raises `UserError` if a goal is hidden."""
         rows = obs.detach().cpu().numpy().astype(np.float64)
         tasks = task.cpu().numpy()
         if (hidden := ~rows[:, -GOAL:].any(1)).any():
@@ -60,7 +60,7 @@ class Scripted:
             raise UserError(f"The teacher 'scripted' must see the goal, which {name} hides: use mt1, mt10 or mt50.")
         actions = np.empty((len(rows), 4), np.float32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of responses beyond [-1, 1], which are clipped here
+            warnings.simplefilter("ignore")  # about actions outside of [-1, 1], which are clipped below
             for task_id in np.unique(tasks):
                 act = self._policies[task_id].get_action
                 for row in np.flatnonzero(tasks == task_id):

@@ -1,4 +1,4 @@
-"""Observations of the student and of the teacher, with the teacher's labels: DAgger's aggregated dataset."""
+"""DAgger's aggregated dataset: observations of the student and of the teacher, labelled by the teacher."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from mtrl.types import Actor, DataSource, Metrics, PhaseTimer, State, UserError,
 
 
 class DemonstrationActor:
-    """Acts for a student in some slots and for its teacher in the others, with noise.
+    """Acts as the teacher in some slots and as the student in the others, with noise.
 
     Args:
-        labels: What the teacher says to the observations of the next call (B, L).
+        demonstrated: The teacher's actions for the observations of the next call.
         teaching: Slots in which the teacher acts.
-        noise: See `Dagger`: (B,) of each slot.
+        noise: Noise of each slot (B,): see `Dagger`.
+        random: Draws random discrete actions.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class DemonstrationActor:
         self.initial_state = student.initial_state
 
     def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Actor.act`; always with noise."""
+        """See `Actor.act`. There is always noise, whatever `explore` is."""
         action, log_prob, state = self.student.act(obs, task, state, explore=False)
         rows = (-1, *[1] * (action.ndim - 1))
         action = torch.where(self.teaching.reshape(rows), self.demonstrated.to(action.dtype), action)
@@ -51,17 +52,17 @@ class DemonstrationActor:
 
 
 class Dagger(DataSource):
-    """One vector step at a time, labelled by the teacher, into a dataset of everything that was seen.
+    """Adds one vector step at a time, labelled by the teacher, to a dataset of all observations.
 
-    The student acts, as the observations that it will meet are its own, and in some episodes the teacher does, so that
-    the student sees from the beginning where it should get to. Ross et al. (2011) mix by steps and not by episodes, and
-    learn from the whole dataset at the end of each iteration; here learning never stops.
+    The student acts, so that the observations are those that it will encounter. In some episodes the teacher acts, so
+    that the student sees from the beginning where it should get to. Ross et al. (2011) mix by steps instead of
+    episodes, and learn from the whole dataset at the end of each iteration; here learning is continuous.
 
     Args:
-        dataset: Holds "obs" and "label".
+        dataset: Replay with the columns "obs" and "label".
         batch_size: n, samples per task in a batch.
-        samples_per_insert: Samples learned from for each one collected.
-        learning_starts: Samples of every task before learning begins.
+        samples_per_insert: Samples learned from per sample collected.
+        learning_starts: Samples per task before learning begins.
         teacher_share: Probability that the teacher acts in an episode.
         teacher_noise: Standard deviation of the noise that is added to each component of the teacher's actions; where
             actions are discrete, the probability of a random one.
@@ -116,7 +117,7 @@ class Dagger(DataSource):
         if self.dataset.has(max(self.learning_starts, 1)):
             self._owed += len(task) * self.samples_per_insert
         if self._owed >= self._cost:
-            collector.settle()  # nothing is learned from steps that have not been looked at
+            collector.settle()  # never learn from steps that have not been checked
         return len(task)
 
     def batches(self) -> Iterator[Labelled]:
@@ -163,18 +164,18 @@ def dagger(
     learning_starts: int = 1,
     slots_per_task: int = 1,
 ) -> DataSource:
-    """What the student and its teacher see, with what the teacher says to it.
+    """Observations of the student and of its teacher, labelled by the teacher.
 
     Args:
-        teacher: A `teacher` and its options.
+        teacher: Config node of a `teacher`.
         teacher_share: Probability that the teacher acts in an episode: a number, or a `schedule`.
         teacher_noise: See `Dagger`.
         student_noise: See `Dagger`.
-        batch_size: Samples of each task in a batch.
-        samples_per_insert: Samples learned from for each one collected.
-        capacity: Samples of each task; the oldest are overwritten.
-        learning_starts: Samples of each task before the first update.
-        slots_per_task: Of the environment, where it has no `num_envs`.
+        batch_size: Samples per task in a batch.
+        samples_per_insert: Samples learned from per sample collected.
+        capacity: Samples per task; the oldest are overwritten.
+        learning_starts: Samples per task before the first update.
+        slots_per_task: Slots per task, if the environment has no `num_envs`.
     """
     if actors:
         raise UserError("A teacher labels in the learner's process: use actors=0.")

@@ -1,4 +1,4 @@
-"""Teachers: what says, in any state, how a student should act."""
+"""Teachers, which label observations with how a student should act."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ class Teacher(Protocol):
     """Labels observations. Registered under the kind "teacher"; a constructor may name `spec` and `device`."""
 
     kind: Kind
-    """What its labels mean: see `mtrl.distill.losses`."""
+    """Meaning of the labels: see `mtrl.distill.losses`."""
     description: str
-    """What messages call it."""
+    """How messages refer to the teacher."""
 
     def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
-        """What it says of raw observations, without gradient, on their device; `task` as the student numbers them.
+        """Labels of raw observations, without gradient, on their device. `task` holds the student's task ids.
 
         Raises:
-            UserError: They lack what it needs to know.
+            UserError: The observations lack information that the teacher needs.
         """
         ...
 
 
 @register("teacher", "policy")
 class PolicyTeacher:
-    """A saved policy of this package, with its own normalisation, which stays as it is.
+    """A saved policy of this package, with its own normalisation, which is frozen.
 
-    Its tasks are those of the same names. Its labels are distributions: what it would explore with is in them, but no
-    sample of it.
+    Tasks are matched by name. Labels are distributions, so they contain the policy's exploration noise, but not samples
+    of it.
 
     Args:
-        path: A run folder, a checkpoint or a policy folder.
+        path: Run folder, checkpoint or policy folder.
 
     Raises:
-        UserError: It cannot be loaded, does not know every task, reads other observations, has other actions, or has a
+        UserError: The policy cannot be loaded, does not know every task, has other observations or actions, or has
             memory.
     """
 
     def __init__(self, path: str, spec: EnvSpec, device: str) -> None:
         self.description = f"the policy in {path}"
-        with torch.random.fork_rng(devices=[]):  # a run with a teacher begins as one without
+        with torch.random.fork_rng(devices=[]):  # a run with a teacher starts like one without
             loaded = load_policy(path, device)
         if missing := [name for name in spec.task_names if name not in loaded.tasks]:
             raise UserError(
@@ -78,10 +78,10 @@ class Specialists:
     """A saved policy for each task.
 
     Args:
-        paths: Of every task of the environment, by its name: as of `policy`. One policy may be several tasks'.
+        paths: Path of every task's policy, by task name, as for `policy`. Tasks may share a policy.
 
     Raises:
-        UserError: A task has none, a name is no task, one of them cannot teach its task, or they differ in kind.
+        UserError: A task has no path, a name is not a task, a policy cannot teach its task, or kinds differ.
     """
 
     def __init__(self, paths: dict[str, str], spec: EnvSpec, device: str) -> None:
@@ -94,14 +94,14 @@ class Specialists:
             )
         self.description = f"{len(set(paths.values()))} specialists"
         self._teachers: list[tuple[Int[Tensor, " n"], PolicyTeacher]] = []
-        """Each with the student's ids of its tasks."""
+        """Each with the student's ids of the tasks that it teaches."""
         for path in dict.fromkeys(paths[name] for name in spec.task_names):
-            own = [task for task, name in enumerate(spec.task_names) if paths[name] == path]
-            self._teachers.append((torch.tensor(own, device=device), PolicyTeacher(path, _only(spec, own), device)))
+            ids = [task for task, name in enumerate(spec.task_names) if paths[name] == path]
+            self._teachers.append((torch.tensor(ids, device=device), PolicyTeacher(path, _only(spec, ids), device)))
         kinds = {teacher.kind: teacher.description for _, teacher in self._teachers}
         if len(kinds) > 1:
-            found = ", ".join(f"{kind} of {description}" for kind, description in kinds.items())
-            raise UserError(f"Specialists must have one kind of distribution, found {found}.")
+            listed = ", ".join(f"{kind} of {description}" for kind, description in kinds.items())
+            raise UserError(f"Specialists must have one kind of distribution, found {listed}.")
         self.kind: Kind = next(iter(kinds))
         self._size = label_size(self.kind, spec)
 
@@ -117,7 +117,7 @@ class Specialists:
 
 
 def _only(spec: EnvSpec, tasks: list[int]) -> EnvSpec:
-    """The spec of some of an environment's tasks."""
+    """The spec restricted to some of an environment's tasks."""
     per_task = ("task_names", "action_mask", "reports_success", "task_descriptions")
     columns: dict[str, Any] = {name: getattr(spec, name) for name in per_task}
     chosen: dict[str, Any] = {
@@ -127,12 +127,12 @@ def _only(spec: EnvSpec, tasks: list[int]) -> EnvSpec:
 
 
 class FunctionTeacher:
-    """Any function or module of Python.
+    """A Python function or module as a teacher.
 
     Args:
-        function: Gives labels (N, L) for observations (N, *obs) and tasks (N,). A module is put into evaluation mode,
-            so that none of its noise is in them.
-        kind: What the labels mean.
+        function: Returns labels (N, L) for observations (N, *obs) and tasks (N,). A module is put into evaluation mode,
+            so that its labels are not noisy.
+        kind: Meaning of the labels.
     """
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], kind: Kind) -> None:
@@ -151,13 +151,13 @@ class FunctionTeacher:
 
 
 class TeacherActor:
-    """A teacher as an `Actor`, to be evaluated, or to act in a student's place.
+    """A teacher as an `Actor`, for evaluation or to act in place of a student.
 
-    Exploring, it draws from its distribution; a teacher without one acts as it does otherwise, with log-probability 0.
+    To explore, it samples from its distribution. A teacher without one is always deterministic, with log-probability 0.
 
     Args:
-        spec: Of the environment in which it acts.
-        device: Of the observations.
+        spec: Spec of the environment in which it acts.
+        device: Device of the observations.
     """
 
     def __init__(self, teacher: Teacher, spec: EnvSpec, device: str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""What environments share: which task and goal each slot runs next, and checks of what the user passes."""
+"""Shared parts of environments: each slot's next task and goal, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtrl.types import EnvSpec, State, Step, UserError
 
 
 def check_num_envs(num_envs: int | None, num_tasks: int, slots_per_task: int = 1) -> int:
-    """Number of slots: `num_envs`, or by default `slots_per_task` times the tasks.
+    """Number of slots: `num_envs`, or by default `slots_per_task` per task.
 
     Raises:
         UserError: It is not a positive multiple of the number of tasks.
@@ -30,10 +30,10 @@ def check_num_envs(num_envs: int | None, num_tasks: int, slots_per_task: int = 1
 
 
 def check_action(action: Tensor, spec: EnvSpec, task: Int[Tensor, " B"]) -> Tensor:
-    """Actions as the environment takes them, on the device of `task`: float32 (B, A) clipped to [-1, 1], or int64 (B,).
+    """Converts actions to float32 (B, A) clipped to [-1, 1], or to int64 (B,), on the device of `task`.
 
-    On an accelerator, to look at them would be to wait for it. There whoever steps the environment does it
-    (`mtrl.finite.check_actions`), when it suits; numbers of actions that are none become some of those there are.
+    On an accelerator, checking their values would wait for it. This is left to the caller of the environment
+    (`mtrl.finite.check_actions`), at a time that suits it; indices of actions are clamped to those that exist.
 
     Raises:
         ValueError: Wrong shape or dtype; on a CPU also NaN, or an action that does not exist in the slot's task.
@@ -67,17 +67,17 @@ def check_truncate(truncate: Tensor | None, num_envs: int) -> Bool[Tensor, " B"]
 
 
 class Assignments:
-    """Which task and goal each slot runs from its next episode on.
+    """The task and goal that each slot runs from its next episode on.
 
-    A goal that is not assigned is drawn anew for each episode, uniformly. Draws happen when an episode ends, for the
-    slots that ended, in slot order: they do not depend on how slots are spread over workers, nor on calls of `assign`.
+    A goal that is not assigned is drawn uniformly for each episode. Goals are drawn when an episode ends, for the slots
+    that ended, in slot order: they depend neither on how slots are distributed over workers, nor on calls of `assign`.
     """
 
     def __init__(self, num_envs: int, num_tasks: int, num_goals: int, seed: int, device: torch.device) -> None:
         self.num_tasks, self.num_goals, self.device = num_tasks, num_goals, device
         self.task = torch.arange(num_tasks, device=device).repeat_interleave(num_envs // num_tasks)
         self.assigned = torch.full((num_envs,), -1, device=device)
-        """Goal that each slot was assigned, or -1."""
+        """Goal that is assigned to each slot, or -1."""
         self._drawn = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.generator = torch.Generator(device)
         self.reseed(seed)
@@ -88,15 +88,15 @@ class Assignments:
         return torch.where(self.assigned >= 0, self.assigned, self._drawn)
 
     def reseed(self, seed: int) -> None:
-        """Restarts the random numbers."""
+        """Restarts the random numbers with a seed."""
         self.generator.manual_seed(seed)
         self.advance(torch.ones_like(self._drawn, dtype=torch.bool))
 
     def advance(self, done: Bool[Tensor, " B"]) -> None:
-        """Draws new goals for the slots whose episode has just begun, for the episode after it."""
+        """Draws the next episode's goal for the slots whose episode has just begun."""
         size = (len(self._drawn),) if self.device.type != "cpu" else (int(done.sum()),)
         drawn = torch.randint(self.num_goals, size, generator=self.generator, device=self.device)
-        # On an accelerator all slots draw, so that the host need not wait to learn how many are done.
+        # On an accelerator all slots draw, because counting those that are done would wait for it.
         self._drawn = self._drawn.masked_scatter(done, drawn) if len(drawn) else self._drawn
 
     def assign(self, task: Int[Tensor, " B"], goal: Int[Tensor, " B"] | None) -> None:
@@ -123,7 +123,7 @@ class Assignments:
         }
 
     def check_running(self, state: State) -> None:
-        """Raises `ValueError` if a state has another number of slots, or they run what does not exist."""
+        """Raises `ValueError` if a state has another number of slots, or tasks or goals that do not exist."""
         if len(state["task"]) != len(self._drawn):
             raise ValueError(f"The saved state has {len(state['task'])} slots, this environment {len(self._drawn)}.")
         self._checked("task", state["task"], 0, self.num_tasks)
@@ -137,20 +137,20 @@ class Assignments:
 
 
 class TorchVecEnv(ABC):
-    """A `VecEnv` written in batched torch, on any device. A subclass says how episodes begin, go on and look.
+    """A `VecEnv` in batched torch operations, on any device. Subclasses define `begin`, `advance` and `observe`.
 
-    Everything that changes is a tensor with one row per slot in `self.variables`; that is the state that is saved.
-    `self.variables["step"]` (B,) int64 counts the steps of the running episode, and is kept here.
+    Everything that changes is a tensor with one row per slot in `self.variables`, which is the state that is saved.
+    `self.variables["step"]` (B,) int64 counts the steps of the running episode, and is maintained by this class.
 
     Args:
-        spec: What `spec` returns.
-        num_envs: B; None for `slots_per_task` times the tasks.
+        spec: Spec of the environment.
+        num_envs: B; None for `slots_per_task` per task.
         num_goals: Goals are drawn from 0 to this, exclusive.
-        seed: Of the goals drawn.
-        device: Of all tensors.
+        seed: Seed of the goals drawn.
+        device: Device of all tensors.
 
     Raises:
-        UserError: `num_envs` is no multiple of the number of tasks.
+        UserError: `num_envs` is not a multiple of the number of tasks.
     """
 
     def __init__(
@@ -173,17 +173,17 @@ class TorchVecEnv(ABC):
 
     @abstractmethod
     def begin(self) -> dict[str, Tensor]:
-        """Variables of every slot as if an episode of `self.task` and `self.goal` began; used where it did."""
+        """Initial variables of an episode of `self.task` and `self.goal` in every slot; used where one begins."""
 
     @abstractmethod
     def advance(
         self, action: Tensor
     ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Changes the variables by one step (already counted); returns reward, terminated, truncated, success."""
+        """Advances the variables by one step (already counted); returns reward, terminated, truncated, success."""
 
     @abstractmethod
     def observe(self) -> Tensor:
-        """Observation (B, *obs) of the variables."""
+        """Observation (B, *obs) of the current variables."""
 
     def reset(self, seed: int | None = None) -> Tensor:
         if seed is not None:

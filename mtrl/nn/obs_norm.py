@@ -1,4 +1,4 @@
-"""Normalisation of observations, by statistics per feature or pixel."""
+"""Normalisation of observations, with statistics per feature or pixel."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ObsNorm(nn.Module):
     """Base of the observation normalisers."""
 
     reads_task: bool = True
-    """Whether what comes out depends on the task's id."""
+    """Whether the output depends on the task id."""
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
-        """The normalised observations (*batch, *obs); the raw ones stay as they are."""
+        """Returns the normalised observations (*batch, *obs), without modifying `obs`."""
         raise NotImplementedError
 
     def update(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> None:
@@ -32,7 +32,7 @@ class ObsNorm(nn.Module):
 
 @register("obs_norm", "none")
 class NoObsNorm(ObsNorm):
-    """Leaves flat observations as they are."""
+    """Returns flat observations unchanged."""
 
     reads_task = False
 
@@ -79,10 +79,10 @@ class RunningNorm(ObsNorm):
 
 @register("obs_norm", "scaled_images")
 class ScaledImages(ObsNorm):
-    """Images (C, H, W) of 0 to 255 as numbers of 0 to 1.
+    """Scales images (C, H, W) from [0, 255] to [0, 1].
 
     Raises:
-        ValueError: Observations of another shape.
+        ValueError: Observations have another shape.
     """
 
     reads_task = False
@@ -99,16 +99,16 @@ class ScaledImages(ObsNorm):
 
 @register("obs_norm", "centred_images")
 class CentredImages(ObsNorm):
-    """Images without the mean image of their task: what stands still is zero, and what moves is seen.
+    """Subtracts the mean image of the task: what stands still becomes zero, and what moves stands out.
 
-    Without it, almost all that a convolution answers with is the background, the same in every image: its units are
-    on or off for good, and what moves can hardly switch one.
+    Without it, the response of a convolution is almost only that to the background, the same in every image: its units
+    are permanently on or off, and what moves can hardly switch one.
 
-    Images are stacks of gray frames, (C, H, W) of 0 to 255, the newest last. The mean is over all newest frames of
-    the task that were seen, in float64; the result is in units of 255.
+    Images are stacks of grayscale frames (C, H, W) in [0, 255], newest last. The mean is over all newest frames of the
+    task seen so far, in float64; the result is divided by 255.
 
     Raises:
-        ValueError: Observations of another shape.
+        ValueError: Observations have another shape.
     """
 
     mean: Tensor
@@ -138,10 +138,10 @@ class CentredImages(ObsNorm):
 
 
 def _floats(images: Shaped[Tensor, "*batch C H W"]) -> Float[Tensor, "N C H W"]:
-    """A copy to work on in place, as arrays of this size are dear."""
+    """Copies images as floats, which are then modified in place, because arrays of this size are expensive."""
     return images.reshape(-1, *images.shape[-3:]).to(torch.get_default_dtype(), copy=True)
 
 
 def _scaled(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-    """In units of 255, with the channels innermost: convolutions take half the time on a CPU then."""
+    """Divides by 255 in place, and orders channels last: convolutions then take half the time on a CPU."""
     return images.div_(255).contiguous(memory_format=torch.channels_last)

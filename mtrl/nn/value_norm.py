@@ -1,4 +1,4 @@
-"""Scaling of values, by statistics per task."""
+"""Scaling of values, with statistics per task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtrl.types import Metrics, TaskAxes
 
 
 class RewardSizes(nn.Module):
-    """How large the rewards of each task are."""
+    """Statistics of the size of each task's rewards."""
 
     task_axes: ClassVar[TaskAxes] = {"sizes": (0,), "squares": (0,)}
     sizes: Tensor
@@ -30,14 +30,14 @@ class RewardSizes(nn.Module):
 
     @property
     def typical(self) -> Float[Tensor, " K"]:
-        """Sum r^2 / sum |r| over all rewards so far; 1 as long as there was none.
+        """Sum r^2 / sum |r| over all rewards so far; 1 as long as all are zero.
 
-        This is their mean size, in which each counts by its size, so that steps without a reward do not lower it.
+        This is the mean of |r| weighted by |r|, so that steps without a reward do not lower it.
         """
         return (self.squares / self.sizes).where(self.sizes > 0, 1)
 
     def add(self, reward: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> None:
-        """Takes in rewards."""
+        """Adds rewards to the statistics."""
         self.sizes += per_task.total(reward.abs().double(), task, len(self.sizes))
         self.squares += per_task.total(reward.double().square(), task, len(self.sizes))
 
@@ -47,7 +47,7 @@ class ValueNorm(nn.Module):
 
     requires_per_task_head = False
     discount: float | None = None
-    """`observe` needs the `largest_return` of each episode with this discount, which takes keeping its rewards."""
+    """Discount of the `largest_return` of episodes that `observe` needs, for which rewards are kept; None for none."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -55,15 +55,15 @@ class ValueNorm(nn.Module):
 
     @property
     def sigma(self) -> Float[Tensor, " K"]:
-        """Each task's unit of value, in units of its reward."""
+        """Scale of each task's values, in units of its reward."""
         raise NotImplementedError
 
     @property
     def floor(self) -> Float[Tensor, " K"]:
-        """The least that values or advantages are divided by: a tenth of the size of a typical reward.
+        """Lower bound of the divisor of values or advantages: a tenth of the size of a typical reward.
 
-        While a task has no rewards to tell states apart, its values differ only by the network's errors. Divided by
-        their own spread, however small, these would count as much as advantages that mean something.
+        While a task has no rewards that distinguish states, its values differ only by the network's errors. Divided by
+        their standard deviation, however small, these would count as much as meaningful advantages.
         """
         return 0.1 * self.rewards.typical
 
@@ -75,17 +75,17 @@ class ValueNorm(nn.Module):
         task: Int[Tensor, "*batch"],
         heads: Sequence[nn.Module],
     ) -> None:
-        """Takes in unnormalised value targets and rewards, and rescales `heads` so that values stay what they were."""
+        """Updates statistics with unnormalised value targets and rewards, and rescales `heads` to preserve values."""
         self.rewards.add(reward, task)
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
         """Receives E episodes that ended together (`EpisodeStatistics.episode_listeners`)."""
 
     def restart(self) -> None:
-        """Called when the networks begin anew (`Resets`)."""
+        """Called when the networks are reset (`Resets`)."""
 
     def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """From units of the reward to those that the network learns."""
+        """Converts values from units of the reward to those that the network learns."""
         raise NotImplementedError
 
     def denormalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -116,17 +116,17 @@ class NoValueNorm(ValueNorm):
 
 @register("value_norm", "popart")
 class PopArt(ValueNorm):
-    """Standardises value targets per task, and rescales the value heads so that their outputs stay what they were.
+    """Standardises value targets per task, and rescales the value heads to preserve their outputs.
 
-    Hessel et al., "Multi-task Deep RL with PopArt" (2018), section 3; van Hasselt et al. (2016) for the start.
+    Hessel et al., "Multi-task Deep RL with PopArt" (2018), section 3; van Hasselt et al. (2016) for the first updates.
     First and second moments mu, nu move towards each update's per-task means; sigma = sqrt(nu - mu^2), clipped to
     `floor` and `sigma_max`. A task absent from an update keeps its statistics.
 
     Differences from the paper:
-        1. The step size is max(beta, 1 / number of updates of that task), the paper's a constant beta: the first update
+        1. The step size is max(beta, 1 / number of updates of that task) instead of a constant beta: the first update
            sets the statistics, so that a run of a few hundred updates is not spent on finding the scale. (The debiased
            step of the 2016 paper has the same purpose.)
-        2. The lower clip is relative to the task's rewards, the paper's is 1e-4.
+        2. The lower clip is relative to the task's rewards instead of 1e-4.
     """
 
     requires_per_task_head = True
@@ -140,7 +140,7 @@ class PopArt(ValueNorm):
         if not 0 < beta <= 1:
             raise ValueError(f"beta must be in (0, 1], not {beta}.")
         self.beta, self.sigma_max = beta, sigma_max
-        # float64: nu - mu^2 cancels when a task's returns are large and alike.
+        # float64, because nu - mu^2 cancels if a task's returns are large and similar.
         self.register_buffer("mu", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("nu", torch.ones(num_tasks, dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(num_tasks, dtype=torch.int64))
@@ -183,7 +183,7 @@ class PopArt(ValueNorm):
 
 
 class Division(ValueNorm):
-    """Base of the scalings that divide a task's values by a number: a subclass gives `sigma`."""
+    """Base of the scalings that divide a task's values by `sigma`, which subclasses define."""
 
     def normalise(self, value: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         return (value / self.sigma[task]).to(value.dtype)
@@ -194,19 +194,19 @@ class Division(ValueNorm):
 
 @register("value_norm", "return_range")
 class ReturnRange(Division):
-    """Divides by the largest return that was seen in the task, so that values lie within +-`v_max`.
+    """Divides by the largest return seen in the task, so that values lie within +-`v_max`.
 
     Nauman et al., "Bigger, Regularized, Categorical" (2025): sigma = (max |G| + alpha |target entropy| / (2 (1 -
     gamma))) / v_max over the discounted returns G of all steps of finished episodes; the second term makes room for
     the entropy in SAC's values. It is 1 as long as all returns are zero.
 
     Differences from the authors' code:
-        1. Values are divided where they are learned, not rewards where they are sampled. So a temperature is in units
-           of its task's reward, and so is the room for entropy.
+        1. Values are divided where they are learned, instead of rewards where they are sampled. A temperature is
+           therefore in units of its task's reward, and so is the room for entropy.
 
     Args:
-        v_max: Bound of the normalised values: the end of a categorical head's range, 10 in the paper.
-        entropy: Gives alpha |target entropy| (K,), where there is a temperature.
+        v_max: Bound of the normalised values, which is the end of a categorical head's range; 10 in the paper.
+        entropy: Returns alpha |target entropy| (K,); None without temperatures.
     """
 
     largest: Tensor
@@ -235,16 +235,16 @@ class ReturnRange(Division):
 
 @register("value_norm", "mean_reward")
 class MeanReward(Division):
-    """Makes the mean reward of every task that of the task with the largest, as it was when the networks began.
+    """Scales mean rewards to that of the task with the largest, as measured when the networks were last reset.
 
     Cho et al., "ARS: Adaptive Reward Scaling for Multi-Task RL" (2025): rewards times c_k = max_j mean(r_j) /
-    mean(r_k), so sigma_k = 1 / c_k. It changes only at resets (`resets`), as targets change with it; before all
-    tasks have finished an episode, with each that ends. It is 1 for a task without a reward so far.
+    mean(r_k), so sigma_k = 1 / c_k. It changes only at resets (`resets`), because targets change with it; until
+    all tasks have finished an episode, also with each episode. It is 1 for a task without rewards so far.
 
     Differences from the paper:
-        1. Values are divided where they are learned, not rewards where they are sampled.
-        2. The mean is over the steps of all finished episodes, not over a replay, which not every learner has; of the
-           magnitude of each episode's return, as rewards may be negative.
+        1. Values are divided where they are learned, instead of rewards where they are sampled.
+        2. The mean is over the steps of all finished episodes instead of a replay, which not every learner has, and of
+           the magnitude of each episode's return, because rewards may be negative.
         3. sigma is at least `minimum`.
     """
 
@@ -269,7 +269,7 @@ class MeanReward(Division):
 
     def observe(self, task: Int[Tensor, " E"], results: Metrics) -> None:
         task = task.to(self.reward.device)
-        self.settled &= self.steps.all()  # no more where `init_from` added tasks
+        self.settled &= self.steps.all()  # no longer if `init_from` added tasks
         self.reward.index_add_(0, task, results["return"].abs().to(self.reward))
         self.steps.index_add_(0, task, results["length"].to(self.steps))
         if not self.settled:

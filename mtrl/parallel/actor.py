@@ -1,4 +1,4 @@
-"""An actor: the process that acts with the newest policy it has been sent, and hands over one rollout after another."""
+"""Actor process: acts with the newest policy that it has received, and delivers one rollout after another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import mtrl.nn  # noqa: F401  # registers what a policy is made of
+import mtrl.nn  # noqa: F401  # registers the components of policies
 from mtrl.data.experience import Collector, EpisodeStatistics, OnPolicy
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.nn.networks import build_policy
@@ -25,19 +25,19 @@ from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, copy_into
 from mtrl.types import Metrics, VecEnv
 
 Ended = list[tuple[list[int], dict[str, list[float]]]]
-"""Arguments of the calls of `EpisodeStatistics.add` during a rollout, as lists: a pipe would share tensors."""
+"""Arguments of the calls of `EpisodeStatistics.add` during a rollout, as lists because a pipe would share tensors."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an actor is made from. All of it pickles.
+    """What an actor is built from. Everything in it can be pickled.
 
     Attributes:
-        make_env: A function of a module, or a partial of one.
-        policy: What `build_policy` takes.
-        options: Of the `Collector`.
+        make_env: A module-level function, or a partial of one.
+        policy: Description for `build_policy`.
+        options: Options of the `Collector`.
         discount: See `EpisodeStatistics`.
-        seed: Of the episodes and of the actions.
+        seed: Seed of episodes and actions.
     """
 
     make_env: Callable[[], VecEnv]
@@ -49,7 +49,7 @@ class Recipe:
 
 
 class RemoteTaskSampler(TaskSampler):
-    """Stands for the learner's sampler: its shares come with the weights, and episodes go to it with the rollout."""
+    """Stand-in for the learner's sampler, whose shares come with the weights; episodes are sent with the rollout."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -63,18 +63,18 @@ class RemoteTaskSampler(TaskSampler):
         self.ended.append((task.tolist(), {name: values.tolist() for name, values in results.items()}))
 
     def take(self) -> Ended:
-        """What has ended since the last call."""
+        """Returns the episodes that have ended since the last call."""
         ended, self.ended = self.ended, []
         return ended
 
 
 def broadcast_tree(policy: torch.nn.Module, shares: Float[Tensor, " K"]) -> Tree:
-    """What the learner sends to its actors."""
+    """The tensors that the learner sends to its actors."""
     return {"policy": policy.state_dict(), "shares": shares}
 
 
 def main(fd: int) -> None:
-    """Serves the learner at the other end of a pipe until it closes, also when the learner is killed: no orphans."""
+    """Serves the learner at the other end of a pipe until it closes, which it also does if the learner is killed."""
     torch.set_num_threads(1)
     connection = Connection(fd)
     with suppress(OSError):  # the learner is gone
@@ -85,7 +85,7 @@ def main(fd: int) -> None:
 
 
 def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
-    """Passes on that the slot is free; ends this process, whatever it is doing, when the pipe closes."""
+    """Forwards messages that the slot is free, and exits the process, whatever it is doing, when the pipe closes."""
     try:
         while True:
             free.put(connection.recv())
@@ -94,7 +94,7 @@ def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
 
 
 def _act(connection: Connection) -> None:
-    """Collects rollouts without end. Each begins with the newest weights, and waits for the slot to be free."""
+    """Collects rollouts forever, each with the newest weights. After each it waits until the slot is free."""
     recipe: Recipe = connection.recv()
     broadcast = WeightBroadcast(SharedTensors.receive(connection))
     free: SimpleQueue[None] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Actors beside the learner."""
+"""On-policy data from actors that run in parallel with the learner."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from mtrl.parallel.transport import ActorError, Death, Delivery, Transport
 from mtrl.types import Actor, DataSource, Metrics, PhaseTimer, Rollout, State, VecEnv
 
 MOST_DEATHS = 3
-"""An actor that dies so often without a rollout in between is given up."""
+"""Number of deaths of an actor in a row, without a rollout in between, that raises `ActorError`."""
 
 
 class AsyncOnPolicy(DataSource):
     """Rollouts of T steps, each used once, from actors that act while the learner learns.
 
-    Espeholt et al., "IMPALA" (2018). As many rollouts as there are actors make a batch, side by side, as they come.
+    Espeholt et al., "IMPALA" (2018). A batch is as many rollouts as there are actors, in order of arrival.
 
     Weights are published before the batch of each update is gathered. Each actor fills one rollout while the learner
-    learns, and takes the newest weights for the next: what is learned from is one update old where actors keep pace.
-    (Room for another would only make it older.) `policy_lag` counts these updates.
+    learns, and takes the newest weights for the next, so that rollouts are one update old if actors keep pace. (Room
+    for another rollout would only make them older.) `policy_lag` counts these updates.
 
-    Of an actor nothing is saved: in a resumed run all begin new episodes, with other random numbers.
+    The state of actors is not saved: in a resumed run all begin new episodes, with other random numbers.
 
     Args:
         count: Number of actors.
-        num_envs: Slots of all of them together.
-        make_env: Makes the environment of one of them; a function of a module, or a partial of one.
-        transport: Has no actors yet.
-        timer: Told the time that the learner waits.
-        options: Of each actor's `Collector`.
-        seed: Every actor's seed comes from it.
-        report: Takes a line about each actor that died.
+        num_envs: Total number of slots of all actors.
+        make_env: Makes the environment of one actor; a module-level function, or a partial of one.
+        transport: A transport that has no actors yet.
+        timer: Times how long the learner waits.
+        options: Options of each actor's `Collector`.
+        seed: The actors' seeds are derived from it.
+        report: Called with a line about each actor that died.
         rollout_length: T.
     """
 
@@ -63,20 +63,20 @@ class AsyncOnPolicy(DataSource):
         self.seed, self.report = seed, report
         self.rollout_length, self.batch_shape = rollout_length, (rollout_length, num_envs)
         self.restarts = 0
-        self._started = 0  # in all sessions of the run
+        self._started = 0  # over all sessions of the run
         self._running = False
         self._deaths = [0] * count  # in a row
         self._rollouts: list[Rollout] = []
         self._lags: list[int] = []
 
     def connect(self, policy: PolicyNetwork) -> None:
-        """Its weights are published."""
+        """Sets the policy whose weights are published."""
         self.policy = policy
-        discount = self.episodes.discount  # the learner has been made
+        discount = self.episodes.discount  # known once the learner is built
         self.recipe = Recipe(self.make_env, policy.description, self.rollout_length, self.options, discount, self.seed)
 
     def collect(self, actor: Actor, progress: float = 0.0) -> int:
-        """Publishes the weights and gathers the next batch. The actors act, not `actor`."""
+        """Publishes the weights and gathers the next batch from the actors; `actor` is not used."""
         self.transport.publish(broadcast_tree(self.policy, self.episodes.sampler.probabilities()))
         if not self._running:  # only now, as a state may have been loaded
             self._running = True
@@ -89,7 +89,7 @@ class AsyncOnPolicy(DataSource):
                     if isinstance(event, Death):
                         self._replace(event)
                     else:
-                        gathered.append(self._take_in(event))
+                        gathered.append(self._accept(event))
         self._rollouts = [concatenate(gathered)]
         return self._rollouts[0].task.numel()
 
@@ -98,7 +98,7 @@ class AsyncOnPolicy(DataSource):
         self._started += 1
         self.transport.start(actor, replace(self.recipe, seed=seed))
 
-    def _take_in(self, delivery: Delivery) -> Rollout:
+    def _accept(self, delivery: Delivery) -> Rollout:
         self._deaths[delivery.actor] = 0
         self._lags.append(self.transport.version - delivery.version)
         for task, results in delivery.ended:
@@ -119,10 +119,10 @@ class AsyncOnPolicy(DataSource):
             yield self._rollouts.pop()
 
     def statistics(self) -> Metrics:
-        """Those of the episodes, and mean and maximum of the lag of the rollouts since the last call."""
+        """Statistics of episodes, and mean and maximum lag of the rollouts since the last call."""
         lags, self._lags = torch.tensor(self._lags or [torch.nan]).double(), []
-        own = {"policy_lag": lags.mean(), "policy_lag_max": lags.max(), "actor_restarts": torch.tensor(self.restarts)}
-        return {**self.episodes.statistics(), **own}
+        lag = {"policy_lag": lags.mean(), "policy_lag_max": lags.max()}
+        return {**self.episodes.statistics(), **lag, "actor_restarts": torch.tensor(self.restarts)}
 
     def close(self) -> None:
         self.transport.close()
