@@ -201,7 +201,7 @@ class Given(Components):
     def value_scaling(self, head: str, gamma: float, **runtime: Any) -> ValueNorm:
         return self.given_norm
 
-    def task_step(
+    def optimizer(
         self, module: nn.Module, optimizer: Any, max_grad_norm: float, has_positive: bool, **runtime: Any
     ) -> MultiTaskOptimizer:
         return self.step(module, max_grad_norm, has_positive)

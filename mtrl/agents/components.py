@@ -18,7 +18,7 @@ from mtrl.data.experience import EpisodeStatistics
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork, build_policy, build_value
 from mtrl.nn.value_norm import ValueNorm
 from mtrl.optim.aggregation import JacobianAggregation
-from mtrl.optim.multi_task import MultiTaskOptimizer
+from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer, SeparateSteps
 from mtrl.registry import build
 from mtrl.types import EnvSpec, UserError
 
@@ -110,7 +110,7 @@ class Components:
             raise UserError(f"value_norm={name} rescales values, not logits: use value_norm=none with {value_head}.")
         return norm
 
-    def task_step(
+    def optimizer(
         self, module: nn.Module, optimizer: Node, max_grad_norm: float, has_positive: bool, **runtime: Any
     ) -> MultiTaskOptimizer:
         """Builds the optimiser of a module's parameters. Its weighting observes the statistics of episodes.
@@ -150,4 +150,16 @@ class Components:
             aggregation,
             max_grad_norm,
             has_positive,
+        )
+
+    def actor_critic_steps(
+        self, policy: PolicyNetwork, value: ValueNetwork, optimizer: Node, max_grad_norm: float
+    ) -> JointStep | SeparateSteps:
+        """Builds the optimisers of a policy and a value network: one, if they share a torso or a core with weights."""
+        if list(policy.torso.parameters()) + list(policy.core.parameters()):
+            both = nn.ModuleList([policy, value])
+            return JointStep(self.optimizer(both, optimizer, max_grad_norm, has_positive=True))
+        return SeparateSteps(
+            self.optimizer(policy, optimizer, max_grad_norm, has_positive=False),
+            self.optimizer(value, optimizer, max_grad_norm, has_positive=True),
         )

@@ -90,9 +90,9 @@ class Sac(Learner):
         # Each temperature belongs to a single task, so there is nothing to weigh or aggregate.
         alone = replace(c, weighting={"name": "uniform"}, aggregation={"name": "sum"})
         self.optimizers = {
-            "policy": c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False, **runtime),
-            "critics": c.task_step(self.critics, optimizer, max_grad_norm, has_positive=True, **runtime),
-            "temperature": alone.task_step(self.temperature, optimizer, float("inf"), has_positive=False),
+            "policy": c.optimizer(self.policy, optimizer, max_grad_norm, has_positive=False, **runtime),
+            "critics": c.optimizer(self.critics, optimizer, max_grad_norm, has_positive=True, **runtime),
+            "temperature": alone.optimizer(self.temperature, optimizer, float("inf"), has_positive=False),
         }
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.networks = nn.ModuleDict(

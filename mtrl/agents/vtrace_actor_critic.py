@@ -20,47 +20,22 @@ Differences from the papers:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtrl import per_task
 from mtrl.agents import aux_loss
 from mtrl.agents.components import Components
 from mtrl.agents.losses import clipped_surrogate, per_task_standardise, require_finite, vtrace
+from mtrl.agents.minibatch import Minibatch, check_num_minibatches
 from mtrl.checks import not_negative, positive
-from mtrl.optim.multi_task import JointStep, SeparateSteps, checked_once
+from mtrl.optim.multi_task import checked_once
 from mtrl.registry import register
 from mtrl.types import Learner, Metrics, Rollout
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """N sequences of L steps, or of L = 1 where the policy has no memory."""
-
-    obs: Shaped[Tensor, "L N *obs"]
-    action: Shaped[Tensor, "L N *action"]
-    task: Int[Tensor, "L N"]
-    log_prob: Float[Tensor, "L N"]
-    """Log-probability of the action under the policy at the beginning of the update."""
-    target: Float[Tensor, "L N"]
-    """Target of the value network, in the units of its output."""
-    advantage: Float[Tensor, "L N"]
-    chosen: Bool[Tensor, "L N"]
-    """Whether a policy chose the action."""
-    is_first: Bool[Tensor, "L N"]
-    """Whether an episode begins here."""
-    core_state: Float[Tensor, "L N S"]
-    """Recurrent state; the first row is the state at the beginning of each sequence."""
-    aux_targets: Float[Tensor, "L N D"]
-    """Targets of the auxiliary losses."""
-
-    def select(self, sequences: Int[Tensor, " n"]) -> Minibatch:
-        """Selects some of the sequences."""
-        return Minibatch(**{name: tensor[:, sequences] for name, tensor in vars(self).items()})
 
 
 @register("agent", "impala")
@@ -109,50 +84,24 @@ class VTraceActorCritic(Learner):
         obs_norm: str = "running",
         initial_std: float = 1.0,
     ) -> None:
-        positive(
-            num_epochs=num_epochs,
-            num_minibatches=num_minibatches,
-            clip_range=clip_range,
-            clip_rho=clip_rho,
-            clip_c=clip_c,
-        )
-        positive(reward_clip=reward_clip, value_coef=value_coef)
+        positive(num_epochs=num_epochs, num_minibatches=num_minibatches, clip_range=clip_range, clip_rho=clip_rho)
+        positive(clip_c=clip_c, reward_clip=reward_clip, value_coef=value_coef)
         not_negative(entropy_coef=entropy_coef, end_factor=end_factor, gae_lambda=gae_lambda, gamma=gamma)
         gaussian = {"name": "gaussian", "initial_std": initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
         # One value head per task, whatever the policy has: values differ far more between tasks than good actions do.
         # Values are zero at first: before there are rewards, others would be advantages of an arbitrary scale.
         self.value = c.value(self.policy, "per_task", gain=0.0)
-        self._check_minibatches(num_minibatches, c.batch_shape)
-        self.steps: SeparateSteps | JointStep
-        if list(self.policy.torso.parameters()) + list(self.policy.core.parameters()):
-            both = nn.ModuleList([self.policy, self.value])
-            self.steps = JointStep(c.task_step(both, optimizer, max_grad_norm, has_positive=True))
-        else:
-            self.steps = SeparateSteps(
-                c.task_step(self.policy, optimizer, max_grad_norm, has_positive=False),
-                c.task_step(self.value, optimizer, max_grad_norm, has_positive=True),
-            )
+        check_num_minibatches(num_minibatches, self.policy.core, c.batch_shape)
+        self.steps = c.actor_critic_steps(self.policy, self.value, optimizer, max_grad_norm)
         self.value_norm = c.value_scaling("per_task", gamma=gamma)
         self.networks = nn.ModuleDict({"policy": self.policy, "value": self.value, "value_norm": self.value_norm})
         self.optimizers, self.num_tasks, self.aux_losses = self.steps.by_name, c.spec.num_tasks, c.aux_losses
         self.gamma, self.gae_lambda, self.reward_clip = gamma, gae_lambda, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
-        self.num_epochs, self.num_minibatches, self.normalise_advantage = (
-            num_epochs,
-            num_minibatches,
-            normalise_advantage,
-        )
+        self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
+        self.normalise_advantage = normalise_advantage
         self.value_coef, self.entropy_coef, self.end_factor = value_coef, entropy_coef, end_factor
-
-    def _check_minibatches(self, num_minibatches: int, batch_shape: tuple[int, ...] | None) -> None:
-        if batch_shape is None:
-            return
-        core = self.policy.core
-        _, samples = core.sequences(torch.empty(batch_shape)).shape
-        if num_minibatches > samples:
-            kind = "sequences (one per slot)" if core.state_size else "samples (rollout_length times slots)"
-            raise ValueError(f"{num_minibatches} minibatches cannot be made of {samples} {kind}.")
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the fraction of training done."""
@@ -189,12 +138,10 @@ class VTraceActorCritic(Learner):
         entropy_coef = torch.full_like(advantage[0, 0], factor * self.entropy_coef)
         aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=advantage)
         steps: list[Metrics] = []
-        size = whole.task.shape[1] // self.num_minibatches
         with checked_once(self.optimizers.values()):
             for _ in range(self.num_epochs):
-                order = torch.randperm(whole.task.shape[1], device=task.device)
-                for sequences in order[: self.num_minibatches * size].view(self.num_minibatches, size):
-                    steps.append(self._step(whole.select(sequences), entropy_coef, aux_coefs))
+                for batch in whole.shuffled(self.num_minibatches):
+                    steps.append(self._step(batch, entropy_coef, aux_coefs))
         # Last, so that the policy learned with the normalisation with which it acted.
         self.policy.obs_norm.update(rollout.obs, task)
 

@@ -61,7 +61,7 @@ class Distill(Learner):
         if self.policy.core.state_size:
             raise UserError("agent=distill learns from single steps, so that its policy has no memory: use core=none.")
         self.networks = nn.ModuleDict({"policy": self.policy})
-        step = c.task_step(self.policy, optimizer, max_grad_norm, has_positive=self.loss.is_positive)
+        step = c.optimizer(self.policy, optimizer, max_grad_norm, has_positive=self.loss.is_positive)
         self.optimizers, self._losses = {"policy": step}, "positive" if self.loss.is_positive else "signed"
         self.num_tasks, self.end_factor = c.spec.num_tasks, end_factor
         self._mask = torch.tensor(c.spec.action_mask, device=c.device)

@@ -873,7 +873,7 @@ def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
 
 
 def use(learner: Learner, weighting: str, aggregation: Any) -> None:
-    """Puts other components into the learner's steps, as `Components.task_step` does."""
+    """Puts other components into the learner's steps, as `Components.optimizer` does."""
     for network in learner.optimizers.keys() - {"temperature"}:
         step, has_positive = learner.optimizers[network], network != "policy" or isinstance(learner, Distill)
         chosen = build_weighting(weighting)

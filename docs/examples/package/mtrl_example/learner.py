@@ -25,7 +25,7 @@ class Cloning(Learner):
         self.policy = c.policy(obs_norm="running")
         self.networks = nn.ModuleDict({"policy": self.policy})
         adam = {"name": "adam", "lr": lr, "eps": 1e-8}
-        self.optimizers = {"policy": c.task_step(self.policy, adam, max_grad_norm=1.0, has_positive=False)}
+        self.optimizers = {"policy": c.optimizer(self.policy, adam, max_grad_norm=1.0, has_positive=False)}
         self.num_tasks = c.spec.num_tasks
 
     def update(self, batch: Batch, progress: float) -> Metrics:
