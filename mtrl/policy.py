@@ -26,6 +26,7 @@ from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, EnvSpec, UserError, match_tasks
+from mtrl.zoo.collection import shipped_folder, shipped_names
 
 FORMAT = 1
 
@@ -182,6 +183,8 @@ def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, 
 def find_policy(path: str | Path) -> Path:
     """The policy folder in a run (its newest intact checkpoint), a checkpoint, or the folder itself.
 
+    A path that does not exist may be the name of a shipped policy (`mtrl.zoo`).
+
     Raises:
         UserError: There is none, or the checkpoint is damaged.
     """
@@ -202,9 +205,12 @@ def find_policy(path: str | Path) -> Path:
         except ValueError as error:
             raise UserError(f"{path / 'checkpoints'} cannot be read: {error}.") from error
         return newest_valid(path / "checkpoints", use=lambda intact: read_policy(intact / "policy")) / "policy"
+    if not path.exists() and (shipped := shipped_folder(path)):
+        return shipped
     raise UserError(
-        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
-        f"folder (with config.json), found {_listing(path)}."
+        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/), a policy "
+        f"folder (with config.json) or the name of a shipped policy ({', '.join(shipped_names()) or 'there are none'}), "
+        f"found {_listing(path)}."
     )
 
 
@@ -241,7 +247,8 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
     """Loads a policy for acting, evaluation or transfer. Nothing is unpickled.
 
     Args:
-        path: A run folder (its newest intact checkpoint is used), a checkpoint or a policy folder.
+        path: A run folder (its newest intact checkpoint is used), a checkpoint, a policy folder, or the name of a
+            shipped policy.
 
     Raises:
         UserError: There is no policy, its files are damaged or have a later format, or there is no such device.

@@ -42,7 +42,6 @@ class TeacherLoss(AuxLoss):
             reinforcement learning stays zero.
     """
 
-
     def __init__(
         self,
         spec: EnvSpec,

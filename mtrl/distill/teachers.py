@@ -42,7 +42,7 @@ class PolicyTeacher:
     sample of it.
 
     Args:
-        path: A run folder, a checkpoint or a policy folder.
+        path: A run folder, a checkpoint, a policy folder or the name of a shipped policy.
 
     Raises:
         UserError: It cannot be loaded, does not know every task, reads other observations, has other actions, or has a
