@@ -207,10 +207,10 @@ def find_policy(path: str | Path) -> Path:
         return newest_valid(path / "checkpoints", use=lambda intact: read_policy(intact / "policy")) / "policy"
     if not path.exists() and (shipped := shipped_folder(path)):
         return shipped
+    shipped_policies = ", ".join(shipped_names()) or "there are none"
     raise UserError(
-        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/), a policy "
-        f"folder (with config.json) or the name of a shipped policy ({', '.join(shipped_names()) or 'there are none'}), "
-        f"found {_listing(path)}."
+        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/), a policy folder "
+        f"(with config.json) or the name of a shipped policy ({shipped_policies}), found {_listing(path)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Policies that come with the package: a folder for each in `policies`, found by its name wherever a policy is asked for.
+"""Policies that come with the package: a folder for each, found by its name wherever a policy is asked for.
 
     policies/<name>/
       config.json, model.safetensors        the policy, as in a checkpoint
