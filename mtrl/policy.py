@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.checks import positive
+from mtrl.export import export
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import construct, unknown
 from mtrl.run.checkpoint.codec import CheckpointError
@@ -120,6 +121,22 @@ class Policy:
         if single:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
+
+    def export(self, path: str | Path) -> None:
+        """Writes the policy for other programs: normaliser and choice of the task included, without exploration.
+
+        Inputs are `obs` (N, *obs_shape) in the dtype of the observations and `task` (N,) int64, ids of `tasks`; the
+        output is what `act` gives: actions (N, A), or (N,) if discrete. N is free.
+
+        Args:
+            path: A file that ends in `.onnx`, or in `.pt2` for `torch.export.load`.
+
+        Raises:
+            UserError: The file has another ending or cannot be written, the policy has a memory, or ONNX is not
+                installed.
+        """
+        ids = self.actor.ids if isinstance(self.actor, Renumbered) else torch.arange(len(self.tasks))
+        export(self.network, self.spec, ids.to(self._state.device), Path(path))
 
     def _task_ids(self, task: Any, count: int) -> Tensor:
         each = [task] if isinstance(task, str) or np.ndim(task) == 0 else list(task)
