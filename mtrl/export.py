@@ -30,6 +30,7 @@ class Deterministic(nn.Module):
     def __init__(self, network: PolicyNetwork, ids: Int[Tensor, " K"]) -> None:
         super().__init__()
         self.network = network
+        self.ids: Tensor
         self.register_buffer("ids", ids)
 
     def forward(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Tensor:
