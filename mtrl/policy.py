@@ -28,6 +28,7 @@ from mtrl.run.reading import check_finite, check_inside, check_sizes, count, rea
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, EnvSpec, UserError, match_tasks
 from mtrl.zoo.collection import shipped_folder, shipped_names
+from mtrl.zoo.hub import fetch, is_repository
 
 FORMAT = 1
 
@@ -200,7 +201,8 @@ def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, 
 def find_policy(path: str | Path) -> Path:
     """The policy folder in a run (its newest intact checkpoint), a checkpoint, or the folder itself.
 
-    A path that does not exist may be the name of a shipped policy (`mtrl.zoo`).
+    A path that does not exist may be the name of a shipped policy (`mtrl.zoo`), or `user/name` of a repository on the
+    Hugging Face hub, which is fetched.
 
     Raises:
         UserError: There is none, or the checkpoint is damaged.
@@ -224,6 +226,8 @@ def find_policy(path: str | Path) -> Path:
         return newest_valid(path / "checkpoints", use=lambda intact: read_policy(intact / "policy")) / "policy"
     if not path.exists() and (shipped := shipped_folder(path)):
         return shipped
+    if not path.exists() and is_repository(path):
+        return fetch(path.as_posix())
     shipped_policies = ", ".join(shipped_names()) or "there are none"
     raise UserError(
         f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/), a policy folder "
@@ -264,8 +268,8 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
     """Loads a policy for acting, evaluation or transfer. Nothing is unpickled.
 
     Args:
-        path: A run folder (its newest intact checkpoint is used), a checkpoint, a policy folder, or the name of a
-            shipped policy.
+        path: A run folder (its newest intact checkpoint is used), a checkpoint, a policy folder, the name of a
+            shipped policy, or `user/name` of a repository on the Hugging Face hub.
 
     Raises:
         UserError: There is no policy, its files are damaged or have a later format, or there is no such device.

@@ -3,6 +3,7 @@
 python -m mtrl.zoo                                              # lists them
 python -m mtrl.zoo card run=runs/... name=mt50                  # the run's last checkpoint becomes one, with its card
 python -m mtrl.zoo card run=runs/... name=mt50 out=folder       # the same, elsewhere
+python -m mtrl.zoo push policy=mt50 repo=user/mt50              # to the Hugging Face hub: needs the extra [hub]
 
 Any of their names stands where a policy is asked for:
 
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mtrl.config import parse, run_or_exit, split_paths
-from mtrl.policy import read_policy
+from mtrl.policy import find_policy, read_policy
 from mtrl.registry import construct, unknown
 from mtrl.run.evaluation.report import aligned
 from mtrl.types import UserError
 from mtrl.zoo import collection
 from mtrl.zoo.card import make_card, read_card, write_card
+from mtrl.zoo.hub import push_to_hub
 from mtrl.zoo.readme import headline, readme
 
 
@@ -67,6 +70,29 @@ def card(run: str, name: str, out: str | None = None) -> Path:
     return folder
 
 
+def push(policy: str, repo: str, private: bool = False) -> str:
+    """Sends a policy with its card to the Hugging Face hub. Returns the address.
+
+    Args:
+        policy: Anything that `mtrl.load_policy` takes.
+        repo: Name of the repository, `user/name`; made if there is none.
+        private: Whether a repository that is made is private.
+
+    Raises:
+        UserError: There is no such policy, or it cannot be sent.
+    """
+    folder = find_policy(policy)
+    read_policy(folder)  # nothing damaged is sent
+    return push_to_hub(folder, repo, private)
+
+
+COMMANDS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
+    "card": (card, ("run", "name", "out")),
+    "push": (push, ("policy", "repo")),
+}
+"""Functions, with those of their arguments that are used verbatim."""
+
+
 def main() -> None:
     """Command line."""
     run_or_exit(_main, sys.argv[1:])
@@ -74,17 +100,18 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nKeys of card: run, name, out")
+        print(f"{__doc__}\nKeys of card: run, name, out. Keys of push: policy, repo, private")
         return 0
     if not arguments or arguments == ["list"]:
         print("\n".join(list_policies()))
         return 0
     command, *rest = arguments
-    if command != "card":
-        raise UserError(unknown("command", command, ["list", "card"]))
-    settings, paths = split_paths(rest, ("run", "out", "name"))
+    if command not in COMMANDS:
+        raise UserError(unknown("command", command, ["list", *COMMANDS]))
+    function, verbatim = COMMANDS[command]
+    settings, paths = split_paths(rest, verbatim)
     keywords = {override.key_or_group: override.value() for override in parse(settings)}
-    print(construct("card", card, {**keywords, **paths}))
+    print(construct(command, function, {**keywords, **paths}))
     return 0
 
 

@@ -117,7 +117,7 @@ def test_the_last_checkpoint_must_have_been_evaluated(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["crad"], "Unknown command 'crad'. Did you mean 'card'? Valid: list, card."),
+        (["crad"], "Unknown command 'crad'. Did you mean 'card'? Valid: list, card, push."),
         (["card"], "card needs a value for: run, name."),
         (["card", "run=nowhere", "name=x"], "No run in nowhere: expected a run folder (with checkpoints/)."),
         (["card", "run=toy", "name=x"], "No run in toy"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,23 @@ def test_a_path_that_exists_wins(shelf: Path) -> None:
         find_policy("theirs")
 
 
-@pytest.mark.parametrize("name", ["our", "../policies/our", "x/ours"])
+@pytest.mark.parametrize("name", ["our", "../policies/our", "x/y/ours"])
 def test_unknown_name(shelf: Path, name: str) -> None:
     expected = r"expected a run folder .* or the name of a shipped policy \(ours, theirs\), found nothing there\.$"
     with pytest.raises(UserError, match=expected):
         find_policy(name)
+
+
+def test_a_repository_without_the_package(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    expected = (
+        r"No policy in x/ours: there is no such path. A repository of the Hugging Face hub needs huggingface-hub: "
+    )
+    with pytest.raises(UserError, match=expected):
+        find_policy("x/ours")
+    Path("x").mkdir()  # then it is meant as a path
+    with pytest.raises(UserError, match="expected a run folder .* found nothing there"):
+        find_policy("x/ours")
 
 
 def result(successes: dict[str, int | None], n: int = 10, returns: float = 1.0) -> EvalResult:
