@@ -69,7 +69,7 @@ def test_a_repository_without_the_package(shelf: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=expected):
         find_policy("x/ours")
     Path("x").mkdir()  # then it is meant as a path
-    with pytest.raises(UserError, match="expected a run folder .* found nothing there"):
+    with pytest.raises(UserError, match=r"expected a run folder .* found nothing there"):
         find_policy("x/ours")
 
 
