@@ -3,12 +3,15 @@
 python -m mtrl.evaluate run=runs/...                            # the official protocol: per-task table, eval.json
 python -m mtrl.evaluate run=runs/... video=true                 # and a film of every task
 python -m mtrl.evaluate run=runs/... env.split=test             # another setting of its environment
+python -m mtrl.evaluate policy=mt50                             # a policy that comes with the package, beside its card
+python -m mtrl.evaluate policy=folder env=mt10                  # a policy folder that does not say its environment
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,22 @@ import torch
 import mtrl.envs
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
 from mtrl.policy import find_policy, load_policy
-from mtrl.registry import construct, unknown
+from mtrl.registry import construct
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.run.evaluation.report import show, write_eval
 from mtrl.run.evaluation.video import record_videos
 from mtrl.system.cores import available_cores
 from mtrl.types import Actor, EvalResult, UserError
+from mtrl.zoo.card import CARD, compared, read_card
+
+OFFICIAL: dict[str, Any] = {"env": {}, "seed": 0, "eval": {"episodes_per_task": 50}}
+"""Settings for a policy of which nothing is known."""
 
 
-def evaluate_run(
-    run: str,
+def evaluate_policy(
+    run: str | None = None,
+    policy: str | None = None,
     video: bool = False,
     episodes_per_task: int | None = None,
     max_episode_steps: int | None = None,
@@ -36,24 +44,21 @@ def evaluate_run(
     out: str | None = None,
     env: dict[str, Any] | None = None,
 ) -> EvalResult:
-    """Evaluates a run's newest intact checkpoint, or a given one, prints the table and writes `eval.json`.
+    """Evaluates a policy, prints the table, compares it with the policy's card, and writes `eval.json`.
 
     Args:
-        run: Run folder or a checkpoint in it.
+        run: Run folder (its newest intact checkpoint is evaluated) or a checkpoint in it.
+        policy: In its place, anything that `mtrl.load_policy` takes.
         video: Whether to record a video of one episode of each task.
-        episodes_per_task: By default the run's setting.
-        max_episode_steps: By default the run's setting.
-        out: Output folder; by default the run folder.
-        env: Changes to the environment's settings.
+        episodes_per_task: By default the setting of the run that made the policy.
+        max_episode_steps: By default the setting of that run.
+        out: Output folder; by default the run's. Of a policy outside of a run, nothing is written without it.
+        env: Changes to the settings of that run's environment.
     """
-    folder = Path(run)
-    run_dir = next((f for f in (folder, *folder.parents) if (f / "config.yaml").is_file()), None)
-    policy_folder = find_policy(folder)
-    if run_dir is None:
-        raise UserError(f"No config.yaml in {folder} or above it: expected a run folder or a checkpoint in one.")
-    stored = run_dir / "config.yaml"
-    config = load_yaml(stored)
-    stored_entry(config, "env.name", str, stored)
+    if (run is None) == (policy is None):
+        raise UserError("evaluate needs a value for: run, or policy instead of it.")
+    folder = find_policy(str(run or policy))
+    config, stored, run_dir = _settings(folder, env or {})
     node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
     if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
         raise UserError(f"env.{wrong[0]} is not a setting of an environment.")
@@ -63,12 +68,15 @@ def evaluate_run(
         max_episode_steps = MAX_EPISODE_STEPS
         if "max_episode_steps" in config["eval"]:  # not in runs of earlier versions
             max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
-    policy = load_policy(policy_folder, device)
+    target = Path(out) if out else run_dir
+    if video and target is None:
+        raise UserError("video=true needs a folder for the videos of a policy outside of a run: out=...")
+    loaded = load_policy(folder, device)
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores CPU quotas
     protocol = mtrl.envs.evaluation_protocol(node, seed)
     evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device)
     try:
-        adapted = policy.for_env(evaluator.env.spec)
+        adapted = loaded.for_env(evaluator.env.spec)
         began = time.perf_counter()
         with Progress() as progress:
 
@@ -77,18 +85,41 @@ def evaluate_run(
                 progress.update(done, total, rate, NO_RESULTS, {}, "evaluation", unit="episodes")
 
             result = evaluator(adapted.actor, report)
-        if new := [name for name in adapted.tasks if name not in policy.tasks]:
+        if new := [name for name in adapted.tasks if name not in loaded.tasks]:
             result = replace(result, protocol={**result.protocol, "not trained in": ", ".join(new)})
-        target = Path(out) if out else run_dir
-        write_eval(target / "eval.json", result, policy=str(policy_folder))
+        if target is not None:
+            write_eval(target / "eval.json", result, policy=str(folder))
         show(result)
-        if video:
+        if stored.name == CARD and not env:
+            print(compared(result, read_card(folder)))
+        if video and target is not None:
             film(adapted.actor, evaluator, target / "videos")
     except OSError as error:
-        raise UserError(f"Cannot write to {out or run_dir}: {error.strerror or error}.") from error
+        raise UserError(f"Cannot write to {target}: {error.strerror or error}.") from error
     finally:
         evaluator.close()
     return result
+
+
+def _settings(folder: Path, env: Mapping[str, Any]) -> tuple[dict[str, Any], Path, Path | None]:
+    """Settings of the run that made a policy, the file that they are in, and the run's folder if it is there.
+
+    They are in the policy's card or in the run. Otherwise `env` must name the environment, and the rest is `OFFICIAL`.
+    """
+    if (folder / CARD).is_file():
+        return read_card(folder).config, folder / CARD, None
+    run_dir = next((f for f in (folder, *folder.parents) if (f / "config.yaml").is_file()), None)
+    if run_dir is not None:
+        stored = run_dir / "config.yaml"
+        config = load_yaml(stored)
+        stored_entry(config, "env.name", str, stored)
+        return config, stored, run_dir
+    if "name" not in env:
+        raise UserError(
+            f"No config.yaml in {folder} or above it, and no {CARD}: expected a run folder, a checkpoint in one or a "
+            "policy with its card. Name the environment of another policy: policy=... env=mt10"
+        )
+    return OFFICIAL, folder, None
 
 
 def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
@@ -115,32 +146,26 @@ def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:
 
 
 def main() -> None:
-    """Command line: `key=value` arguments of `evaluate_run`, and `env.key=value` for the environment."""
+    """Command line: `key=value` arguments of `evaluate_policy`, and `env.key=value` for the environment."""
     run_or_exit(_main, sys.argv[1:])
 
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\nKeys: run, video, episodes_per_task, max_episode_steps, device, out, env.*")
+        print(f"{__doc__}\nKeys: run, policy, video, episodes_per_task, max_episode_steps, device, out, env, env.*")
         return 0
     keywords: dict[str, Any] = {}
     changes: dict[str, Any] = {}
-    settings, paths = split_paths(arguments, ("run", "out"))
+    settings, paths = split_paths(arguments, ("run", "policy", "out"))
     for override in parse(settings):
         key, value = override.key_or_group, override.value()
-        if key.startswith("env."):
+        if key == "env":
+            changes["name"] = value
+        elif key.startswith("env."):
             changes[key.removeprefix("env.")] = value
         else:
             keywords[key] = value
-    if "env" in keywords:
-        raise UserError(
-            unknown(
-                "key",
-                "env",
-                ["run", "video", "episodes_per_task", "max_episode_steps", "device", "out", "env.<option>"],
-            )
-        )
-    construct("evaluate", evaluate_run, {**keywords, **paths, "env": changes})
+    construct("evaluate", evaluate_policy, {**keywords, **paths, "env": changes})
     return 0
 
 

@@ -6,7 +6,6 @@ python -m mtrl.plot run=runs/... out=folder
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from mtrl.config import parse, run_or_exit, split_paths
 from mtrl.files import replacing, stored_number
 from mtrl.registry import construct, missing_extra
+from mtrl.run.logger import read_rows
 from mtrl.types import UserError
 
 CURVES: dict[str, tuple[str, ...]] = {
@@ -35,20 +35,6 @@ CURRENT: dict[str, str] = {"cosine": "grad/*_cosine", "routing": "train/*_routin
 
 Series = tuple[list[int], list[float]]
 """Steps and values."""
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`. Raises `UserError` if there are none."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: it is not the log of a run ({error}).") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
-            raise UserError(f"{path} cannot be read: line {number} is not a row of metrics with its step.")
-    if not rows:
-        raise UserError(f"Nothing has been logged in {path} so far.")
-    return rows
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
@@ -85,7 +71,7 @@ def matrices(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], li
 
 def plot(run: str, out: str | None = None) -> list[Path]:
     """Plots the metrics of a run. Returns the files. Raises `UserError` if there are no metrics or no matplotlib."""
-    rows = read(Path(run) / "metrics.jsonl")
+    rows = read_rows(Path(run) / "metrics.jsonl")
     try:
         import matplotlib as mpl
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mtrl.nn  # noqa: F401  # registers what a policy is made of
 from mtrl.checks import positive
+from mtrl.export import export
 from mtrl.nn.networks import PolicyNetwork, build_policy
 from mtrl.registry import construct, unknown
 from mtrl.run.checkpoint.codec import CheckpointError
@@ -26,6 +27,8 @@ from mtrl.run.checkpoint.rotation import newest_valid
 from mtrl.run.reading import check_finite, check_inside, check_sizes, count, read_json, read_tensors, reason
 from mtrl.state import check_like, planned, shown
 from mtrl.types import Actor, EnvSpec, UserError, match_tasks
+from mtrl.zoo.collection import shipped_folder, shipped_names
+from mtrl.zoo.hub import fetch, is_repository
 
 FORMAT = 1
 
@@ -120,6 +123,22 @@ class Policy:
             action = action[0]
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action
 
+    def export(self, path: str | Path) -> None:
+        """Writes the policy for other programs: normaliser and choice of the task included, without exploration.
+
+        Inputs are `obs` (N, *obs_shape) in the dtype of the observations and `task` (N,) int64, ids of `tasks`; the
+        output is what `act` gives: actions (N, A), or (N,) if discrete. N is free.
+
+        Args:
+            path: A file that ends in `.onnx`, or in `.pt2` for `torch.export.load`.
+
+        Raises:
+            UserError: The file has another ending or cannot be written, the policy has a memory, or ONNX is not
+                installed.
+        """
+        ids = self.actor.ids if isinstance(self.actor, Renumbered) else torch.arange(len(self.tasks))
+        export(self.network, self.spec, ids.to(self._state.device), Path(path))
+
     def _task_ids(self, task: Any, count: int) -> Tensor:
         each = [task] if isinstance(task, str) or np.ndim(task) == 0 else list(task)
         ids = [self._task_id(name) for name in each]
@@ -182,6 +201,9 @@ def save_policy(folder: Path, network: PolicyNetwork, description: Mapping[str, 
 def find_policy(path: str | Path) -> Path:
     """The policy folder in a run (its newest intact checkpoint), a checkpoint, or the folder itself.
 
+    A path that does not exist may be the name of a shipped policy (`mtrl.zoo`), or `user/name` of a repository on the
+    Hugging Face hub, which is fetched.
+
     Raises:
         UserError: There is none, or the checkpoint is damaged.
     """
@@ -202,9 +224,14 @@ def find_policy(path: str | Path) -> Path:
         except ValueError as error:
             raise UserError(f"{path / 'checkpoints'} cannot be read: {error}.") from error
         return newest_valid(path / "checkpoints", use=lambda intact: read_policy(intact / "policy")) / "policy"
+    if not path.exists() and (shipped := shipped_folder(path)):
+        return shipped
+    if not path.exists() and is_repository(path):
+        return fetch(path.as_posix())
+    shipped_policies = ", ".join(shipped_names()) or "there are none"
     raise UserError(
-        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/) or a policy "
-        f"folder (with config.json), found {_listing(path)}."
+        f"No policy in {path}: expected a run folder (with checkpoints/), a checkpoint (with policy/), a policy folder "
+        f"(with config.json) or the name of a shipped policy ({shipped_policies}), found {_listing(path)}."
     )
 
 
@@ -241,7 +268,8 @@ def load_policy(path: str | Path, device: str = "cpu") -> Policy:
     """Loads a policy for acting, evaluation or transfer. Nothing is unpickled.
 
     Args:
-        path: A run folder (its newest intact checkpoint is used), a checkpoint or a policy folder.
+        path: A run folder (its newest intact checkpoint is used), a checkpoint, a policy folder, the name of a
+            shipped policy, or `user/name` of a repository on the Hugging Face hub.
 
     Raises:
         UserError: There is no policy, its files are damaged or have a later format, or there is no such device.

@@ -42,7 +42,7 @@ class PolicyTeacher:
     of it.
 
     Args:
-        path: Run folder, checkpoint or policy folder.
+        path: Run folder, checkpoint, policy folder or name of a shipped policy.
 
     Raises:
         UserError: The policy cannot be loaded, does not know every task, has other observations or actions, or has

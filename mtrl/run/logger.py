@@ -194,3 +194,17 @@ class MetricAccumulator:
         if name in self._sums:
             total, count = self._sums[name].to(device) + total, self._counts[name].to(device) + count
         self._sums[name], self._counts[name] = total, count
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`. Raises `UserError` if there are none."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: it is not the log of a run ({error}).") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
+            raise UserError(f"{path} cannot be read: line {number} is not a row of metrics with its step.")
+    if not rows:
+        raise UserError(f"Nothing has been logged in {path} so far.")
+    return rows

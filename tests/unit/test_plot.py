@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import mtrl.plot
-from mtrl.plot import curves, matrices, plot, read
+from mtrl.plot import curves, matrices, plot
+from mtrl.run.logger import read_rows
 from tests.system.commands import run, the_error
 
 ROWS: list[dict[str, Any]] = [
@@ -41,7 +42,7 @@ def logged(tmp_path: Path) -> Path:
 
 
 def test_curves(logged: Path) -> None:
-    found = curves(read(logged / "metrics.jsonl"))
+    found = curves(read_rows(logged / "metrics.jsonl"))
     assert found["train/task_share"] == {"a": ([10, 20], [0.25, 0.25]), "b/c": ([10, 20], [0.75, 0.75])}
     assert found["eval/success_rate"] == {"": ([20], [0.5]), "a": ([20], [0.5])}
     assert "grad/policy_cosine" not in found
@@ -51,13 +52,13 @@ def test_null_is_a_gap(logged: Path) -> None:
     """NaN and infinity are stored as null."""
     rows = [{"step": step, "train/loss": value} for step, value in ((1, 0.5), (2, None), (3, 2))]
     (logged / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    steps, values = curves(read(logged / "metrics.jsonl"))["train/loss"][""]
+    steps, values = curves(read_rows(logged / "metrics.jsonl"))["train/loss"][""]
     assert steps == [1, 2, 3]
     assert str(values) == "[0.5, nan, 2]"
 
 
 def test_matrices(logged: Path) -> None:
-    found = matrices(read(logged / "metrics.jsonl"))
+    found = matrices(read_rows(logged / "metrics.jsonl"))
     rows, columns, cosine = found["grad/policy_cosine"]
     assert rows == columns == ["a", "b/c"]
     assert cosine[0] == [1.0, 0.2]

@@ -177,3 +177,26 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "ML45": {"train": ML45_TRAIN, "test": ML45_TEST},
 }
 """The tasks of each benchmark's splits."""
+
+MEDIUM = (
+    "basketball-v3",
+    "bin-picking-v3",
+    "box-close-v3",
+    "coffee-pull-v3",
+    "coffee-push-v3",
+    "hammer-v3",
+    "peg-insert-side-v3",
+    "push-wall-v3",
+    "soccer-v3",
+    "sweep-v3",
+    "sweep-into-v3",
+)
+HARD = ("assembly-v3", "hand-insert-v3", "pick-out-of-hole-v3", "pick-place-v3", "push-v3", "push-back-v3")
+VERY_HARD = ("shelf-place-v3", "disassemble-v3", "stick-pull-v3", "stick-push-v3", "pick-place-wall-v3")
+TIERS: dict[str, tuple[str, ...]] = {
+    "easy": tuple(name for name in MT50 if name not in (*MEDIUM, *HARD, *VERY_HARD)),
+    "medium": MEDIUM,
+    "hard": HARD,
+    "very_hard": VERY_HARD,
+}
+"""The tasks by difficulty, as LeRobot divides them for its reports of MT50."""

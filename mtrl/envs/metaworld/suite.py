@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from mtrl import registry
 from mtrl.envs.base import check_num_envs
-from mtrl.envs.metaworld.catalog import DESCRIPTIONS, TASKS_OF
+from mtrl.envs.metaworld.catalog import DESCRIPTIONS, TASKS_OF, TIERS
 from mtrl.envs.metaworld.goals import NUM_GOALS, Benchmark, official_goals
-from mtrl.types import EnvSpec, EvaluationProtocol, UserError, VecEnv
+from mtrl.types import EnvSpec, EvalResult, EvaluationProtocol, UserError, VecEnv
 
 MAX_HORIZON = 500
 """Length of an episode of the published environments."""
@@ -152,6 +152,13 @@ class MetaworldEvaluation(EvaluationProtocol):
             "goal in the observation": "no" if hidden else "yes",
             **({"split": self.settings.get("split", "train")} if hidden else {}),
         }
+
+    def scores(self, result: EvalResult) -> dict[str, float]:
+        """Mean success rate over the tasks of each tier of difficulty, if there is more than one."""
+        rates = {name: np.mean([bool(e.success) for e in episodes]) for name, episodes in result.by_task.items()}
+        tiers = {tier: [rates[name] for name in tasks if name in rates] for tier, tasks in TIERS.items()}
+        means = {f"success_{tier}": float(np.mean(values)) for tier, values in tiers.items() if values}
+        return means if len(means) > 1 else {}
 
 
 for _name in ("metaworld", "mt1", "ml1", *(name.lower() for name in TASKS_OF)):

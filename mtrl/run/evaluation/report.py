@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from rich.table import Table
 
 from mtrl.files import json_text, write_atomic
 from mtrl.run.evaluation.statistics import summary
-from mtrl.types import EvalResult
+from mtrl.run.reading import read_json, reason
+from mtrl.types import EpisodeResult, EvalResult, UserError
 
 
 def headline(result: EvalResult) -> str:
@@ -48,6 +50,20 @@ def to_json(result: EvalResult) -> dict[str, Any]:
         "summary": summary(result),
         "episodes": episodes,
     }
+
+
+def read_eval(path: Path, root: Path) -> EvalResult:
+    """Reads what `write_eval` wrote to a file in the folder `root`. Raises `UserError` if it cannot be read."""
+    try:
+        stored = read_json(path, root)
+        episodes = tuple(
+            EpisodeResult(task, *values)
+            for task, columns in stored["episodes"].items()
+            for values in zip(*(columns[name] for name in _COLUMNS), strict=True)
+        )
+        return EvalResult(stored["protocol"], episodes, stored["scores"], stored["comparable_returns"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: it is not an evaluation ({reason(error)}).") from error
 
 
 def write_eval(path: Path, result: EvalResult, **more: Any) -> None:
@@ -111,13 +127,17 @@ def table(result: EvalResult) -> Table:
 def plain_table(result: EvalResult) -> str:
     """The same table as plain text, for logs and files."""
     heading, tasks, means = _rows(result)
-    rows = [heading, *tasks, *means]
+    return "\n".join([*aligned([heading, *tasks, *means]), _caption(result)])
+
+
+def aligned(rows: Sequence[Row]) -> list[str]:
+    """Rows of a table as lines of text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
-    return "\n".join([*lines, _caption(result)])
+    return lines
 
 
 def show(result: EvalResult, console: Console | None = None) -> None:

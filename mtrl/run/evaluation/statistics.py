@@ -81,6 +81,36 @@ def _success(outcomes: Sequence[bool]) -> dict[str, Any]:
     return {"success_rate": successes / n, "interval": list(wilson_interval(successes, n))} if n else {}
 
 
+def pooled_interval(result: EvalResult) -> tuple[float, float]:
+    """95% Wilson interval of the success rate over the episodes of all tasks together; NaN if none reports success.
+
+    As wide as if all tasks were equally hard, so it is too wide for the mean over tasks rather than too narrow.
+    """
+    outcomes = [episode.success for episode in result.episodes if episode.success is not None]
+    return wilson_interval(sum(outcomes), len(outcomes)) if outcomes else (math.nan, math.nan)
+
+
+def return_interval(
+    by_task: Sequence[Sequence[float] | np.ndarray], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over tasks of one policy's mean returns.
+
+    It says how much the episodes matter, each task's being drawn anew from its own; nothing of other training seeds.
+
+    Args:
+        by_task: Returns of each task's episodes. NaN if a task has a single one.
+    """
+    if min(map(len, by_task)) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for returns in by_task:
+        drawn = rng.integers(len(returns), size=(resamples, len(returns)))
+        means += np.asarray(returns, dtype=np.float64)[drawn].mean(1) / len(by_task)
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
 def metrics(result: EvalResult) -> dict[str, float]:
     """Scores and summary as metrics: `eval/success_rate`, `eval/success_rate/<task>`; likewise for `eval/return`."""
     statistics = summary(result)
