@@ -62,6 +62,7 @@ def evaluate_policy(
     node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
     if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
         raise UserError(f"env.{wrong[0]} is not a setting of an environment.")
+    as_it_was = not env and max_episode_steps is None
     if episodes_per_task is None:
         episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
     if max_episode_steps is None:
@@ -90,7 +91,7 @@ def evaluate_policy(
         if target is not None:
             write_eval(target / "eval.json", result, policy=str(folder))
         show(result)
-        if stored.name == CARD and not env:
+        if stored.name == CARD and as_it_was:
             print(compared(result, read_card(folder)))
         if video and target is not None:
             film(adapted.actor, evaluator, target / "videos")

@@ -125,11 +125,16 @@ def _outside(value: float, interval: Sequence[float | None]) -> bool:
 
 
 def read_card(folder: Path) -> Card:
-    """Reads the card of a policy. Raises `UserError` if it is damaged."""
+    """Reads the card of a policy. Raises `UserError` if it is damaged, or that of another policy."""
+    file = CARD
     try:
-        card: Card = construct("card", Card, open_sealed(read_json(folder / CARD, folder)))
+        card: Card = construct("card", Card, open_sealed(read_json(folder / file, folder)))
+        for file in FILES:
+            content: Content = construct("files", Content, card.files.get(file))
+            content.check(folder / file, folder)
     except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{folder / 'card.json'} cannot be read: {reason(error)}.") from error
+        what = "cannot be read" if file == CARD else f"is of another policy: {file}"
+        raise UserError(f"{folder / CARD} {what}: {reason(error)}.") from error
     return card
 
 

@@ -141,7 +141,8 @@ def _curve(card: Card) -> list[str]:
         )
         for point in card.curve
     ]
-    heading = ("step", "minutes", f"{card.curve_of} exploring", f"{card.curve_of} in evaluations")
+    clock = "step" if card.config.get("total_updates") is None else "update"
+    heading = (clock, "minutes", f"{card.curve_of} exploring", f"{card.curve_of} in evaluations")
     return [f"## Training\n\n{_table(heading, rows)}"]
 
 

@@ -103,6 +103,17 @@ def test_made_elsewhere(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert collection.shipped_names() == ["toy"]
 
 
+def test_of_a_resumed_run(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy, symlinks=True)
+    assert run(f"resume={copy}", "total_steps=800") == 0
+    assert zoo("card", f"run={copy}", "name=x", f"out={tmp_path / 'x'}") == 0
+    card = json.loads((tmp_path / "x" / "card.json").read_text())
+    assert (card["env_steps"], card["resumed"]) == (800, 1)
+    assert card["command"] == f"python -m mtrl.train {' '.join(tiny())}"
+    assert card["config"]["total_steps"] == 800
+
+
 def test_the_last_checkpoint_must_have_been_evaluated(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

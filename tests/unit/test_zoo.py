@@ -165,8 +165,12 @@ def test_compared_with_the_card(before: EvalResult, now: EvalResult, expected: s
     assert "\n" not in line
 
 
+def files(folder: Path) -> dict[str, Any]:
+    return {name: vars(Content.of(folder / name)) for name in ("config.json", "model.safetensors")}
+
+
 def test_written_and_read(shelf: Path) -> None:
-    card = make(result({"a": 3, "b": None}, n=1))
+    card = make(result({"a": 3, "b": None}, n=1), files=files(shelf / "ours"))
     write_card(card, shelf / "ours", shelf.parent / "new", "text")
     assert read_card(shelf.parent / "new") == dataclasses.replace(
         card, measured=read_card(shelf.parent / "new").measured
@@ -187,10 +191,17 @@ def test_written_and_read(shelf: Path) -> None:
     ],
 )
 def test_damaged_card(shelf: Path, old: str, new: str, expected: str) -> None:
-    write_card(make(result({"a": 3})), shelf / "ours", shelf.parent / "new", "text")
+    write_card(make(result({"a": 3}), files=files(shelf / "ours")), shelf / "ours", shelf.parent / "new", "text")
     path = shelf.parent / "new" / "card.json"
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=rf"card\.json cannot be read: .*{expected}|{expected}"):
+        read_card(shelf.parent / "new")
+
+
+def test_card_of_another_policy(shelf: Path) -> None:
+    card = make(result({"a": 3}), files=files(shelf / "ours"))
+    write_card(card, shelf / "theirs", shelf.parent / "new", "text")
+    with pytest.raises(UserError, match=r"card.json is of another policy: config.json: its content was altered"):
         read_card(shelf.parent / "new")
 
 
