@@ -63,6 +63,7 @@ def on_policy(
     rollout_length: int = 20,
     slots_per_task: int = 16,
     exploring_start_fraction: float = 0.0,
+    max_episode_steps: int | None = None,
 ) -> DataSource:
     """Rollouts of the policy, each learned from once, collected by the learner's process or in parallel (`actors`).
 
@@ -71,8 +72,12 @@ def on_policy(
         rollout_length: Steps of every slot between updates.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
         exploring_start_fraction: See `Collector`.
+        max_episode_steps: See `Collector`.
     """
-    options = {"exploring_start_fraction": float(exploring_start_fraction)}
+    options: dict[str, Any] = {
+        "exploring_start_fraction": float(exploring_start_fraction),
+        "max_episode_steps": max_episode_steps,
+    }
     if not actors:
         return OnPolicy(Collector(env, episodes, device, timer, **options), rollout_length)
     num_envs = actors * env.num_envs
@@ -94,6 +99,7 @@ def off_policy(
     learning_starts: int = 4000,
     slots_per_task: int = 1,
     exploring_start_fraction: float = 0.0,
+    max_episode_steps: int | None = None,
 ) -> DataSource:
     """Batches from a replay of all collected transitions, stratified by task.
 
@@ -104,9 +110,10 @@ def off_policy(
         learning_starts: Transitions per task with random actions before the first update.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
         exploring_start_fraction: See `Collector`.
+        max_episode_steps: See `Collector`.
     """
     if actors:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
-    collector = Collector(env, episodes, device, timer, exploring_start_fraction=float(exploring_start_fraction))
+    collector = Collector(env, episodes, device, timer, float(exploring_start_fraction), max_episode_steps)
     replay = Replay(env.spec.num_tasks, capacity, transition_columns(env.spec), device)
     return OffPolicy(collector, replay, batch_size, samples_per_insert, learning_starts)

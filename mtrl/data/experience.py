@@ -122,13 +122,14 @@ class Collector:
     Args:
         device: Device of the actor's inputs and outputs.
         timer: Times inference and simulation.
+        max_episode_steps: Episodes are truncated after so many steps; None: only where the environment ends them.
         exploring_start_fraction: An episode begins with one random action, repeated a random number of times, from 0
-            to this fraction of the horizon: a policy that always takes the same path may never find a better one
+            to this fraction of its longest length: a policy that always takes the same path may never find a better one
             (exploring starts, Sutton and Barto, chapter 5). The log-probability of these steps is infinite, because no
             policy chose their action.
 
     Raises:
-        ValueError: `exploring_start_fraction` is not in [0, 1].
+        ValueError: `exploring_start_fraction` is not in [0, 1], or `max_episode_steps` is not positive.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Collector:
         device: torch.device | str,
         timer: PhaseTimer,
         exploring_start_fraction: float = 0.0,
+        max_episode_steps: int | None = None,
     ) -> None:
         if not 0 <= exploring_start_fraction <= 1:
             raise ValueError(
@@ -156,9 +158,15 @@ class Collector:
         self._succeeded = torch.zeros(env.num_envs, dtype=torch.bool, device=there)
         self._length = torch.zeros(env.num_envs, device=there)
         self._returns = ReturnTracker(env.num_envs)
-        self._until_cut = first_lengths(env.task, env.spec)
+        if max_episode_steps is not None:
+            positive(max_episode_steps=max_episode_steps)
+        limits = [limit for limit in (env.spec.horizon, max_episode_steps) if limit is not None]
+        longest = min(limits, default=0)
+        self._limit = max_episode_steps or 0
+        self._until_cut = first_lengths(env.task, env.spec.num_tasks, longest)
+        """Steps until each slot is truncated; below 1: it is not."""
         self._random = RandomActor(env.spec)
-        self._longest_start = int(exploring_start_fraction * (env.spec.horizon or 0))
+        self._longest_start = int(exploring_start_fraction * longest)
         self._start_action, *_ = self._random.act(self.obs, self.task, self.core_state, explore=True)
         self._start_length = torch.randint(self._longest_start + 1, (env.num_envs,), device=there)
         self._assign()
@@ -196,6 +204,7 @@ class Collector:
         if not self._on_host or done.any():
             self._episode_return, self._succeeded, self._length = (x.masked_fill(done, 0) for x in sums)
             self.core_state = self.core_state.masked_fill(done.to(self.device)[:, None], 0)
+            self._until_cut = self._until_cut.masked_fill(done, self._limit)
             self._begin(done)
         return step
 
@@ -299,10 +308,10 @@ class Collector:
         self._returns.load_state_dict(state["returns"])
 
 
-def first_lengths(task: Int[Tensor, " B"], spec: EnvSpec) -> Int[Tensor, " B"]:
-    """Length of each slot's first episode: 1/n, 2/n, ... of the horizon in a task's n slots; 0 without a horizon."""
-    nth = 1 + per_task.rank(task, spec.num_tasks)
-    return -(-(spec.horizon or 0) * nth // per_task.count(task, spec.num_tasks)[task])  # rounded up
+def first_lengths(task: Int[Tensor, " B"], num_tasks: int, longest: int) -> Int[Tensor, " B"]:
+    """Length of each slot's first episode: 1/n, 2/n, ... of the longest in a task's n slots."""
+    nth = 1 + per_task.rank(task, num_tasks)
+    return -(-longest * nth // per_task.count(task, num_tasks)[task])  # rounded up
 
 
 class OnPolicy(DataSource):

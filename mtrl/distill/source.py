@@ -163,6 +163,7 @@ def dagger(
     capacity: int = 20_000,
     learning_starts: int = 1,
     slots_per_task: int = 1,
+    max_episode_steps: int | None = None,
 ) -> DataSource:
     """Observations of the student and of its teacher, labelled by the teacher.
 
@@ -176,6 +177,7 @@ def dagger(
         capacity: Samples per task; the oldest are overwritten.
         learning_starts: Samples per task before the first update.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
+        max_episode_steps: See `Collector`.
     """
     if actors:
         raise UserError("A teacher labels in the learner's process: use actors=0.")
@@ -184,7 +186,7 @@ def dagger(
     share = as_schedule(teacher_share, spec, episodes)
     columns = {"obs": (spec.obs_shape, spec.obs_dtype), "label": ((label_size(made.kind, spec),), torch.float32)}
     return Dagger(
-        Collector(env, episodes, device, timer),
+        Collector(env, episodes, device, timer, max_episode_steps=max_episode_steps),
         made,
         Replay(spec.num_tasks, capacity, columns, device),
         batch_size,

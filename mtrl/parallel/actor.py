@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -43,7 +43,7 @@ class Recipe:
     make_env: Callable[[], VecEnv]
     policy: dict[str, Any]
     rollout_length: int
-    options: dict[str, float]
+    options: Mapping[str, Any]
     discount: float | None
     seed: int
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class AsyncOnPolicy(DataSource):
         episodes: EpisodeStatistics,
         transport: Transport,
         timer: PhaseTimer,
-        options: dict[str, float],
+        options: Mapping[str, Any],
         seed: int,
         report: Callable[[str], None],
         rollout_length: int,

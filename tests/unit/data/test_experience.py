@@ -253,6 +253,19 @@ def test_first_episodes_end_at_different_times() -> None:
     assert [(1 + slot.nonzero().flatten()).tolist() for slot in ends.T] == expected
 
 
+def test_episodes_of_training_can_be_shorter() -> None:
+    """At most 4 of 6 steps: the two slots of each task end their first episodes after 4/2 and 4 steps, then after 4."""
+    env = mtrl.envs.make("counting", num_envs=4, num_tasks=2, episode_length=6, terminate_every=0)
+    episodes = EpisodeStatistics(env.spec, Uniform(2))
+    collector = Collector(env, episodes, "cpu", no_timer, max_episode_steps=4)
+    steps = [collector.step(torch.zeros(4, 2)) for _ in range(10)]
+    expected = [[2, 6, 10], [4, 8]] * 2
+    assert [(1 + slot.nonzero().flatten()).tolist() for slot in torch.stack([s.truncated for s in steps]).T] == expected
+    assert float(episodes.statistics()["episode_length_mean"]) == pytest.approx(18 / 5)  # 2, 4, 4 and 4, 4 of each task
+    with pytest.raises(ValueError, match="max_episode_steps must be positive, not 0"):
+        Collector(env, episodes, "cpu", no_timer, max_episode_steps=0)
+
+
 def test_episodes_begin_with_one_random_action_held_for_a_while() -> None:
     """At most half of 8 steps, the actor's own actions after that; every length is seen."""
     torch.manual_seed(0)
