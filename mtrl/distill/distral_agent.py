@@ -13,6 +13,7 @@ Differences from the paper:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from mtrl.nn.layers import mlp
 from mtrl.registry import register
 from mtrl.types import EnvSpec, Metrics, Rollout
 
-MIN_STD = 1e-3
+MIN_LOG_STD = math.log(1e-3)
 """Of a shared Gaussian."""
 
 
@@ -53,7 +54,7 @@ class SharedPolicy(nn.Module):
         outputs, mask = self.network(features), self.action_mask[task]
         if self.discrete:
             return Categorical(outputs, mask)
-        log_std = self.log_std.clamp(min=torch.tensor(MIN_STD, device="cpu").log().item())
+        log_std = self.log_std.clamp(min=MIN_LOG_STD)
         return Gaussian(outputs, log_std.expand_as(outputs), mask)
 
 
