@@ -33,7 +33,7 @@ from mtrl.agents.components import Components
 from mtrl.agents.losses import clipped_surrogate, per_task_standardise, require_finite, vtrace
 from mtrl.agents.minibatch import Minibatch, check_num_minibatches
 from mtrl.checks import not_negative, positive
-from mtrl.optim.multi_task import checked_once
+from mtrl.optim.multi_task import MultiTaskOptimizer, checked_once
 from mtrl.registry import register
 from mtrl.types import Learner, Metrics, Rollout
 
@@ -61,7 +61,7 @@ class VTraceActorCritic(Learner):
     """
 
     learns_from = Rollout
-    compilable = ("_features", "_policy_loss", "_value_loss")
+    compilable: tuple[str, ...] = ("_features", "_policy_loss", "_value_loss")
 
     def __init__(
         self,
@@ -96,7 +96,8 @@ class VTraceActorCritic(Learner):
         self.steps = c.actor_critic_steps(self.policy, self.value, optimizer, max_grad_norm)
         self.value_norm = c.value_scaling("per_task", gamma=gamma)
         self.networks = nn.ModuleDict({"policy": self.policy, "value": self.value, "value_norm": self.value_norm})
-        self.optimizers, self.num_tasks, self.aux_losses = self.steps.by_name, c.spec.num_tasks, c.aux_losses
+        self.optimizers: dict[str, MultiTaskOptimizer] = self.steps.by_name
+        self.num_tasks, self.aux_losses = c.spec.num_tasks, c.aux_losses
         self.gamma, self.gae_lambda, self.reward_clip = gamma, gae_lambda, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
         self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
@@ -179,7 +180,7 @@ class VTraceActorCritic(Learner):
         next_value[t, slot] = self._value(last[0], last_task[0])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,
-            rollout.reward,
+            self._reward(rollout, features, log_prob),
             self.gamma * rollout.continuation,
             rollout.done.float(),
             value,
@@ -190,6 +191,12 @@ class VTraceActorCritic(Learner):
             self.clip_pg_rho,
         )
         return log_prob, target, advantage, weight
+
+    def _reward(
+        self, rollout: Rollout, features: Float[Tensor, "T B F"], log_prob: Float[Tensor, "T B"]
+    ) -> Float[Tensor, "T B"]:
+        """What values and advantages are of; `log_prob` is that of the actions under the current policy."""
+        return rollout.reward
 
     def _value(self, features: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(features, task), task)

@@ -1,3 +1,3 @@
 """Learning from teachers. Importing it registers teachers, losses, schedules, data sources and the student."""
 
-from mtrl.distill import kickstart, learner, losses, schedules, scripted, source, teachers  # noqa: F401
+from mtrl.distill import distral_agent, kickstart, learner, losses, schedules, scripted, source, teachers  # noqa: F401

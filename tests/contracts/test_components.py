@@ -36,7 +36,7 @@ from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build, lookup, names
 from mtrl.types import EnvSpec, Learner, NonFiniteLossError, TaskContext, UserError
 from tests.helpers import SCALAR, OneBackward, describe, make_spec, small
-from tests.oracle import test_distill, test_impala, test_sac
+from tests.oracle import test_distill, test_distral_agent, test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
 SHAPES: list[tuple[int, ...]] = [(), (7,), (K, 4)]
@@ -63,6 +63,7 @@ ORACLES: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         partial(test_impala.make_learner, clip_range=0.2, num_epochs=2, num_minibatches=2),
         test_impala.make_rollout,
     ),
+    "distral": (test_distral_agent.make_learner, test_impala.make_rollout),
     "distill": (partial(test_distill.make_learner, loss="forward_kl"), partial(test_distill.make_batch, "gaussian")),
 }
 """What makes each learner, small and in float64, and what it learns from."""
@@ -875,7 +876,8 @@ def test_task_samplers(name: str, silent: tuple[str, ...]) -> None:
 def use(learner: Learner, weighting: str, aggregation: Any) -> None:
     """Puts other components into the learner's steps, as `Components.optimizer` does."""
     for network in learner.optimizers.keys() - {"temperature"}:
-        step, has_positive = learner.optimizers[network], network != "policy" or isinstance(learner, Distill)
+        step = learner.optimizers[network]
+        has_positive = network not in ("policy", "shared_policy") or isinstance(learner, Distill)
         chosen = build_weighting(weighting)
         if chosen.requires_positive and not has_positive:
             chosen = build_weighting("uniform")

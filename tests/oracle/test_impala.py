@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,8 +43,9 @@ def make_learner(
     discrete: bool = False,
     trunk: dict[str, Any] = TRUNK,
     value_head: dict[str, Any] = SCALAR,
+    agent: Any = None,
     **options: Any,
-) -> VTraceActorCritic:
+) -> Any:
     torch.manual_seed(0)
     spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
     description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm, trunk=trunk)
@@ -62,8 +64,8 @@ def make_learner(
         return MultiTaskOptimizer(parameters, optimizer, Uniform(), Sum(), math.inf, has_positive)
 
     norm = build("value_norm", {"name": value_norm}, num_tasks=K)
-    keywords = {"gamma": GAMMA, "entropy_coef": ENTROPY} | options
-    return VTraceActorCritic(given(spec, policy, [value], norm, step), optimizer={}, **keywords)
+    agent = agent or partial(VTraceActorCritic, entropy_coef=ENTROPY)
+    return agent(given(spec, policy, [value], norm, step), optimizer={}, **{"gamma": GAMMA} | options)
 
 
 def make_rollout(seed: int = 0) -> Rollout:

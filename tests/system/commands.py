@@ -36,6 +36,7 @@ ON_POLICY = ("data.rollout_length=10", "agent.num_minibatches=2", "agent.num_epo
 AGENTS = {
     "ppo": ("agent=ppo", *ON_POLICY),
     "impala": ("agent=impala", *ON_POLICY),
+    "distral": ("agent=distral", *ON_POLICY, "agent.shared_width=16"),
     "sac": (
         "agent=sac",
         "data.batch_size=8",

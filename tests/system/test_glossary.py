@@ -72,6 +72,7 @@ RUNS = {
     "ppo": ["env=toy_reach", *AGENTS["ppo"]],
     "sac": ["env=toy_reach", *AGENTS["sac"], "aggregation=pcgrad"],
     "impala": ["env=toy_grid", *AGENTS["impala"], "network=soft_modules", "network.trunk.width=8"],
+    "distral": ["env=toy_reach", *AGENTS["distral"]],
     "distill": ["env=mt1", "env.task=reach-v3", "agent=distill", "data.batch_size=8", "network.trunk.width=8"],
     "actors": ["env=toy_reach", *AGENTS["impala"], "actors=1", "network=soft_sharing", "network.trunk.width=8"],
 }
