@@ -37,6 +37,15 @@ AGENTS = {
     "ppo": ("agent=ppo", *ON_POLICY),
     "impala": ("agent=impala", *ON_POLICY),
     "distral": ("agent=distral", *ON_POLICY, "agent.shared_width=16"),
+    "distill": (
+        "agent=distill",
+        "agent.loss={name: forward_kl}",
+        "data.teacher={name: policy}",  # its path: data.teacher.path=...
+        "data.batch_size=8",
+        "data.samples_per_insert=2",
+        "data.capacity=20",
+        "data.slots_per_task=2",
+    ),
     "sac": (
         "agent=sac",
         "data.batch_size=8",

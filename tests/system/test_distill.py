@@ -11,7 +11,7 @@ import torch
 
 from mtrl.run.checkpoint.codec import load_state
 from mtrl.run.checkpoint.rotation import newest_valid
-from tests.system.commands import rows, run, the_error, tiny
+from tests.system.commands import PYTHON_RNG, assert_same_run, rows, run, stopped_after, the_error, tiny
 
 SUCCESS = "coefficient: {name: success, start: 1, end: 0.5, target: 1}"
 LINEAR = "coefficient: {name: linear, start: 1, end: 0, until: 0.5}"
@@ -80,6 +80,30 @@ def test_reinforcement_learning_can_wait(run_dir: Path, teachers: Path) -> None:
         [row["aux/teacher_loss/reach-2"] for row in rows(run_dir) if "aux/teacher_loss/reach-2" in row]
     )
     assert losses[-3:].mean() < 0.7 * losses[:3].mean()
+
+
+def test_a_student_stopped_and_resumed(run_dir: Path, teachers: Path) -> None:
+    """Its dataset, which has overwritten its oldest samples, and who acts are restored: the same run, bit for bit."""
+    options = (*tiny("distill"), "data.teacher_share=0.5", "eval.every=0", f"data.teacher.path={teachers / 'ppo'}")
+    assert run(*options, f"run_dir={run_dir}") == 0
+    other = run_dir.with_name("other")
+    with stopped_after(20):
+        assert run(*options, f"run_dir={other}") == 143
+    assert run(f"resume={other}") == 0
+    assert_same_run(run_dir, other, PYTHON_RNG)
+    losses = [row["train/distill_loss/reach-2"] for row in rows(run_dir) if "train/distill_loss/reach-2" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_a_student_with_a_memory_or_another_loss(
+    run_dir: Path, teachers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*tiny("distill"), f"data.teacher.path={teachers / 'ppo'}", f"run_dir={run_dir}")
+    assert run(*options, "core=lstm") == 2
+    assert "its policy has no memory: use core=none" in the_error(capsys)
+    assert run(*options, "actors=1") == 2
+    assert "A teacher labels in the learner's process: use actors=0." in the_error(capsys)
+    assert not run_dir.exists()
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,13 @@ NEEDED = {
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [(group, option) for group in GROUPS if group not in ("env", "agent", "torso") for option in options(group)],
+    [
+        (group, option)
+        for group in GROUPS
+        if group not in ("env", "agent", "torso")
+        for option in options(group)
+        if option != "dagger"  # needs a teacher: see test_distill
+    ],
 )
 def test_every_option_trains(run_dir: Path, group: str, option: str) -> None:
     if option == "torchjd":

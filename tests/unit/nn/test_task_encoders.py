@@ -64,7 +64,7 @@ def test_language() -> None:
 
 
 def test_a_task_without_a_vector() -> None:
-    with pytest.raises(UserError, match=r"task_encoder 'language': .* none of Pong, Breakout\."):
+    with pytest.raises(UserError, match=r"task_encoder 'language': .* not for Pong, Breakout\."):
         build("task_encoder", {"name": "language"}, num_tasks=3, task_names=("Pong", "reach-v3", "Breakout"))
 
 
