@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, cast, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from mtrl.checks import not_negative, positive
 from mtrl.nn.distributions import Categorical, Distribution, Gaussian, TanhGaussian
@@ -226,31 +227,64 @@ class NLL(DistillLoss):
         return -student.log_prob(teacher_action(kind, label, mask))
 
 
-@register("distill_loss", "mse")
-@dataclass(frozen=True)
-class MSE(DistillLoss):
-    """Squared error of the deterministic continuous action, averaged over the components that the task has.
+class ActionDistance(DistillLoss):
+    """Base of the distances between deterministic continuous actions, averaged over the components that the task has.
 
     Both actions are taken before clipping to [-1, 1], so that an error has a gradient wherever the student is: the mean
     of a Gaussian, tanh of the mean of a tanh-Gaussian. Standard deviations do not matter.
     """
 
-    name: ClassVar[str] = "mse"
     kinds: ClassVar[tuple[Kind, ...]] = ("action", "gaussian", "tanh_gaussian")
 
     def check(self, kind: Kind, action_kind: str = "continuous") -> None:
         if action_kind != "continuous":
             raise UserError(
-                "loss 'mse' is for continuous actions: use forward_kl, or nll for a teacher without logits."
+                f"loss {self.name!r} is for continuous actions: use forward_kl, or nll for a teacher without logits."
             )
         super().check(kind, action_kind)
 
+    def distance(self, student: Float[Tensor, "*samples A"], teacher: Float[Tensor, "*samples A"]) -> Tensor:
+        """Distance of each component (*samples, A)."""
+        raise NotImplementedError
+
     def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
         if isinstance(student, Categorical):
-            raise UserError("loss 'mse' is for continuous actions, but the student's are discrete.")
+            raise UserError(f"loss {self.name!r} is for continuous actions, but the student's are discrete.")
         target = label if kind == "action" else _unclipped(teacher_distribution(kind, label, mask))
-        error = (_unclipped(student) - target).square() * mask
+        error = self.distance(_unclipped(student), target) * mask
         return error.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+@register("distill_loss", "mse")
+@dataclass(frozen=True)
+class MSE(ActionDistance):
+    """Squared error of the action. Where the teacher switches between two actions, the student plays their mean."""
+
+    name: ClassVar[str] = "mse"
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square()
+
+
+@register("distill_loss", "smooth_l1")
+@dataclass(frozen=True)
+class SmoothL1(ActionDistance):
+    """Absolute error of the action, squared below `beta`: `torch.nn.SmoothL1Loss`.
+
+    Where the teacher switches between two actions, the student plays the one that is more frequent, not their mean.
+
+    Args:
+        beta: Where the error becomes linear.
+    """
+
+    beta: float = 0.1
+    name: ClassVar[str] = "smooth_l1"
+
+    def __post_init__(self) -> None:
+        positive(beta=self.beta)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return functional.smooth_l1_loss(student, teacher, reduction="none", beta=self.beta)
 
 
 def _unclipped(distribution: Distribution) -> Tensor:

@@ -164,6 +164,8 @@ def test_of_an_action_by_hand() -> None:
     student = Gaussian(torch.tensor([[0.5, 2.0]]), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
     label, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool)
     assert float(made("mse")(student, "action", label, mask)) == (0.25 + 9) / 2
+    # 0.5^2 / 2 below beta = 1, and |-3| - 1/2 above.
+    assert float(made("smooth_l1", beta=1.0)(student, "action", label, mask)) == (0.125 + 2.5) / 2
     expected = 0.5 * (0.25 + 9) + np.log(2 * np.pi)
     assert float(made("nll")(student, "action", label, mask)) == pytest.approx(expected, rel=1e-6)
 
@@ -201,9 +203,9 @@ def test_a_teacher_equal_to_the_student_has_nothing_to_teach(name: str, kind: Ki
     student = student_of(kind, parameters, mask)
     loss = made(name)(student, kind, label_of(student).detach(), mask)
     (gradient,) = torch.autograd.grad(loss.sum(), parameters)
-    if name in ("forward_kl", "reverse_kl", "mse"):
+    if name in ("forward_kl", "reverse_kl", "mse", "smooth_l1"):
         torch.testing.assert_close(loss, torch.zeros(SHAPE, dtype=torch.float64), rtol=0, atol=1e-12)
-    if name in ("forward_kl", "reverse_kl", "mse", "cross_entropy"):
+    if name in ("forward_kl", "reverse_kl", "mse", "smooth_l1", "cross_entropy"):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
 
 

@@ -109,7 +109,7 @@ def test_a_student_with_a_memory_or_another_loss(
 @pytest.mark.parametrize(
     ("rest", "loss", "message"),
     [
-        ("coefficient: 1", "kl", "Unknown distill_loss 'kl'. .*Valid: cross_entropy, forward_kl, mse, nll, reverse_kl"),
+        ("coefficient: 1", "kl", "Unknown distill_loss 'kl'. .*Valid: cross_entropy, .*, reverse_kl, smooth_l1"),
         ("coefficient: {name: linear, start: 1}", "mse", "needs a value for: end"),
         ("coefficient: 1, rl_coefficient: 0", "mse", "use agent=distill"),
         ("coefficent: 1", "mse", "Did you mean 'coefficient'?"),
