@@ -335,7 +335,7 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for group in (*GROUPS, "experiment"):
         for option in options(group):
             assert f"\n{group}={option}\n" in text
-    assert " or distill, impala, ppo, sac\n" in text
+    assert " or distill, distral, impala, ppo, sac\n" in text
     for kind in (
         "torso",
         "core",
