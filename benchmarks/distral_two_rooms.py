@@ -1,6 +1,6 @@
 """Distral in two rooms and a corridor: its variants and separate learners, over 20 seeds, and the paper's orderings.
 
-    python benchmarks/distral_two_rooms.py          # some minutes on one core; writes results/distral_two_rooms/
+    python benchmarks/distral_two_rooms.py          # some minutes on one core; writes results/distral_two_rooms.json
     python benchmarks/distral_two_rooms.py --show   # prints what is stored there
 
 Every variant has its own best beta and learning rate, by the area under the learning curve of seeds that are not used
@@ -23,7 +23,7 @@ from mtrl.distill.two_rooms import MOVES, Settings, TabularDistral, TwoRooms, tr
 from mtrl.files import json_text
 from mtrl.run.evaluation.statistics import bootstrap_interval
 
-RESULT = Path(__file__).parents[1] / "results" / "distral_two_rooms" / "result.json"
+RESULT = Path(__file__).parents[1] / "results" / "distral_two_rooms.json"
 
 NUM_TASKS, EPISODES, WINDOW = 8, 300, 10
 BETAS, RATES = (5.0, 20.0, 50.0, 200.0), (0.2, 0.5, 1.0)

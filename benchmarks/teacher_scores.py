@@ -2,7 +2,7 @@
 
     python benchmarks/teacher_scores.py mt10 [results/mt10_distill/seed1.json ...]
 
-Writes results/teachers/<env>.json (once: a stored result is not measured again) and prints a table of the tasks in
+Writes results/teachers_<env>.json (once: a stored result is not measured again) and prints a table of the tasks in
 which the teacher or a student fails an episode.
 """
 
@@ -18,14 +18,14 @@ from mtrl.distill.teachers import TeacherActor
 from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.run.evaluation.report import headline, write_eval
 
-RESULTS = Path(__file__).parents[1] / "results" / "teachers"
+RESULTS = Path(__file__).parents[1] / "results"
 SEED = 1
 """Of the goals, as in the runs of the students."""
 
 
 def measure(env: str) -> Path:
     """The stored evaluation of the teachers, which is made if it is not there."""
-    file = RESULTS / f"{env}.json"
+    file = RESULTS / f"teachers_{env}.json"
     if not file.is_file():
         protocol = mtrl.envs.evaluation_protocol({"name": env}, SEED)
         evaluator = Evaluator(protocol, mtrl.envs.make, SEED, episodes_per_task=50, max_episode_steps=500)
@@ -35,7 +35,6 @@ def measure(env: str) -> Path:
         finally:
             evaluator.close()
         print(f"{env}: {headline(result)}")
-        file.parent.mkdir(exist_ok=True)
         write_eval(file, result, policy="metaworld.policies")
     return file
 
