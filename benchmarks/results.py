@@ -267,7 +267,7 @@ def _comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[st
             minutes = np.mean([result["training_s"] for result in found]) / 60
             lines.append(
                 f"| {variant} | {len(found)} | {step:,} | {np.mean(outcomes):.3f} | {low:.3f} to {high:.3f} "
-                f"| {minutes:.1f} | `{_command(variants[variant])}` |"
+                f"| {minutes:.1f} | `{_command_of_all(variants[variant])}` |"
             )
     _plot_comparison(name, {variant: variants[variant] for variant in order})
     return [*lines, "", f"![{name}](results_{name}.svg)"]

@@ -3,7 +3,7 @@
 python -m mtrl.evaluate run=runs/...                            # the official protocol: per-task table, eval.json
 python -m mtrl.evaluate run=runs/... video=true                 # and a film of every task
 python -m mtrl.evaluate run=runs/... env.split=test             # another setting of its environment
-python -m mtrl.evaluate policy=mt50                             # a policy that comes with the package, beside its card
+python -m mtrl.evaluate policy=mt10                             # a policy that comes with the package, beside its card
 python -m mtrl.evaluate policy=folder env=mt10                  # a policy folder that does not say its environment
 """
 

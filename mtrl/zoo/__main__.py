@@ -3,11 +3,11 @@
 python -m mtrl.zoo                                              # lists them
 python -m mtrl.zoo card run=runs/... name=mt50                  # the run's last checkpoint becomes one, with its card
 python -m mtrl.zoo card run=runs/... name=mt50 out=folder       # the same, elsewhere
-python -m mtrl.zoo push policy=mt50 repo=user/mt50              # to the Hugging Face hub: needs the extra [hub]
+python -m mtrl.zoo push policy=mt10 repo=user/mt10              # to the Hugging Face hub: needs the extra [hub]
 
 Any of their names stands where a policy is asked for:
 
-python -m mtrl.evaluate policy=mt50                             # measures it again
+python -m mtrl.evaluate policy=mt10                             # measures it again
 python -m mtrl.train env=mt50 init_from=mt50                    # goes on from its weights
 """
 
