@@ -1,14 +1,14 @@
 """Policies that come with the package.
 
 python -m mtrl.zoo                                              # lists them
-python -m mtrl.zoo card run=runs/... name=mt50                  # the run's last checkpoint becomes one, with its card
-python -m mtrl.zoo card run=runs/... name=mt50 out=folder       # the same, elsewhere
+python -m mtrl.zoo card run=runs/... name=mt10                  # the run's last checkpoint becomes one, with its card
+python -m mtrl.zoo card run=runs/... name=mt10 out=folder       # the same, elsewhere
 python -m mtrl.zoo push policy=mt10 repo=user/mt10              # to the Hugging Face hub: needs the extra [hub]
 
 Any of their names stands where a policy is asked for:
 
 python -m mtrl.evaluate policy=mt10                             # measures it again
-python -m mtrl.train env=mt50 init_from=mt50                    # goes on from its weights
+python -m mtrl.train env=mt10 init_from=mt10                    # goes on from its weights
 """
 
 from __future__ import annotations
