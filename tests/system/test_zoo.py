@@ -144,7 +144,7 @@ def test_errors(finished: Path, capsys: pytest.CaptureFixture[str], arguments: l
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo("--help") == zoo("card", "--help") == 0
-    assert "policy=mt50" in capsys.readouterr().out
+    assert "policy=mt10" in capsys.readouterr().out
 
 
 def test_nothing_comes_with_the_package(
