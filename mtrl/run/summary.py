@@ -13,8 +13,8 @@ def print_summary(loop: Loop, steps: int) -> None:
     rate = state.env_steps / state.training_time if state.training_time else 0.0
     done = f"{state.env_steps:,} steps, {state.updates:,} updates in {duration(state.wall_time)}"
     print(f"{done} ({rate:,.0f} steps/s training)")
-    for phase in ("env", "inference", "wait", "update", "evaluation", "checkpoint", "other"):
+    for phase in ("env", "inference", "teacher", "wait", "update", "evaluation", "checkpoint", "other"):
         if phase in seconds:
-            per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "update") else ""
+            per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "teacher", "update") else ""
             print(f"  {phase:<10} {duration(seconds[phase]):>7}{per_second}")
     print(f"Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes). Run folder: {loop.run_dir}")
