@@ -15,6 +15,7 @@ def print_summary(loop: Loop, steps: int) -> None:
     print(f"{done} ({rate:,.0f} steps/s training)")
     for phase in ("env", "inference", "teacher", "wait", "update", "evaluation", "checkpoint", "other"):
         if phase in seconds:
-            per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if phase in ("env", "inference", "teacher", "update") else ""
+            has_rate = phase in ("env", "inference", "teacher", "update")
+            per_second = f"  {steps / seconds[phase]:,.0f} steps/s" if has_rate else ""
             print(f"  {phase:<10} {duration(seconds[phase]):>7}{per_second}")
     print(f"Peak memory {peak_memory_bytes() / 2**30:.2f} GiB (all processes). Run folder: {loop.run_dir}")
