@@ -192,6 +192,10 @@ def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvS
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
     """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name) and action_head."""
     torso = build("torso", description["torso"], obs_shape=spec.obs_shape)
+    if torso.reads_units and description["obs_norm"]["name"] != "none":
+        raise UserError(
+            f"torso={description['torso']['name']} reads observations in their own units: use agent.obs_norm=none."
+        )
     core = build("core", description["core"], features=torso.out_features)
     encoder, trunk = _encoder_and_trunk(description, core.out_features, spec)
     head = build(

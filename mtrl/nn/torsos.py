@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ class Torso(MixedPrecision):
 
     out_features: int
     """F, the size of the output."""
+    reads_units: bool = False
+    """Whether it needs observations in their own units, not normalised."""
 
     def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         """Features of normalised observations (*batch, *obs)."""
@@ -37,6 +40,46 @@ class NoTorso(Torso):
 
     def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         return obs
+
+
+@register("torso", "differences")
+class Differences(Torso):
+    """Appends to flat observations how far points in them are from one another, at several scales.
+
+    tanh((p_i - p_j) / scale) for all pairs of points, all axes and all scales. A controller acts on such differences
+    within centimetres, while the points themselves vary within decimetres. Observations must not be normalised.
+
+    Args:
+        points: Index of the first coordinate of each point in an observation.
+        scales: In the units of the observation.
+        axes: Number of coordinates of a point.
+
+    Raises:
+        ValueError: Observations are not flat, a point lies outside of them, or a scale is not positive.
+    """
+
+    reads_units = True
+    left: Tensor
+    right: Tensor
+    scales: Tensor
+
+    def __init__(self, obs_shape: Sequence[int], points: Sequence[int], scales: Sequence[float], axes: int = 3) -> None:
+        super().__init__()
+        self.out_features = NoTorso(obs_shape).out_features
+        if len(points) < 2 or not 0 <= min(points) <= max(points) <= self.out_features - axes:
+            raise ValueError(f"points={list(points)}: expected two or more in observations of {self.out_features}.")
+        for scale in scales:
+            positive(scale=scale)
+        pairs = torch.tensor(list(itertools.combinations(points, 2)))
+        left, right = (pairs[:, :, None] + torch.arange(axes)).unbind(1)
+        self.register_buffer("left", left.flatten(), persistent=False)
+        self.register_buffer("right", right.flatten(), persistent=False)
+        self.register_buffer("scales", torch.tensor(scales), persistent=False)
+        self.out_features += left.numel() * len(scales)
+
+    def forward(self, obs: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
+        difference = obs[..., self.left] - obs[..., self.right]
+        return torch.cat([obs, (difference[..., None] / self.scales).tanh().flatten(-2)], -1)
 
 
 class PixelTorso(Torso):

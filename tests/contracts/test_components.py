@@ -735,8 +735,9 @@ def test_trunks_of_layers_need_no_backward_pass_per_task(name: str) -> None:
 def test_per_task_gradients_of_what_policy_and_value_share(torso: str, core: str) -> None:
     """Those of the tasks' losses one by one, of both networks together."""
     torch.manual_seed(0)
-    flat = torso == "none"
-    shape, width = ((F,), {}) if flat else ((2, 44, 44), {"width": 8})
+    of_flat: dict[str, dict[str, Any]] = {"none": {}, "differences": {"points": [0, 1], "scales": [1.0], "axes": 1}}
+    flat = torso in of_flat
+    shape, width = ((F,), of_flat[torso]) if flat else ((2, 44, 44), {"width": 8})
     spec = dataclasses.replace(make_spec(K, F), obs_shape=shape)
     nodes = {"torso": {"name": torso, **width}, "core": {"name": core, **({} if core == "none" else {"width": 5})}}
     description = describe("gaussian", obs_norm="none" if flat else "scaled_images") | nodes

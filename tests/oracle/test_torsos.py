@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from mtrl.nn.torsos import NatureCNN, NoTorso, PixelTorso, Torso
+from mtrl.nn.torsos import Differences, NatureCNN, NoTorso, PixelTorso, Torso
 from mtrl.registry import build, names
 from mtrl.types import UserError
 
 SHAPE = (4, 84, 84)
-PIXELS = [name for name in names("torso") if name != "none"]
+PIXELS = [name for name in names("torso") if name not in ("none", "differences")]
 
 
 def make(name: str, **options: int) -> Torso:
@@ -79,3 +79,19 @@ def test_the_other_kind_of_observation_is_refused() -> None:
         NatureCNN((3, 7, 9))
     with pytest.raises(UserError, match="torso 'impala_resnet'"):
         build("torso", {"name": "impala_resnet"}, obs_shape=(39,))
+
+
+def test_differences() -> None:
+    """Two points in the plane, (0.1, 0.5) and (0.4, 0.1), after another number: their difference is (-0.3, 0.4)."""
+    torso = Differences((5,), points=[1, 3], scales=[0.1, 1.0], axes=2)
+    found = torso(torch.tensor([9.0, 0.1, 0.5, 0.4, 0.1]))
+    # tanh(-3), tanh(-0.3), tanh(4), tanh(0.4)
+    torch.testing.assert_close(found[:5], torch.tensor([9.0, 0.1, 0.5, 0.4, 0.1]))
+    torch.testing.assert_close(found[5:], torch.tensor([-0.9950548, -0.2913126, 0.9993293, 0.3799490]))
+    assert torso.out_features == 9
+
+
+@pytest.mark.parametrize(("points", "scales"), [([0], [1.0]), ([0, 3], [1.0]), ([-1, 1], [1.0]), ([0, 1], [0.0])])
+def test_differences_of_other_observations_are_refused(points: list[int], scales: list[float]) -> None:
+    with pytest.raises(ValueError, match="points=|scale"):
+        Differences((5,), points, scales)
