@@ -93,5 +93,5 @@ def test_differences() -> None:
 
 @pytest.mark.parametrize(("points", "scales"), [([0], [1.0]), ([0, 3], [1.0]), ([-1, 1], [1.0]), ([0, 1], [0.0])])
 def test_differences_of_other_observations_are_refused(points: list[int], scales: list[float]) -> None:
-    with pytest.raises(ValueError, match="points=|scale"):
+    with pytest.raises(ValueError, match=r"points=|scale"):
         Differences((5,), points, scales)
