@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mtrl.checks import not_negative, positive
-from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor
+from mtrl.checks import not_negative
+from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor, ReplaySource
 from mtrl.data.replay import Replay
 from mtrl.distill.batch import Labelled
 from mtrl.distill.losses import label_size, teacher_action
 from mtrl.distill.schedules import Schedule, Value, as_schedule
 from mtrl.distill.teachers import Teacher
 from mtrl.registry import build, register
-from mtrl.types import Actor, DataSource, Metrics, PhaseTimer, State, UserError, VecEnv
+from mtrl.types import Actor, DataSource, PhaseTimer, State, UserError, VecEnv
 
 
 class DemonstrationActor:
@@ -51,18 +50,15 @@ class DemonstrationActor:
         return action, torch.full_like(log_prob, torch.nan), state
 
 
-class Dagger(DataSource):
-    """Adds one vector step at a time, labelled by the teacher, to a dataset of all observations.
+class Dagger(ReplaySource):
+    """All observations, labelled by the teacher, in a dataset: a replay with the columns "obs" and "label".
 
     The student acts, so that the observations are those that it will encounter. In some episodes the teacher acts, so
     that the student sees from the beginning where it should get to. Ross et al. (2011) mix by steps instead of
     episodes, and learn from the whole dataset at the end of each iteration; here learning is continuous.
 
     Args:
-        dataset: Replay with the columns "obs" and "label".
-        batch_size: n, samples per task in a batch.
-        samples_per_insert: Samples learned from per sample collected.
-        learning_starts: Samples per task before learning begins.
+        dataset: For it and the arguments after it see `ReplaySource`.
         teacher_share: Probability that the teacher acts in an episode.
         teacher_noise: Standard deviation of the noise that is added to each component of the teacher's actions; where
             actions are discrete, the probability of a random one.
@@ -70,6 +66,7 @@ class Dagger(DataSource):
     """
 
     yields = Labelled
+    stored_as = "dataset"
 
     def __init__(
         self,
@@ -83,28 +80,22 @@ class Dagger(DataSource):
         teacher_noise: float,
         student_noise: float,
     ) -> None:
-        positive(batch_size=batch_size, samples_per_insert=samples_per_insert)
-        not_negative(learning_starts=learning_starts, teacher_noise=teacher_noise, student_noise=student_noise)
-        if dataset.capacity < collector.env.num_envs:
-            raise ValueError(f"capacity={dataset.capacity} is less than the number of slots, {collector.env.num_envs}.")
-        self.collector, self.teacher, self.dataset = collector, teacher, dataset
-        self.batch_size, self.samples_per_insert = batch_size, samples_per_insert
-        self.learning_starts, self.teacher_share = learning_starts, teacher_share
+        super().__init__(collector, dataset, batch_size, samples_per_insert, learning_starts)
+        not_negative(teacher_noise=teacher_noise, student_noise=student_noise)
+        self.teacher, self.teacher_share = teacher, teacher_share
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
         self.label_kind = teacher.kind
         self._random = RandomActor(collector.env.spec)
         self._mask = self._random.mask.to(collector.device)
         self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)
         self._teaching = torch.zeros_like(self._begins)
-        self._cost = batch_size * dataset.num_tasks
-        self._owed = 0.0
 
-    def collect(self, actor: Actor, progress: float = 0.0) -> int:
+    def _step(self, actor: Actor, progress: float) -> tuple[Int[Tensor, " B"], dict[str, Tensor]]:
         collector = self.collector
         obs, task = collector.obs, collector.task
         with collector.timer("teacher"):
             label = self.teacher.label(obs, task)
-        share = self.teacher_share(progress).to(task.device).expand(self.dataset.num_tasks)
+        share = self.teacher_share(progress).to(task.device).expand(self.replay.num_tasks)
         draw = torch.rand(len(task), device=task.device) < share[task]
         self._teaching = torch.where(self._begins, draw, self._teaching)
         noise = torch.where(self._teaching, self.teacher_noise, self.student_noise)
@@ -113,38 +104,24 @@ class Dagger(DataSource):
         action, _ = collector.act(mixed)
         step = collector.step(action)
         self._begins = step.done.to(task.device)
-        self.dataset.add(task, {"obs": obs, "label": label})
-        if self.dataset.has(max(self.learning_starts, 1)):
-            self._owed += len(task) * self.samples_per_insert
-        if self._owed >= self._cost:
-            collector.settle()  # never learn from steps that have not been checked
-        return len(task)
+        return task, {"obs": obs, "label": label}
 
-    def batches(self) -> Iterator[Labelled]:
-        while self._owed >= self._cost:
-            self._owed -= self._cost
-            yield Labelled(**self.dataset.sample(self.batch_size), kind=self.teacher.kind)
-
-    def statistics(self) -> Metrics:
-        return self.collector.statistics()
+    def _batch(self, samples: dict[str, Tensor]) -> Labelled:
+        return Labelled(**samples, kind=self.teacher.kind)
 
     def state_dict(self) -> State:
         return {
-            "collector": self.collector.state_dict(),
-            "dataset": self.dataset.state_dict(),
+            **super().state_dict(),
             "teacher_share": self.teacher_share.state_dict(),
             "begins": self._begins,
             "teaching": self._teaching,
-            "owed": self._owed,
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.collector.load_state_dict(state["collector"])
-        self.dataset.load_state_dict(state["dataset"])
+        super().load_state_dict(state)
         self.teacher_share.load_state_dict(state["teacher_share"])
         device = self.collector.device
         self._begins, self._teaching = state["begins"].to(device), state["teaching"].to(device)
-        self._owed = state["owed"]
 
 
 @register("data", "dagger")

@@ -173,5 +173,5 @@ def test_discrete_actions_are_random_with_the_probability_of_the_noise(probabili
 
 
 def test_a_dataset_smaller_than_a_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="capacity=4 is less than the number of slots, 6"):
+    with pytest.raises(ValueError, match="capacity=4 is less than learning_starts=0 or the number of slots, 6"):
         make(capacity=4)
