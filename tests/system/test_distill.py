@@ -106,6 +106,17 @@ def test_a_student_with_a_memory_or_another_loss(
     assert not run_dir.exists()
 
 
+def test_a_teacher_with_another_kind_of_distribution(
+    run_dir: Path, teachers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before the run has a folder."""
+    message = "the student's is gaussian and the teacher's tanh_gaussian: use the loss mse or nll"
+    for student in ((*tiny("distill"), f"data.teacher.path={teachers / 'sac'}"), (*tiny(), taught(teachers / "sac"))):
+        assert run(*student, f"run_dir={run_dir}") == 2
+        assert message in the_error(capsys)
+        assert not run_dir.exists()
+
+
 @pytest.mark.parametrize(
     ("rest", "loss", "message"),
     [
