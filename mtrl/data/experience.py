@@ -161,7 +161,8 @@ class Collector:
         if max_episode_steps is not None:
             positive(max_episode_steps=max_episode_steps)
         limits = [limit for limit in (env.spec.horizon, max_episode_steps) if limit is not None]
-        longest = min(limits, default=0)
+        self.longest = longest = min(limits, default=0)
+        """Steps of the longest episode; 0 without a limit."""
         self._limit = max_episode_steps or 0
         self._until_cut = first_lengths(env.task, env.spec.num_tasks, longest)
         """Steps until each slot is truncated; below 1: it is not."""
@@ -382,6 +383,10 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     return Rollout(**{name: join(name) for name in vars(rollouts[0])})
 
 
+Samples = list[tuple[Int[Tensor, " N"], dict[str, Tensor]]]
+"""Samples for a replay, in parts of N: their tasks and their columns (N, ...)."""
+
+
 class ReplaySource(DataSource):
     """Base of the sources that fill a `Replay`, one vector step at a time, and yield stratified batches of it.
 
@@ -416,8 +421,8 @@ class ReplaySource(DataSource):
         self._cost = batch_size * replay.num_tasks
         self._owed = 0.0
 
-    def _step(self, actor: Actor, progress: float) -> tuple[Int[Tensor, " N"], dict[str, Tensor]]:
-        """Steps every slot of the environment. Returns the tasks and the columns of the N samples to add."""
+    def _step(self, actor: Actor, progress: float) -> Samples:
+        """Steps every slot of the environment. Returns the samples to add."""
         raise NotImplementedError
 
     def _batch(self, samples: dict[str, Tensor]) -> Any:
@@ -428,10 +433,12 @@ class ReplaySource(DataSource):
         return self.replay.has(max(self.learning_starts, 1))
 
     def collect(self, actor: Actor, progress: float = 0.0) -> int:
-        task, samples = self._step(actor, progress)
-        self.replay.add(task, samples)
+        added = 0
+        for task, columns in self._step(actor, progress):
+            self.replay.add(task, columns)
+            added += len(task)
         if self._is_warm():
-            self._owed += len(task) * self.samples_per_insert
+            self._owed += added * self.samples_per_insert
         if self._owed >= self._cost:
             self.collector.settle()  # never learn from steps that have not been checked
         return self.collector.env.num_envs
@@ -468,17 +475,18 @@ class OffPolicy(ReplaySource):
         super().__init__(collector, replay, batch_size, samples_per_insert, learning_starts)
         self._random = RandomActor(collector.env.spec)
 
-    def _step(self, actor: Actor, progress: float) -> tuple[Int[Tensor, " B"], dict[str, Tensor]]:
+    def _step(self, actor: Actor, progress: float) -> Samples:
         obs = self.collector.obs
         action, _ = self.collector.act(actor if self._is_warm() else self._random)
         step = self.collector.step(action)
-        return step.task, {
+        columns = {
             "obs": obs,
             "action": action,
             "reward": step.reward,
             "continuation": step.continuation,
             "next_obs": step.final_obs,
         }
+        return [(step.task, columns)]
 
     def _batch(self, samples: dict[str, Tensor]) -> Batch:
         return Batch(**samples)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from mtrl.checks import not_negative
-from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor, ReplaySource
+from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor, ReplaySource, Samples
 from mtrl.data.replay import Replay
 from mtrl.distill.batch import Labelled
+from mtrl.distill.episodes import AllEpisodes, SuccessfulEpisodes
 from mtrl.distill.losses import label_size, teacher_action
 from mtrl.distill.schedules import Schedule, Value, as_schedule
 from mtrl.distill.teachers import Teacher
 from mtrl.registry import build, register
-from mtrl.types import Actor, DataSource, PhaseTimer, State, UserError, VecEnv
+from mtrl.types import Actor, DataSource, EnvSpec, PhaseTimer, State, UserError, VecEnv
 
 
 class DemonstrationActor:
@@ -63,6 +64,7 @@ class Dagger(ReplaySource):
         teacher_noise: Standard deviation of the noise that is added to each component of the teacher's actions; where
             actions are discrete, the probability of a random one.
         student_noise: The same for the student's actions.
+        episodes: Which of them enter the dataset.
     """
 
     yields = Labelled
@@ -79,18 +81,19 @@ class Dagger(ReplaySource):
         teacher_share: Schedule,
         teacher_noise: float,
         student_noise: float,
+        episodes: AllEpisodes,
     ) -> None:
         super().__init__(collector, dataset, batch_size, samples_per_insert, learning_starts)
         not_negative(teacher_noise=teacher_noise, student_noise=student_noise)
         self.teacher, self.teacher_share = teacher, teacher_share
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
-        self.label_kind = teacher.kind
+        self.episodes, self.label_kind = episodes, teacher.kind
         self._random = RandomActor(collector.env.spec)
         self._mask = self._random.mask.to(collector.device)
         self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)
         self._teaching = torch.zeros_like(self._begins)
 
-    def _step(self, actor: Actor, progress: float) -> tuple[Int[Tensor, " B"], dict[str, Tensor]]:
+    def _step(self, actor: Actor, progress: float) -> Samples:
         collector = self.collector
         obs, task = collector.obs, collector.task
         with collector.timer("teacher"):
@@ -104,7 +107,7 @@ class Dagger(ReplaySource):
         action, _ = collector.act(mixed)
         step = collector.step(action)
         self._begins = step.done.to(task.device)
-        return task, {"obs": obs, "label": label}
+        return self.episodes.pass_on(task, {"obs": obs, "label": label}, step)
 
     def _batch(self, samples: dict[str, Tensor]) -> Labelled:
         return Labelled(**samples, kind=self.teacher.kind)
@@ -112,6 +115,7 @@ class Dagger(ReplaySource):
     def state_dict(self) -> State:
         return {
             **super().state_dict(),
+            **self.episodes.state_dict(),
             "teacher_share": self.teacher_share.state_dict(),
             "begins": self._begins,
             "teaching": self._teaching,
@@ -119,6 +123,7 @@ class Dagger(ReplaySource):
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
+        self.episodes.load_state_dict(state)
         self.teacher_share.load_state_dict(state["teacher_share"])
         device = self.collector.device
         self._begins, self._teaching = state["begins"].to(device), state["teaching"].to(device)
@@ -141,6 +146,7 @@ def dagger(
     learning_starts: int = 1,
     slots_per_task: int = 1,
     max_episode_steps: int | None = None,
+    only_successful: bool = False,
 ) -> DataSource:
     """Observations of the student and of its teacher, labelled by the teacher.
 
@@ -155,6 +161,12 @@ def dagger(
         learning_starts: Samples per task before the first update.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
         max_episode_steps: See `Collector`.
+        only_successful: Whether the samples of an episode only enter the dataset when it ends, and if it succeeded.
+            Learning begins when this has happened in every task.
+
+    Raises:
+        UserError: There are actors, the teacher does not suit the environment, or `only_successful` is for tasks that
+            report no success, for episodes without a limit, or for longer ones than the dataset holds.
     """
     if actors:
         raise UserError("A teacher labels in the learner's process: use actors=0.")
@@ -162,8 +174,13 @@ def dagger(
     made: Teacher = build("teacher", teacher, spec=spec, device=device)
     share = as_schedule(teacher_share, spec, episodes)
     columns = {"obs": (spec.obs_shape, spec.obs_dtype), "label": ((label_size(made.kind, spec),), torch.float32)}
+    collector = Collector(env, episodes, device, timer, max_episode_steps=max_episode_steps)
+    chosen = AllEpisodes()
+    if only_successful:
+        check_success(spec, collector.longest, capacity)
+        chosen = SuccessfulEpisodes(env.num_envs, collector.longest, columns, device)
     return Dagger(
-        Collector(env, episodes, device, timer, max_episode_steps=max_episode_steps),
+        collector,
         made,
         Replay(spec.num_tasks, capacity, columns, device),
         batch_size,
@@ -172,4 +189,20 @@ def dagger(
         share,
         float(teacher_noise),
         float(student_noise),
+        chosen,
     )
+
+
+def check_success(spec: EnvSpec, longest: int, capacity: int) -> None:
+    """Raises `UserError` if successful episodes of at most `longest` steps cannot be told or held."""
+    if spec.silent_tasks:
+        raise UserError(
+            f"only_successful=true needs success, which {', '.join(spec.silent_tasks)} does not report: use "
+            "only_successful=false."
+        )
+    if not longest:
+        raise UserError(
+            "only_successful=true holds whole episodes back, which have no limit here: set data.max_episode_steps."
+        )
+    if longest > capacity:
+        raise UserError(f"capacity={capacity} is less than an episode of {longest} steps, which is added as a whole.")
