@@ -38,12 +38,15 @@ def build_learner(
         resets: Number of times that its networks are reset.
 
     Raises:
-        UserError: The node is not valid, or the learner does not learn from `yields`.
+        UserError: The node is not valid, the learner does not learn from `yields`, or an auxiliary loss does not
+            suit it.
     """
     learner: Learner = build("agent", node, c=components)
     if yields is not object and not issubclass(yields, learner.learns_from):
         expected, found = learner.learns_from.__name__, yields.__name__
         raise UserError(f"agent={node['name']} learns from {expected}, but this data source yields {found}: see data=.")
+    for loss in learner.aux_losses.values():
+        loss.check(learner.policy)
     set_precision(learner.networks, precision)
     if components.compile:
         compile_losses(learner)

@@ -3,6 +3,8 @@
 python -m mtrl.evaluate run=runs/...                            # the official protocol: per-task table, eval.json
 python -m mtrl.evaluate run=runs/... video=true                 # and a film of every task
 python -m mtrl.evaluate run=runs/... env.split=test             # another setting of its environment
+python -m mtrl.evaluate run=runs/... teacher=true              # its teacher, too: eval_teacher.json, beside the student
+python -m mtrl.evaluate env=mt10 teacher=scripted              # a teacher alone, by its name or by the path of a policy
 python -m mtrl.evaluate policy=mt10                             # a policy that comes with the package, beside its card
 python -m mtrl.evaluate policy=folder env=mt10                  # a policy folder that does not say its environment
 """
@@ -14,20 +16,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+import mtrl.distill  # registers teachers
 import mtrl.envs
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
-from mtrl.policy import find_policy, load_policy
-from mtrl.registry import construct
+from mtrl.distill.teachers import Teacher, TeacherActor
+from mtrl.policy import check_device, find_policy, load_policy
+from mtrl.registry import build, construct, names, unknown
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
-from mtrl.run.evaluation.report import show, write_eval
+from mtrl.run.evaluation.report import show, side_by_side, write_eval
 from mtrl.run.evaluation.video import record_videos
 from mtrl.system.cores import available_cores
-from mtrl.types import Actor, EvalResult, UserError
+from mtrl.types import Actor, EnvSpec, EvalResult, UserError
 from mtrl.zoo.card import CARD, compared, read_card
 
 OFFICIAL: dict[str, Any] = {"env": {}, "seed": 0, "eval": {"episodes_per_task": 50}}
@@ -43,6 +47,7 @@ def evaluate_policy(
     device: str = "cpu",
     out: str | None = None,
     env: dict[str, Any] | None = None,
+    teacher: bool | str = False,
 ) -> EvalResult:
     """Evaluates a policy, prints the table, compares it with the policy's card, and writes `eval.json`.
 
@@ -54,11 +59,15 @@ def evaluate_policy(
         max_episode_steps: By default the setting of that run.
         out: Output folder; by default the run's. Of a policy outside of a run, nothing is written without it.
         env: Changes to the settings of that run's environment.
+        teacher: Also evaluates a teacher, and writes `eval_teacher.json`: that of the run (true), a registered name, or
+            anything that `mtrl.load_policy` takes. Without a run and a policy, it is evaluated in their place.
     """
-    if (run is None) == (policy is None):
-        raise UserError("evaluate needs a value for: run, or policy instead of it.")
-    folder = find_policy(str(run or policy))
+    evaluated = [str(path) for path in (run, policy) if path is not None]
+    if len(evaluated) != 1 and (evaluated or not isinstance(teacher, str)):
+        raise UserError("evaluate needs a value for: run, or policy instead of it, or a teacher and its env.")
+    folder = find_policy(evaluated[0]) if evaluated else None
     config, stored, run_dir = _settings(folder, env or {})
+    teachers = _teachers(teacher, config, stored)
     node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
     if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
         raise UserError(f"env.{wrong[0]} is not a setting of an environment.")
@@ -72,29 +81,27 @@ def evaluate_policy(
     target = Path(out) if out else run_dir
     if video and target is None:
         raise UserError("video=true needs a folder for the videos of a policy outside of a run: out=...")
-    loaded = load_policy(folder, device)
+    check_device(device)
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores CPU quotas
     protocol = mtrl.envs.evaluation_protocol(node, seed)
     evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device)
     try:
-        adapted = loaded.for_env(evaluator.env.spec)
-        began = time.perf_counter()
-        with Progress() as progress:
-
-            def report(done: int, total: int) -> None:
-                rate = done / (time.perf_counter() - began)
-                progress.update(done, total, rate, NO_RESULTS, {}, "evaluation", unit="episodes")
-
-            result = evaluator(adapted.actor, report)
-        if new := [name for name in adapted.tasks if name not in loaded.tasks]:
-            result = replace(result, protocol={**result.protocol, "not trained in": ", ".join(new)})
+        spec = evaluator.env.spec
+        subjects = [] if folder is None else [_student(folder, spec, device)]
+        subjects += [_teacher(one, spec, device) for one in teachers]
+        results = {subject.name: _result(subject, evaluator) for subject in subjects}
+        (first, result), *others = zip(subjects, results.values(), strict=True)
         if target is not None:
-            write_eval(target / "eval.json", result, policy=str(folder))
+            write_eval(target / "eval.json", result, policy=first.source)
+            for subject, other in others:
+                write_eval(target / f"eval_{subject.name}.json", other, policy=subject.source)
         show(result)
+        if others:
+            print("\n".join(side_by_side(results)))
         if stored.name == CARD and as_it_was:
-            print(compared(result, read_card(folder)))
+            print(compared(result, read_card(stored.parent)))
         if video and target is not None:
-            film(adapted.actor, evaluator, target / "videos")
+            film(first.actor, evaluator, target / "videos")
     except OSError as error:
         raise UserError(f"Cannot write to {target}: {error.strerror or error}.") from error
     finally:
@@ -102,11 +109,68 @@ def evaluate_policy(
     return result
 
 
-def _settings(folder: Path, env: Mapping[str, Any]) -> tuple[dict[str, Any], Path, Path | None]:
+class Subject(NamedTuple):
+    """What is evaluated."""
+
+    name: str
+    """Its column where several are compared."""
+    source: str
+    actor: Actor
+    words: dict[str, Any]
+    """What the protocol says of it."""
+
+
+def _student(folder: Path, spec: EnvSpec, device: str) -> Subject:
+    loaded = load_policy(folder, device)
+    adapted = loaded.for_env(spec)
+    new = ", ".join(name for name in adapted.tasks if name not in loaded.tasks)
+    return Subject("student", str(folder), adapted.actor, {"not trained in": new} if new else {})
+
+
+def _teacher(node: Mapping[str, Any], spec: EnvSpec, device: str) -> Subject:
+    made: Teacher = build("teacher", node, spec=spec, device=device)
+    return Subject("teacher", made.description, TeacherActor(made, spec, device), {})
+
+
+def _teachers(teacher: bool | str, config: Mapping[str, Any], stored: Path) -> list[Mapping[str, Any]]:
+    """Config node of the teacher to evaluate, or none. Raises `UserError` if the run has none, or more than one."""
+    if isinstance(teacher, str):
+        if teacher in names("teacher"):
+            return [{"name": teacher}]
+        try:
+            return [{"name": "policy", "path": str(find_policy(teacher))}]
+        except UserError as error:
+            raise UserError(f"{unknown('teacher:', teacher, names('teacher'))} {error}") from error
+    learned_from = [config.get("data") or {}, *(config.get("aux_losses") or {}).values()]
+    nodes = [node["teacher"] for node in learned_from if isinstance(node, Mapping) and "teacher" in node]
+    if teacher and len(nodes) != 1:
+        found = ", ".join(map(str, nodes)) or "none"
+        raise UserError(f"teacher=true needs a run with one teacher, but {stored} has {found}: name it, teacher=...")
+    return nodes if teacher else []
+
+
+def _result(subject: Subject, evaluator: Evaluator) -> EvalResult:
+    """Evaluates, with a progress bar."""
+    began = time.perf_counter()
+    with Progress() as progress:
+
+        def report(done: int, total: int) -> None:
+            rate = done / (time.perf_counter() - began)
+            progress.update(done, total, rate, NO_RESULTS, {}, f"{subject.name} evaluation", unit="episodes")
+
+        result = evaluator(subject.actor, report)
+    return replace(result, protocol={**result.protocol, **subject.words})
+
+
+def _settings(folder: Path | None, env: Mapping[str, Any]) -> tuple[dict[str, Any], Path, Path | None]:
     """Settings of the run that made a policy, the file that they are in, and the run's folder if it is there.
 
     They are in the policy's card or in the run. Otherwise `env` must name the environment, and the rest is `OFFICIAL`.
     """
+    if folder is None:
+        if "name" not in env:
+            raise UserError("A teacher alone needs the name of an environment: teacher=scripted env=mt10")
+        return OFFICIAL, Path(), None
     if (folder / CARD).is_file():
         return read_card(folder).config, folder / CARD, None
     run_dir = next((f for f in (folder, *folder.parents) if (f / "config.yaml").is_file()), None)
@@ -153,7 +217,8 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\nKeys: run, policy, video, episodes_per_task, max_episode_steps, device, out, env, env.*")
+        keys = "run, policy, teacher, video, episodes_per_task, max_episode_steps, device, out, env, env.*"
+        print(f"{__doc__}\nKeys: {keys}")
         return 0
     keywords: dict[str, Any] = {}
     changes: dict[str, Any] = {}

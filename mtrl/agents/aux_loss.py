@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl import per_task
 from mtrl.nn.distributions import Distribution
+from mtrl.nn.networks import PolicyNetwork
 from mtrl.types import Metrics, State
 
 
@@ -23,6 +24,10 @@ class AuxLoss(Protocol):
 
     target_size: int = 0
     """D, the size of a sample's targets."""
+
+    def check(self, policy: PolicyNetwork) -> None:
+        """Raises `UserError` if it cannot be a loss of this policy. Called once, when the learner has been built."""
+        return
 
     def coefficient(self, progress: float) -> float | Tensor:
         """Weight of the loss, a number or one per task (K,); `progress` in [0, 1] is the fraction of training done."""

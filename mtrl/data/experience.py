@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -161,7 +161,8 @@ class Collector:
         if max_episode_steps is not None:
             positive(max_episode_steps=max_episode_steps)
         limits = [limit for limit in (env.spec.horizon, max_episode_steps) if limit is not None]
-        longest = min(limits, default=0)
+        self.longest = longest = min(limits, default=0)
+        """Steps of the longest episode; 0 without a limit."""
         self._limit = max_episode_steps or 0
         self._until_cut = first_lengths(env.task, env.spec.num_tasks, longest)
         """Steps until each slot is truncated; below 1: it is not."""
@@ -382,17 +383,28 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     return Rollout(**{name: join(name) for name in vars(rollouts[0])})
 
 
-class OffPolicy(DataSource):
-    """Adds one vector step at a time to a replay, and yields as many batches as `samples_per_insert` allows.
+Samples = list[tuple[Int[Tensor, " N"], dict[str, Tensor]]]
+"""Samples for a replay, in parts of N: their tasks and their columns (N, ...)."""
+
+
+class ReplaySource(DataSource):
+    """Base of the sources that fill a `Replay`, one vector step at a time, and yield stratified batches of it.
+
+    A subclass says what a step adds (`_step`) and what is yielded (`_batch`). It yields as many batches as
+    `samples_per_insert` allows, from when every task has `learning_starts` samples.
 
     Args:
         batch_size: n, samples per task in a batch.
-        samples_per_insert: Samples learned from per collected transition (the name is Reverb's). The published MT-SAC
-            makes one update of 128 samples per task after a step of every task: this is 128, for any number of tasks.
-        learning_starts: Transitions per task that are collected with random actions before learning begins.
+        samples_per_insert: Samples learned from per sample added (the name is Reverb's). The published MT-SAC makes one
+            update of 128 samples per task after a step of every task: this is 128, for any number of tasks.
+        learning_starts: Samples per task before learning begins; at least 1.
+
+    Raises:
+        ValueError: The capacity is less than `learning_starts` or the number of slots.
     """
 
-    yields = Batch
+    stored_as: ClassVar[str] = "replay"
+    """Name of the replay in the state."""
 
     def __init__(
         self, collector: Collector, replay: Replay, batch_size: int, samples_per_insert: float, learning_starts: int
@@ -400,49 +412,84 @@ class OffPolicy(DataSource):
         positive(batch_size=batch_size, samples_per_insert=samples_per_insert)
         not_negative(learning_starts=learning_starts)
         if replay.capacity < max(learning_starts, collector.env.num_envs):
-            raise ValueError(f"capacity={replay.capacity} is less than the learning_starts or the number of slots.")
+            raise ValueError(
+                f"capacity={replay.capacity} is less than learning_starts={learning_starts} or the number of slots, "
+                f"{collector.env.num_envs}."
+            )
         self.collector, self.replay = collector, replay
         self.batch_size, self.samples_per_insert, self.learning_starts = batch_size, samples_per_insert, learning_starts
-        self._random = RandomActor(collector.env.spec)
         self._cost = batch_size * replay.num_tasks
         self._owed = 0.0
+
+    def _step(self, actor: Actor, progress: float) -> Samples:
+        """Steps every slot of the environment. Returns the samples to add."""
+        raise NotImplementedError
+
+    def _batch(self, samples: dict[str, Tensor]) -> Any:
+        """The batch of stratified samples, which are "task" and the columns of the replay, (K, n, ...)."""
+        raise NotImplementedError
 
     def _is_warm(self) -> bool:
         return self.replay.has(max(self.learning_starts, 1))
 
     def collect(self, actor: Actor, progress: float = 0.0) -> int:
-        collector, obs = self.collector, self.collector.obs
-        action, _ = collector.act(actor if self._is_warm() else self._random)
-        step = collector.step(action)
-        transition = {
+        added = 0
+        for task, columns in self._step(actor, progress):
+            self.replay.add(task, columns)
+            added += len(task)
+        if self._is_warm():
+            self._owed += added * self.samples_per_insert
+        if self._owed >= self._cost:
+            self.collector.settle()  # never learn from steps that have not been checked
+        return self.collector.env.num_envs
+
+    def batches(self) -> Iterator[Any]:
+        while self._owed >= self._cost:
+            self._owed -= self._cost
+            yield self._batch(self.replay.sample(self.batch_size))
+
+    def statistics(self) -> Metrics:
+        return self.collector.statistics()
+
+    def state_dict(self) -> State:
+        return {
+            "collector": self.collector.state_dict(),
+            self.stored_as: self.replay.state_dict(),
+            "owed": self._owed,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.collector.load_state_dict(state["collector"])
+        self.replay.load_state_dict(state[self.stored_as])
+        self._owed = state["owed"]
+
+
+class OffPolicy(ReplaySource):
+    """Transitions, with random actions until learning begins. For the arguments see `ReplaySource`."""
+
+    yields = Batch
+
+    def __init__(
+        self, collector: Collector, replay: Replay, batch_size: int, samples_per_insert: float, learning_starts: int
+    ) -> None:
+        super().__init__(collector, replay, batch_size, samples_per_insert, learning_starts)
+        self._random = RandomActor(collector.env.spec)
+
+    def _step(self, actor: Actor, progress: float) -> Samples:
+        obs = self.collector.obs
+        action, _ = self.collector.act(actor if self._is_warm() else self._random)
+        step = self.collector.step(action)
+        columns = {
             "obs": obs,
             "action": action,
             "reward": step.reward,
             "continuation": step.continuation,
             "next_obs": step.final_obs,
         }
-        self.replay.add(step.task, transition)
-        if self._is_warm():
-            self._owed += collector.env.num_envs * self.samples_per_insert
-        if self._owed >= self._cost:
-            collector.settle()  # never learn from steps that have not been checked
-        return collector.env.num_envs
+        return [(step.task, columns)]
 
-    def batches(self) -> Iterator[Batch]:
-        while self._owed >= self._cost:
-            self._owed -= self._cost
-            yield Batch(**self.replay.sample(self.batch_size))
-
-    def statistics(self) -> Metrics:
-        return self.collector.statistics()
-
-    def state_dict(self) -> State:
-        return {"collector": self.collector.state_dict(), "replay": self.replay.state_dict(), "owed": self._owed}
-
-    def load_state_dict(self, state: State) -> None:
-        self.collector.load_state_dict(state["collector"])
-        self.replay.load_state_dict(state["replay"])
-        self._owed = state["owed"]
+    def _batch(self, samples: dict[str, Tensor]) -> Batch:
+        return Batch(**samples)
 
 
 class RandomActor:

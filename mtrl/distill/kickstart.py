@@ -22,6 +22,7 @@ from mtrl.distill.losses import DistillLoss, label_size
 from mtrl.distill.schedules import Value, as_schedule
 from mtrl.distill.teachers import Teacher
 from mtrl.nn.distributions import Distribution
+from mtrl.nn.networks import PolicyNetwork
 from mtrl.registry import build, register
 from mtrl.types import EnvSpec, State, UserError
 
@@ -38,8 +39,8 @@ class TeacherLoss(AuxLoss):
             the beginning is a warm-up for them. Those of several auxiliary losses multiply.
 
     Raises:
-        UserError: The teacher does not suit the environment, the loss does not accept its labels, a coefficient is
-            negative, or `rl_coefficient` stays zero.
+        UserError: The teacher does not suit the environment, a coefficient is negative, or `rl_coefficient` stays zero.
+            In `check`: the loss cannot compare the teacher's labels with the policy.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class TeacherLoss(AuxLoss):
         if device == "meta":  # the learner is only built for its shapes
             return
         self.teacher: Teacher = build("teacher", teacher, spec=spec, device=device)
-        self.loss.check(self.teacher.kind, spec.action_kind)
         self.target_size = label_size(self.teacher.kind, spec)
+
+    def check(self, policy: PolicyNetwork) -> None:
+        if not self._mask.is_meta:
+            self.loss.check(self.teacher.kind, policy.distribution_class)
 
     def coefficient(self, progress: float) -> Tensor:
         return self._coefficient(progress)

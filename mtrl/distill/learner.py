@@ -36,7 +36,7 @@ class Distill(Learner):
         initial_std: Initial standard deviation of a Gaussian policy; losses between actions do not change it.
 
     Raises:
-        UserError: The loss does not accept the teacher's labels, or the student has memory.
+        UserError: The loss cannot compare the teacher's labels with the student, or the student has memory.
     """
 
     learns_from = Labelled
@@ -54,10 +54,10 @@ class Distill(Learner):
     ) -> None:
         not_negative(end_factor=end_factor)
         self.loss: DistillLoss = build("distill_loss", loss)
-        if c.label_kind is not None:
-            self.loss.check(c.label_kind, c.spec.action_kind)
         gaussian = {"name": "gaussian", "initial_std": initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
+        if c.label_kind is not None:
+            self.loss.check(c.label_kind, self.policy.distribution_class)
         if self.policy.core.state_size:
             raise UserError("agent=distill learns from single steps, so that its policy has no memory: use core=none.")
         self.networks = nn.ModuleDict({"policy": self.policy})

@@ -31,7 +31,11 @@ Kind = Literal["action", "gaussian", "tanh_gaussian", "categorical"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DISTRIBUTIONS: tuple[Kind, ...] = ("gaussian", "tanh_gaussian", "categorical")
 """Kinds of labels that describe a distribution."""
-_CLASSES: dict[type, Kind] = {Gaussian: "gaussian", TanhGaussian: "tanh_gaussian", Categorical: "categorical"}
+_KINDS: dict[type[Distribution], Kind] = {
+    Gaussian: "gaussian",
+    TanhGaussian: "tanh_gaussian",
+    Categorical: "categorical",
+}
 
 
 def label_size(kind: Kind, spec: EnvSpec) -> int:
@@ -41,16 +45,16 @@ def label_size(kind: Kind, spec: EnvSpec) -> int:
     return spec.action_dim if kind == "categorical" else 2 * spec.action_dim
 
 
-def kind_of(distribution: Distribution) -> Kind:
-    """Kind of the labels that describe a distribution. Raises `UserError` if there is none."""
-    if type(distribution) not in _CLASSES:
-        raise UserError(f"There are no labels for distributions of the class {type(distribution).__name__}.")
-    return _CLASSES[type(distribution)]
+def kind_of(distribution_class: type[Distribution]) -> Kind:
+    """Kind of the labels that describe distributions of a class. Raises `UserError` if there is none."""
+    if distribution_class not in _KINDS:
+        raise UserError(f"There are no labels for distributions of the class {distribution_class.__name__}.")
+    return _KINDS[distribution_class]
 
 
 def label_of(distribution: Distribution) -> Float[Tensor, "*samples L"]:
-    """The label that describes a distribution; its kind is `kind_of(distribution)`."""
-    if kind_of(distribution) == "categorical":
+    """The label that describes a distribution; its kind is `kind_of(type(distribution))`."""
+    if kind_of(type(distribution)) == "categorical":
         return cast(Categorical, distribution).log_probs
     gaussian = cast(Gaussian | TanhGaussian, distribution)
     mean, log_std = gaussian.mean, gaussian.log_std
@@ -94,17 +98,12 @@ class DistillLoss:
     """Kinds of labels that it accepts."""
     is_positive: ClassVar[bool] = True
     """Whether it is never negative, so that weightings for positive losses accept it."""
-    temperature: float = 1.0
 
-    def check(self, kind: Kind, action_kind: str = "continuous") -> None:
-        """Raises `UserError` if it does not accept labels of this kind, or actions of this kind."""
+    def check(self, kind: Kind, student: type[Distribution]) -> None:
+        """Raises `UserError` if it cannot compare labels of this kind with distributions of the student's class."""
         if kind not in self.kinds:
             lacks = "are actions without probabilities" if kind == "action" else f"are of the kind {kind}"
             raise UserError(f"loss {self.name!r} takes {' or '.join(self.kinds)}, but this teacher's labels {lacks}.")
-        if self.temperature != 1 and kind != "categorical":
-            raise UserError(
-                f"loss {self.name!r}: a temperature is for discrete actions, but this teacher's labels are {kind}."
-            )
 
     def __call__(
         self,
@@ -120,19 +119,35 @@ class DistillLoss:
         """
         raise NotImplementedError
 
-    def _teacher(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Distribution:
-        """The teacher's distribution, of the same class as the student's."""
+
+class Divergence(DistillLoss):
+    """Base of the losses between a teacher's and a student's distribution, which must be of one kind."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
+    temperature: float = 1.0
+    """Of a discrete teacher, but not of the student."""
+
+    def check(self, kind: Kind, student: type[Distribution]) -> None:
+        super().check(kind, student)
+        if self.temperature != 1 and kind != "categorical":
+            raise UserError(
+                f"loss {self.name!r}: a temperature is for discrete actions, but this teacher's labels are {kind}."
+            )
         if kind_of(student) != kind:
             raise UserError(
                 f"loss {self.name!r} compares distributions of one kind, but the student's is {kind_of(student)} and "
                 f"the teacher's {kind}: use the loss mse or nll."
             )
+
+    def _teacher(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Distribution:
+        """The teacher's distribution, of the same class as the student's."""
+        self.check(kind, type(student))
         return teacher_distribution(kind, label, mask, self.temperature)
 
 
 @register("distill_loss", "forward_kl")
 @dataclass(frozen=True)
-class ForwardKL(DistillLoss):
+class ForwardKL(Divergence):
     """KL(teacher || student), in nats: the student covers all that the teacher does. Gaussians count before clipping.
 
     Args:
@@ -142,7 +157,6 @@ class ForwardKL(DistillLoss):
 
     temperature: float = 1.0
     name: ClassVar[str] = "forward_kl"
-    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
@@ -153,7 +167,7 @@ class ForwardKL(DistillLoss):
 
 @register("distill_loss", "reverse_kl")
 @dataclass(frozen=True)
-class ReverseKL(DistillLoss):
+class ReverseKL(Divergence):
     """KL(student || teacher), in nats: the student does only what the teacher does. Gaussians count before clipping.
 
     Args:
@@ -162,7 +176,6 @@ class ReverseKL(DistillLoss):
 
     temperature: float = 1.0
     name: ClassVar[str] = "reverse_kl"
-    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
@@ -173,7 +186,7 @@ class ReverseKL(DistillLoss):
 
 @register("distill_loss", "cross_entropy")
 @dataclass(frozen=True)
-class CrossEntropy(DistillLoss):
+class CrossEntropy(Divergence):
     """Cross-entropy of teacher and student minus the student's entropy times a coefficient, in nats.
 
     H(teacher, student) = KL(teacher || student) + H(teacher): the loss of kickstarting (Schmitt et al. 2018), with the
@@ -194,7 +207,6 @@ class CrossEntropy(DistillLoss):
     temperature: float = 1.0
     name: ClassVar[str] = "cross_entropy"
     is_positive: ClassVar[bool] = False
-    kinds: ClassVar[tuple[Kind, ...]] = DISTRIBUTIONS
 
     def __post_init__(self) -> None:
         positive(temperature=self.temperature)
@@ -236,20 +248,19 @@ class ActionDistance(DistillLoss):
 
     kinds: ClassVar[tuple[Kind, ...]] = ("action", "gaussian", "tanh_gaussian")
 
-    def check(self, kind: Kind, action_kind: str = "continuous") -> None:
-        if action_kind != "continuous":
+    def check(self, kind: Kind, student: type[Distribution]) -> None:
+        if student is Categorical:
             raise UserError(
                 f"loss {self.name!r} is for continuous actions: use forward_kl, or nll for a teacher without logits."
             )
-        super().check(kind, action_kind)
+        super().check(kind, student)
 
     def distance(self, student: Float[Tensor, "*samples A"], teacher: Float[Tensor, "*samples A"]) -> Tensor:
         """Distance of each component (*samples, A)."""
         raise NotImplementedError
 
     def __call__(self, student: Distribution, kind: Kind, label: Tensor, mask: Tensor) -> Tensor:
-        if isinstance(student, Categorical):
-            raise UserError(f"loss {self.name!r} is for continuous actions, but the student's are discrete.")
+        self.check(kind, type(student))
         target = label if kind == "action" else _unclipped(teacher_distribution(kind, label, mask))
         error = self.distance(_unclipped(student), target) * mask
         return error.sum(-1) / mask.sum(-1).clamp(min=1)

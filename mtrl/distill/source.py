@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mtrl.checks import not_negative, positive
-from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor
+from mtrl.checks import not_negative
+from mtrl.data.experience import Collector, EpisodeStatistics, RandomActor, ReplaySource, Samples
 from mtrl.data.replay import Replay
 from mtrl.distill.batch import Labelled
+from mtrl.distill.episodes import AllEpisodes, SuccessfulEpisodes
 from mtrl.distill.losses import label_size, teacher_action
 from mtrl.distill.schedules import Schedule, Value, as_schedule
 from mtrl.distill.teachers import Teacher
 from mtrl.registry import build, register
-from mtrl.types import Actor, DataSource, Metrics, PhaseTimer, State, UserError, VecEnv
+from mtrl.types import Actor, DataSource, EnvSpec, PhaseTimer, State, UserError, VecEnv
 
 
 class DemonstrationActor:
@@ -51,25 +51,24 @@ class DemonstrationActor:
         return action, torch.full_like(log_prob, torch.nan), state
 
 
-class Dagger(DataSource):
-    """Adds one vector step at a time, labelled by the teacher, to a dataset of all observations.
+class Dagger(ReplaySource):
+    """All observations, labelled by the teacher, in a dataset: a replay with the columns "obs" and "label".
 
     The student acts, so that the observations are those that it will encounter. In some episodes the teacher acts, so
     that the student sees from the beginning where it should get to. Ross et al. (2011) mix by steps instead of
     episodes, and learn from the whole dataset at the end of each iteration; here learning is continuous.
 
     Args:
-        dataset: Replay with the columns "obs" and "label".
-        batch_size: n, samples per task in a batch.
-        samples_per_insert: Samples learned from per sample collected.
-        learning_starts: Samples per task before learning begins.
+        dataset: For it and the arguments after it see `ReplaySource`.
         teacher_share: Probability that the teacher acts in an episode.
         teacher_noise: Standard deviation of the noise that is added to each component of the teacher's actions; where
             actions are discrete, the probability of a random one.
         student_noise: The same for the student's actions.
+        episodes: Which of them enter the dataset.
     """
 
     yields = Labelled
+    stored_as = "dataset"
 
     def __init__(
         self,
@@ -82,29 +81,24 @@ class Dagger(DataSource):
         teacher_share: Schedule,
         teacher_noise: float,
         student_noise: float,
+        episodes: AllEpisodes,
     ) -> None:
-        positive(batch_size=batch_size, samples_per_insert=samples_per_insert)
-        not_negative(learning_starts=learning_starts, teacher_noise=teacher_noise, student_noise=student_noise)
-        if dataset.capacity < collector.env.num_envs:
-            raise ValueError(f"capacity={dataset.capacity} is less than the number of slots, {collector.env.num_envs}.")
-        self.collector, self.teacher, self.dataset = collector, teacher, dataset
-        self.batch_size, self.samples_per_insert = batch_size, samples_per_insert
-        self.learning_starts, self.teacher_share = learning_starts, teacher_share
+        super().__init__(collector, dataset, batch_size, samples_per_insert, learning_starts)
+        not_negative(teacher_noise=teacher_noise, student_noise=student_noise)
+        self.teacher, self.teacher_share = teacher, teacher_share
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
-        self.label_kind = teacher.kind
+        self.episodes, self.label_kind = episodes, teacher.kind
         self._random = RandomActor(collector.env.spec)
         self._mask = self._random.mask.to(collector.device)
         self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)
         self._teaching = torch.zeros_like(self._begins)
-        self._cost = batch_size * dataset.num_tasks
-        self._owed = 0.0
 
-    def collect(self, actor: Actor, progress: float = 0.0) -> int:
+    def _step(self, actor: Actor, progress: float) -> Samples:
         collector = self.collector
         obs, task = collector.obs, collector.task
         with collector.timer("teacher"):
             label = self.teacher.label(obs, task)
-        share = self.teacher_share(progress).to(task.device).expand(self.dataset.num_tasks)
+        share = self.teacher_share(progress).to(task.device).expand(self.replay.num_tasks)
         draw = torch.rand(len(task), device=task.device) < share[task]
         self._teaching = torch.where(self._begins, draw, self._teaching)
         noise = torch.where(self._teaching, self.teacher_noise, self.student_noise)
@@ -113,38 +107,26 @@ class Dagger(DataSource):
         action, _ = collector.act(mixed)
         step = collector.step(action)
         self._begins = step.done.to(task.device)
-        self.dataset.add(task, {"obs": obs, "label": label})
-        if self.dataset.has(max(self.learning_starts, 1)):
-            self._owed += len(task) * self.samples_per_insert
-        if self._owed >= self._cost:
-            collector.settle()  # never learn from steps that have not been checked
-        return len(task)
+        return self.episodes.pass_on(task, {"obs": obs, "label": label}, step)
 
-    def batches(self) -> Iterator[Labelled]:
-        while self._owed >= self._cost:
-            self._owed -= self._cost
-            yield Labelled(**self.dataset.sample(self.batch_size), kind=self.teacher.kind)
-
-    def statistics(self) -> Metrics:
-        return self.collector.statistics()
+    def _batch(self, samples: dict[str, Tensor]) -> Labelled:
+        return Labelled(**samples, kind=self.teacher.kind)
 
     def state_dict(self) -> State:
         return {
-            "collector": self.collector.state_dict(),
-            "dataset": self.dataset.state_dict(),
+            **super().state_dict(),
+            **self.episodes.state_dict(),
             "teacher_share": self.teacher_share.state_dict(),
             "begins": self._begins,
             "teaching": self._teaching,
-            "owed": self._owed,
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.collector.load_state_dict(state["collector"])
-        self.dataset.load_state_dict(state["dataset"])
+        super().load_state_dict(state)
+        self.episodes.load_state_dict(state)
         self.teacher_share.load_state_dict(state["teacher_share"])
         device = self.collector.device
         self._begins, self._teaching = state["begins"].to(device), state["teaching"].to(device)
-        self._owed = state["owed"]
 
 
 @register("data", "dagger")
@@ -164,6 +146,7 @@ def dagger(
     learning_starts: int = 1,
     slots_per_task: int = 1,
     max_episode_steps: int | None = None,
+    only_successful: bool = False,
 ) -> DataSource:
     """Observations of the student and of its teacher, labelled by the teacher.
 
@@ -178,6 +161,12 @@ def dagger(
         learning_starts: Samples per task before the first update.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
         max_episode_steps: See `Collector`.
+        only_successful: Whether the samples of an episode only enter the dataset when it ends, and if it succeeded.
+            Learning begins when this has happened in every task.
+
+    Raises:
+        UserError: There are actors, the teacher does not suit the environment, or `only_successful` is for tasks that
+            report no success, for episodes without a limit, or for longer ones than the dataset holds.
     """
     if actors:
         raise UserError("A teacher labels in the learner's process: use actors=0.")
@@ -185,8 +174,13 @@ def dagger(
     made: Teacher = build("teacher", teacher, spec=spec, device=device)
     share = as_schedule(teacher_share, spec, episodes)
     columns = {"obs": (spec.obs_shape, spec.obs_dtype), "label": ((label_size(made.kind, spec),), torch.float32)}
+    collector = Collector(env, episodes, device, timer, max_episode_steps=max_episode_steps)
+    chosen = AllEpisodes()
+    if only_successful:
+        check_success(spec, collector.longest, capacity)
+        chosen = SuccessfulEpisodes(env.num_envs, collector.longest, columns, device)
     return Dagger(
-        Collector(env, episodes, device, timer, max_episode_steps=max_episode_steps),
+        collector,
         made,
         Replay(spec.num_tasks, capacity, columns, device),
         batch_size,
@@ -195,4 +189,20 @@ def dagger(
         share,
         float(teacher_noise),
         float(student_noise),
+        chosen,
     )
+
+
+def check_success(spec: EnvSpec, longest: int, capacity: int) -> None:
+    """Raises `UserError` if successful episodes of at most `longest` steps cannot be told or held."""
+    if spec.silent_tasks:
+        raise UserError(
+            f"only_successful=true needs success, which {', '.join(spec.silent_tasks)} does not report: use "
+            "only_successful=false."
+        )
+    if not longest:
+        raise UserError(
+            "only_successful=true holds whole episodes back, which have no limit here: set data.max_episode_steps."
+        )
+    if longest > capacity:
+        raise UserError(f"capacity={capacity} is less than an episode of {longest} steps, which is added as a whole.")

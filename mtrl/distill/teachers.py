@@ -65,8 +65,7 @@ class PolicyTeacher:
             raise UserError(f"The teacher in {path} cannot teach here. {error}") from error
         self._network = loaded.network
         self._ids = torch.tensor([loaded.tasks.index(name) for name in spec.task_names], device=device)
-        blank = torch.zeros(1, *loaded.spec.obs_shape, dtype=loaded.spec.obs_dtype, device=device)
-        self.kind: Kind = kind_of(self._network(blank, self._ids[:1]))
+        self.kind: Kind = kind_of(self._network.distribution_class)
 
     @torch.no_grad()
     def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:

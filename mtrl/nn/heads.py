@@ -58,6 +58,8 @@ class PerTaskHead(nn.Module):
 class ActionHead(nn.Module):
     """Turns features into a distribution over actions. Components that a task does not have are masked."""
 
+    distribution_class: ClassVar[type[Distribution]]
+    """Class of the outputs."""
     action_mask: Tensor
 
     def __init__(self, head: str, features: int, outputs: int, spec: EnvSpec, gain: float) -> None:
@@ -77,6 +79,7 @@ class ActionHead(nn.Module):
 class GaussianHead(ActionHead):
     """Gaussian whose standard deviation depends only on the task: a parameter `log_std` (K, A)."""
 
+    distribution_class = Gaussian
     task_axes: ClassVar[TaskAxes] = {"log_std": (0,)}
 
     def __init__(
@@ -98,6 +101,8 @@ class GaussianHead(ActionHead):
 class TanhGaussianHead(ActionHead):
     """Gaussian squashed by tanh, mean and standard deviation from the features (SAC, Haarnoja et al. 2018)."""
 
+    distribution_class = TanhGaussian
+
     def __init__(
         self, head: str, features: int, spec: EnvSpec, log_std_min: float = -20.0, log_std_max: float = 2.0
     ) -> None:
@@ -113,6 +118,8 @@ class TanhGaussianHead(ActionHead):
 @register("action_head", "categorical")
 class CategoricalHead(ActionHead):
     """Softmax over the discrete actions that the task has."""
+
+    distribution_class = Categorical
 
     def __init__(self, head: str, features: int, spec: EnvSpec) -> None:
         super().__init__(head, features, spec.action_dim, spec, gain=0.01)

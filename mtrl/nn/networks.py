@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtrl.nn.cores import Core
 from mtrl.nn.diagnostics import some, usage
 from mtrl.nn.distributions import Distribution
+from mtrl.nn.heads import ActionHead
 from mtrl.nn.obs_norm import ObsNorm
 from mtrl.nn.task_encoders import TaskEncoder
 from mtrl.nn.torsos import Torso
@@ -80,6 +81,11 @@ class PolicyNetwork(_ConditionedTrunk):
         self.core: Core = core
         self.description: dict[str, Any] = {}
         """The arguments of `build_policy`."""
+
+    @property
+    def distribution_class(self) -> type[Distribution]:
+        """Class of the distributions over actions."""
+        return cast(ActionHead, self.head).distribution_class
 
     @property
     def task_readers(self) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ def build_action_head(name: str, head: str) -> tuple[nn.Module, Forward]:
 
     def forward(module: nn.Module, x: Tensor, context: TaskContext) -> Tensor:
         distribution = module(x, context)
+        assert type(distribution) is module.distribution_class
         action = torch.tensor(spec.action_mask)[context.task].float() * 0.3
         if spec.action_kind == "discrete":
             action = torch.ones_like(context.task)  # action 1 exists in every task

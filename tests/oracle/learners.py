@@ -40,7 +40,7 @@ def make(agent: str, **options: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     if agent.startswith("kickstarted_"):
         learner, data = make(agent.removeprefix("kickstarted_"), **options)
-        kind = kind_of(learner.policy(data.obs, data.task))
+        kind = kind_of(learner.policy.distribution_class)
         learner.aux_losses = {loss: TaughtBy(kind, loss) for loss in ("forward_kl", "reverse_kl", "mse", "nll")}
         return learner, data
     if agent == "sac":

@@ -233,32 +233,34 @@ def test_masked_components_count_nothing(node: dict[str, Any], kind: Kind) -> No
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_labels_that_a_loss_cannot_take_are_refused_in_a_line(name: str, kind: Kind) -> None:
-    loss = made(name)
+    loss, student = made(name), type(student_of(kind, draw(0, *SHAPE, 2 * A), full()))
     if kind in loss.kinds:
-        loss.check(kind)
+        loss.check(kind, student)
         return
     with pytest.raises(UserError, match=rf"^loss '{name}' [^\n]*$"):
-        loss.check(kind)
+        loss.check(kind, student)
 
 
 @pytest.mark.parametrize(
-    ("node", "kind", "action_kind", "message"),
+    ("node", "kind", "student", "message"),
     [
-        ({"name": "forward_kl"}, "action", "continuous", "this teacher's labels are actions without probabilities"),
-        ({"name": "mse"}, "action", "discrete", "for continuous actions: use forward_kl, or nll"),
-        ({"name": "mse"}, "categorical", "continuous", "of the kind categorical"),
-        ({"name": "forward_kl", "temperature": 0.5}, "gaussian", "continuous", "a temperature is for discrete actions"),
+        ({"name": "forward_kl"}, "action", Gaussian, "this teacher's labels are actions without probabilities"),
+        ({"name": "mse"}, "action", Categorical, "for continuous actions: use forward_kl, or nll"),
+        ({"name": "mse"}, "categorical", Gaussian, "of the kind categorical"),
+        ({"name": "forward_kl", "temperature": 0.5}, "gaussian", Gaussian, "a temperature is for discrete actions"),
     ],
 )
-def test_what_is_refused(node: dict[str, Any], kind: Kind, action_kind: str, message: str) -> None:
+def test_what_is_refused(node: dict[str, Any], kind: Kind, student: type[Distribution], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        made(**node).check(kind, action_kind)
+        made(**node).check(kind, student)
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "cross_entropy"])
 def test_distributions_of_different_kinds_are_not_compared(name: str) -> None:
-    student = student_of("tanh_gaussian", draw(0, *SHAPE, 2 * A), full())
-    with pytest.raises(UserError, match=r"student's is tanh_gaussian and the teacher's gaussian: use .* mse or nll"):
+    student, message = student_of("tanh_gaussian", draw(0, *SHAPE, 2 * A), full()), "student's is tanh_gaussian and the"
+    with pytest.raises(UserError, match=rf"{message} teacher's gaussian: use .* mse or nll"):
+        made(name).check("gaussian", TanhGaussian)
+    with pytest.raises(UserError, match=message):
         made(name)(student, "gaussian", label_for("gaussian", 0), full())
 
 
@@ -280,7 +282,7 @@ def test_a_label_describes_its_distribution(kind: Kind) -> None:
     mask[0, 0, 2] = False
     student = student_of(kind, draw(1, *SHAPE, 2 * A), mask)
     label = label_of(student)
-    assert kind_of(student) == kind
+    assert kind_of(type(student)) == kind
     assert label.shape[-1] == label_size(kind, make_spec(action_dim=A))
     again = teacher_distribution(kind, label, mask)
     assert type(again) is type(student)

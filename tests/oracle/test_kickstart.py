@@ -202,5 +202,5 @@ def test_the_learner_keeps_what_the_schedules_know() -> None:
 )
 def test_what_makes_no_sense_is_refused_in_a_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        taught(**{"kind": "gaussian", **options})
+        taught(**{"kind": "gaussian", **options})[0].check(test_impala.make_learner().policy)
     assert "\n" not in str(error.value)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mtrl.envs.toy import ToyReach
 from mtrl.run.checkpoint.codec import load_state
 from mtrl.run.checkpoint.rotation import newest_valid
 from tests.system.commands import PYTHON_RNG, assert_same_run, rows, run, stopped_after, the_error, tiny
@@ -95,6 +96,25 @@ def test_a_student_stopped_and_resumed(run_dir: Path, teachers: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_student_of_successes_stopped_and_resumed(
+    run_dir: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With targets so large that many episodes succeed; samples are held back when it stops amid episodes."""
+    monkeypatch.setattr(ToyReach, "RADIUS", 0.5)
+    options = (*tiny("distill"), "data.only_successful=true", "env.horizon=10", "eval.every=0")
+    options = (*options, "data.teacher_share=0.5", "data.student_noise=1", f"data.teacher.path={teachers / 'ppo'}")
+    assert run(*options, f"run_dir={run_dir}") == 0
+    assert any("train/distill_loss/reach-2" in row for row in rows(run_dir))
+    other = run_dir.with_name("other")
+    with stopped_after(37):
+        assert run(*options, f"run_dir={other}") == 143
+    state = load_state(newest_valid(other / "checkpoints") / "training_state" / "data")
+    assert 0 < int(state["running"]["length"].max()) < 10
+    assert int(state["dataset"]["added"].sum()) < 37 * 8
+    assert run(f"resume={other}") == 0
+    assert_same_run(run_dir, other, PYTHON_RNG)
+
+
 def test_a_student_with_a_memory_or_another_loss(
     run_dir: Path, teachers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +124,17 @@ def test_a_student_with_a_memory_or_another_loss(
     assert run(*options, "actors=1") == 2
     assert "A teacher labels in the learner's process: use actors=0." in the_error(capsys)
     assert not run_dir.exists()
+
+
+def test_a_teacher_with_another_kind_of_distribution(
+    run_dir: Path, teachers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before the run has a folder."""
+    message = "the student's is gaussian and the teacher's tanh_gaussian: use the loss mse or nll"
+    for student in ((*tiny("distill"), f"data.teacher.path={teachers / 'sac'}"), (*tiny(), taught(teachers / "sac"))):
+        assert run(*student, f"run_dir={run_dir}") == 2
+        assert message in the_error(capsys)
+        assert not run_dir.exists()
 
 
 @pytest.mark.parametrize(

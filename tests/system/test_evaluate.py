@@ -63,6 +63,11 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["run={run}", "video=abc"], "video must be true or false, not 'abc'"),
         (["run={run}", "episodes_per_task=0"], "episodes_per_task must be positive"),
         (["run={run}", "policy={run}"], "evaluate needs a value for: run, or policy instead of it"),
+        (["teacher=true"], "evaluate needs a value for: run, or policy instead of it, or a teacher and its env"),
+        (["teacher=scripted"], "A teacher alone needs the name of an environment: teacher=scripted env=mt10"),
+        (["run={run}", "teacher=true"], "config.yaml has none: name it, teacher=..."),
+        (["run={run}", "teacher=scriptd"], "Unknown teacher: 'scriptd'. Did you mean 'scripted'? Valid: policy"),
+        (["run={run}", "teacher=scripted"], "Unknown task of the teacher 'scripted': 'reach-0'"),
         (["run={run}", "env=mt11"], "Unknown env 'mt11'. Did you mean 'mt1'?"),
         (["run={run}", "env.foo=1"], "Unknown option of env 'toy_reach': 'foo'"),
         (["run={run}", "env.num_tasks=5"], "The policy was not trained in reach-4 and cannot act there"),
@@ -88,6 +93,32 @@ def test_a_policy_alone_is_not_enough(finished: Path, tmp_path: Path, capsys: py
     assert mtrl.load_policy(copy).spec.num_tasks == 4
     assert evaluate(f"run={copy}") == 2
     assert "No config.yaml in" in the_error(capsys)
+
+
+def test_a_teacher_beside_its_student(
+    finished: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher is the policy of `finished`: the same episodes as its own evaluation, in three ways."""
+    student = (*tiny("distill", total_steps=80), "eval.every=0", "eval.episodes_per_task=5")
+    assert run(*student, f"data.teacher.path={finished}", f"run_dir={run_dir}") == 0
+    assert evaluate(f"run={finished}", f"out={tmp_path / 'own'}") == 0
+    own = json.loads((tmp_path / "own" / "eval.json").read_text())
+    capsys.readouterr()
+    assert evaluate(f"run={run_dir}", "teacher=true") == 0
+    beside = capsys.readouterr().out.splitlines()
+    found = {name: json.loads((run_dir / f"eval{name}.json").read_text()) for name in ("", "_teacher")}
+    for key in ("protocol", "summary", "episodes"):
+        assert found["_teacher"][key] == own[key], key
+    assert found["_teacher"]["policy"] == f"the policy in {finished}"
+    first = next(i for i, line in enumerate(beside) if line.split() == ["success", "student", "teacher"])
+    rates = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in beside[first + 1 : first + 6]}
+    pair = [found[name]["summary"] for name in ("", "_teacher")]
+    assert rates["mean"] == pytest.approx([one["success_rate"] for one in pair], abs=5e-4)
+    for task in pair[0]["tasks"]:
+        assert rates[task] == pytest.approx([one["tasks"][task]["success_rate"] for one in pair], abs=5e-4)
+    alone = ("env=toy_reach", f"teacher={finished}", "episodes_per_task=5", f"out={tmp_path / 'alone'}")
+    assert evaluate(*alone) == 0
+    assert json.loads((tmp_path / "alone" / "eval.json").read_text())["episodes"] == own["episodes"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,25 @@ def plain_table(result: EvalResult) -> str:
     """The same table as plain text, for logs and files."""
     heading, tasks, means = _rows(result)
     return "\n".join([*aligned([heading, *tasks, *means]), _caption(result)])
+
+
+def side_by_side(results: Mapping[str, EvalResult]) -> list[str]:
+    """Success of each task in several evaluations and its mean, as lines of a table; returns if there is no success.
+
+    Args:
+        results: Evaluations of the same tasks by the names of their columns.
+    """
+    statistics = [summary(result) for result in results.values()]
+    what, key, digits = ("success", "success_rate", 3)
+    if key not in statistics[0]:
+        what, key, digits = ("return", "mean_return", 1)
+    tasks = statistics[0]["tasks"]
+    every = {**{name: [one["tasks"][name] for one in statistics] for name in tasks}, "mean": statistics}
+
+    def cell(one: Mapping[str, Any]) -> str:
+        return f"{one[key]:.{digits}f}" if key in one else "--"
+
+    return aligned([(what, *results), *((name, *map(cell, found)) for name, found in every.items())])
 
 
 def aligned(rows: Sequence[Row]) -> list[str]:

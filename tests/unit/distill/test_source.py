@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,9 +15,12 @@ import mtrl.envs
 from mtrl.data.experience import Collector, EpisodeStatistics
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling.uniform import Uniform
+from mtrl.distill.episodes import AllEpisodes, SuccessfulEpisodes
 from mtrl.distill.schedules import Constant, Linear, Schedule
-from mtrl.distill.source import Dagger
+from mtrl.distill.source import Dagger, check_success
 from mtrl.distill.teachers import FunctionTeacher
+from mtrl.types import UserError
+from tests.helpers import make_spec
 
 K, B = 3, 6
 TASK, EPISODE, STEP, SLOT = 0, 2, 3, 4
@@ -58,6 +62,7 @@ def make(share: Schedule | float = 0.0, seed: int = 0, **options: Any) -> tuple[
         "learning_starts": 0,
         "teacher_noise": 0.0,
         "student_noise": 0.0,
+        "episodes": AllEpisodes(),
         "capacity": 50,
     } | options
     schedule = share if isinstance(share, Schedule) else Constant(share)
@@ -160,7 +165,7 @@ def test_discrete_actions_are_random_with_the_probability_of_the_noise(probabili
     env.step = lambda action, truncate=None: (acted.append(action.clone()), step(action, truncate))[1]  # type: ignore[method-assign]
     teacher = FunctionTeacher(lambda obs, task: torch.ones(len(task), 1), "action")
     dataset = Replay(K, 50, {"obs": ((5,), torch.float32), "label": ((1,), torch.float32)}, "cpu")
-    source = Dagger(collector, teacher, dataset, 2, 1.0, 0, Constant(1.0), probability, 0.0)
+    source = Dagger(collector, teacher, dataset, 2, 1.0, 0, Constant(1.0), probability, 0.0, AllEpisodes())
 
     class Never(Student):
         def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,5 +178,104 @@ def test_discrete_actions_are_random_with_the_probability_of_the_noise(probabili
 
 
 def test_a_dataset_smaller_than_a_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="capacity=4 is less than the number of slots, 6"):
+    with pytest.raises(ValueError, match="capacity=4 is less than learning_starts=0 or the number of slots, 6"):
         make(capacity=4)
+
+
+# --- successful episodes --------------------------------------------------------------------------------------------
+
+COLUMNS = {"obs": ((5,), torch.float32), "label": ((2,), torch.float32)}
+
+
+def successful(seed: int = 0) -> Dagger:
+    """Of the counting environment, where the episodes with an even number succeed, in their last step."""
+    source, _ = make(0.5, seed, capacity=60, teacher_noise=0.3, episodes=SuccessfulEpisodes(B, 6, COLUMNS, "cpu"))
+    return source
+
+
+def test_an_episode_enters_when_it_ends_and_only_if_it_succeeded() -> None:
+    """Against the list of all observations: those of even episodes, as soon as the slot is in a later one."""
+    source, seen, found = successful(), [], []
+    for _ in range(14):
+        seen += source.collector.obs.tolist()
+        source.collect(Student(), 0.0)
+        now = {(int(row[SLOT]), int(row[EPISODE])) for row in source.collector.obs.tolist()}
+        over = [row for row in seen if row[EPISODE] % 2 == 0 and (int(row[SLOT]), int(row[EPISODE])) not in now]
+        stored = [row for task in range(K) for row in ring(source, "obs", task).tolist()]
+        assert sorted(stored) == sorted(over)
+        found.append(len(stored))
+    assert found[0] == 0
+    assert len(set(found)) > 3
+    for task in range(K):
+        rows, labels = ring(source, "obs", task), ring(source, "label", task)
+        assert (rows[:, TASK] == task).all()
+        assert torch.equal(labels[:, 1], rows[:, SLOT] / 10)
+        steps = rows[:, STEP]  # from 0 on in each episode, in order
+        assert ((steps[1:] == steps[:-1] + 1) | (steps[1:] == 0)).all()
+
+
+def ring(source: Dagger, name: str, task: int) -> Tensor:
+    """The samples of a task in the dataset."""
+    return source.replay._rings[name][task, : int(source.replay.size[task])]
+
+
+def test_samples_are_learned_from_as_they_enter() -> None:
+    """One for each that is added after every task has some: batches of 2 samples of each of the 3 tasks."""
+    source, batches = successful(), 0
+    before = None
+    for _ in range(40):
+        source.collect(Student(), 0.0)
+        batches += len(list(source.batches()))
+        if before is None and (source.replay.added > 0).all():
+            before = int(source.replay.added.sum())
+            assert batches <= before / (2 * K)
+            first = batches
+    assert before is not None
+    owed = int(source.replay.added.sum()) - before
+    assert abs((batches - first) - owed / (2 * K)) < 1
+
+
+def test_held_samples_go_on_from_their_state() -> None:
+    """In the middle of episodes, which then enter whole."""
+    one = successful()
+    for _ in range(9):
+        one.collect(Student(), 0.2)
+    other = successful(seed=1)
+    state = copy.deepcopy(one.state_dict())
+    assert int(state["running"]["length"].max()) > 0
+    other.load_state_dict(state)
+    for source in (one, other):
+        torch.manual_seed(3)
+        for _ in range(13):
+            source.collect(Student(), 0.2)
+            list(source.batches())
+    assert torch.equal(one.replay.added, other.replay.added)
+    for task in range(K):
+        for name in COLUMNS:
+            assert torch.equal(ring(one, name, task), ring(other, name, task))
+
+
+def test_damaged_held_samples_are_refused() -> None:
+    source = successful()
+    for _ in range(3):
+        source.collect(Student(), 0.2)
+    state = copy.deepcopy(source.state_dict())
+    state["running"]["length"] += 1
+    with pytest.raises(ValueError, match="running: expected 4 samples"):
+        source.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("reports", "longest", "capacity", "message"),
+    [
+        ((True, False), 10, 20, "success, which task-1 does not report"),
+        ((True, True), 0, 20, "no limit here: set data.max_episode_steps"),
+        ((True, True), 21, 20, "capacity=20 is less than an episode of 21 steps"),
+    ],
+)
+def test_successes_that_cannot_be_told_or_held(
+    reports: tuple[bool, ...], longest: int, capacity: int, message: str
+) -> None:
+    spec = dataclasses.replace(make_spec(num_tasks=2), reports_success=reports)
+    with pytest.raises(UserError, match=message):
+        check_success(spec, longest, capacity)
