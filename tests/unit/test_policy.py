@@ -37,6 +37,7 @@ def description(action_head: str, head: str = "per_task", encoder: str = "one_ho
         "trunk": TRUNK,
         "head": head,
         "action_head": HEADS[action_head],
+        "column": {"name": "none"},
     }
 
 
