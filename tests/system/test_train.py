@@ -373,6 +373,14 @@ def test_metaworld(run_dir: Path) -> None:
     assert len(found[0]["tasks"]) == 10
 
 
+def test_shared_policy_goes_to_other_tasks(tmp_path: Path) -> None:
+    """In two columns it is a part of the policy that is saved."""
+    before, after = tmp_path / "four", tmp_path / "two"
+    assert run(*tiny("two_columns", total_steps=160), f"run_dir={before}") == 0
+    transfer = [f"init_from={before}", "init_from_parts=[shared_policy]"]
+    assert run(*tiny("two_columns"), "env.num_tasks=2", *transfer, "total_steps=0", f"run_dir={after}") == 0
+
+
 def test_trunk_goes_to_another_number_of_tasks(tmp_path: Path) -> None:
     """With the one-hot encoder too: the columns of the tasks stay behind."""
     before, after = tmp_path / "four", tmp_path / "two"
