@@ -140,7 +140,11 @@ def build_column(name: str, action_head: str) -> tuple[nn.Module, Forward]:
 
     def forward(module: nn.Module, x: Tensor, context: TaskContext) -> Tensor:
         distribution = module(head(x, context), x, context.task)
-        return distribution.log_probs if action_head == "categorical" else distribution.mean
+        outputs = distribution.log_probs if action_head == "categorical" else distribution.mean
+        if name == "none":
+            return outputs
+        entropy = module.shared_policy(x, context.task).entropy()  # the only one that its own deviation is in
+        return torch.cat([outputs, entropy[..., None]], -1)
 
     return build("column", {"name": name} | options, features=F, spec=spec), forward
 

@@ -92,7 +92,7 @@ def test_options_of_the_base_class() -> None:
         UserError, match=r"'rte'\. Did you mean 'rate'\? Valid: size, own, label, rate, flag, mode, bound"
     ):
         build("thing", {"name": "extended", "size": 3, "rte": 1})
-    with pytest.raises(UserError, match="^thing 'extended': flag must be true or false, not 1"):
+    with pytest.raises(UserError, match=r"^thing 'extended': flag must be true or false, not 1\.$"):
         build("thing", {"name": "extended", "size": 3, "flag": 1})
 
 
