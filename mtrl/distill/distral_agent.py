@@ -19,7 +19,7 @@ Differences from the paper:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -150,7 +150,7 @@ class TwoColumns:
     """The shared policy is a column of the policy, and learns with it."""
 
     def __init__(self, learner: Distral, c: Components, optimizer: dict[str, Any], layers: dict[str, int]) -> None:
-        column: SharedColumn = learner.policy.column
+        column = cast(SharedColumn, learner.policy.column)
         self.shared_policy, self.value_norm = column.shared_policy, learner.value_norm
         self.networks: dict[str, SharedPolicy] = {}
         self.optimizers: dict[str, MultiTaskOptimizer] = {}
