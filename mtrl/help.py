@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.config import GROUPS, KINDS, OPTIONAL_GROUPS, config_dir, load_yaml, options, presets
-from mtrl.registry import lookup, names
+from mtrl.registry import lookup, names, parameters
 
 WITHIN = {
     "network.head": "head",
@@ -76,6 +76,5 @@ def _of_component(group: str, name: str) -> list[str]:
 def _defaults(group: str, component: Callable[..., Any], given: Collection[str] = FROM_THE_RUN) -> list[str]:
     """Settings of a component that have a default, except those that are `given`."""
     key = {"network": "network.trunk"}.get(group, group)
-    parameters = inspect.signature(component).parameters.values()
-    settings = [p for p in parameters if p.default is not p.empty and p.name not in given]
-    return [f"# {key}.{p.name}={p.default} ({getattr(p.annotation, '__name__', p.annotation)})" for p in settings]
+    settings = [p for p in parameters(component).values() if p.default is not p.empty and p.name not in given]
+    return [f"# {key}.{p.name}={p.default} ({inspect.formatannotation(p.annotation)})" for p in settings]

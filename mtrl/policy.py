@@ -302,8 +302,8 @@ def read_policy(folder: Path) -> StoredPolicy:
     try:
         config = _config(read_json(folder / file, folder))
         spec = _spec(config.spec)
-        none = {"name": "none"}  # for policies stored by versions without torsos and cores
-        network = vars(construct("network", _Network, {"torso": none, "core": none, **config.network}))
+        none = {"name": "none"}  # for policies stored by versions without these
+        network = vars(construct("network", _Network, {"torso": none, "core": none, "column": none, **config.network}))
         file = "model.safetensors"
         if config.weights is not None:
             content: Content = construct("weights", Content, config.weights)
@@ -344,6 +344,7 @@ class _Network:
     trunk: dict[str, Any]
     head: str
     action_head: dict[str, Any]
+    column: dict[str, Any]
 
 
 def _config(document: Any) -> _Config:

@@ -1,7 +1,8 @@
 """Names for components: `@register("trunk", "mlp")` names a class, `build("trunk", {"name": "mlp"})` makes one.
 
 The constructor is the schema: unknown names, unknown keywords, missing keywords and values of the wrong type are errors
-that list what is valid. Third parties register through the entry-point group `mtrl.components`: each entry point names
+that list what is valid. One that hands `**options` on to its base class has that one's options, too (`parameters`).
+Third parties register through the entry-point group `mtrl.components`: each entry point names
 a module (or a callable without arguments) that calls `register` when loaded.
 """
 
@@ -98,26 +99,50 @@ def construct(what: str, component: Callable[..., Any], keywords: Any, **runtime
     """
     if not isinstance(keywords, Mapping):
         raise UserError(f"{what} must be settings, not {shown(keywords)}.")
-    function = component.func if isinstance(component, partial) else component
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = {key: p for key, p in inspect.signature(component).parameters.items() if p.kind not in variadic}
-    settable = [key for key in parameters if key not in runtime]
-    given = {**keywords, **{key: value for key, value in runtime.items() if key in parameters}}
+    known = parameters(component)
+    settable = [key for key in known if key not in runtime]
+    given = {**keywords, **{key: value for key, value in runtime.items() if key in known}}
     for key, value in keywords.items():
         if key not in settable:
             raise UserError(unknown(f"option of {what}:", str(key), settable))
-        if hints.get(key) is int and isinstance(value, float) and value.is_integer() and _fits(int(value), int):
+        hint = known[key].annotation
+        if hint is int and isinstance(value, float) and value.is_integer() and _fits(int(value), int):
             given[key] = int(value)  # 1e6
-        elif key in hints:
-            check_type(what, key, value, hints[key])
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
+        else:
+            check_type(what, key, value, hint)
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in given]
     if missing:
         raise UserError(f"{what} needs a value for: {', '.join(missing)}.")
     try:
         return component(**given)
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a component by name, with evaluated annotations: its schema.
+
+    A class whose constructor ends in `**options` hands these to the constructor of its base class. It therefore also
+    has those arguments of that one that have a default, except where it has an argument of the same name itself.
+    """
+    function = component.func if isinstance(component, partial) else component
+    constructor = function.__init__ if inspect.isclass(function) else function
+    hints, every = typing.get_type_hints(constructor), inspect.signature(component).parameters
+    own = {
+        key: p.replace(annotation=hints.get(key, p.empty))
+        for key, p in every.items()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    if not inspect.isclass(function) or "options" not in every.keys() - own:
+        return own
+    of_base = parameters(_base(function))
+    return own | {key: p for key, p in of_base.items() if p.default is not p.empty and key not in own}
+
+
+def _base(component: type) -> type:
+    """The class whose constructor that of `component` calls as `super().__init__`."""
+    with_constructor = [one for one in component.__mro__ if "__init__" in vars(one)]
+    return with_constructor[1]
 
 
 def check_type(what: str, key: str, value: Any, hint: Any) -> None:

@@ -75,6 +75,7 @@ def describe(
         "trunk": trunk,
         "head": head,
         "action_head": {"name": action_head},
+        "column": {"name": "none"},
     }
 
 

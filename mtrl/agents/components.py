@@ -50,6 +50,8 @@ class Components:
     """See `DataSource`."""
     aux_losses: Mapping[str, AuxLoss] = field(default_factory=dict)
     """Losses that are added to the learner's policy loss, by name."""
+    column: Node = field(default_factory=lambda: {"name": "none"})
+    """What a policy adds to the outputs of its head: the choice of the learner."""
     compile: bool = False
     """Whether losses will be compiled."""
 
@@ -71,6 +73,7 @@ class Components:
             "trunk": dict(self.network["trunk"]),
             "head": self.network["head"],
             "action_head": dict(action_head),
+            "column": dict(self.column),
         }
         json.dumps(description, allow_nan=False)  # raises for infinite settings now, not when the policy is saved
         return build_policy(description, self.spec).to(self.device)

@@ -103,6 +103,7 @@ class VTraceActorCritic(Learner):
         self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
         self.normalise_advantage = normalise_advantage
         self.value_coef, self.entropy_coef, self.end_factor = value_coef, entropy_coef, end_factor
+        self.max_grad_norm, self.initial_std = max_grad_norm, initial_std
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the fraction of training done."""
@@ -201,7 +202,14 @@ class VTraceActorCritic(Learner):
     def _value(self, features: Tensor, task: Tensor) -> Tensor:
         return self.value_norm.denormalise(self.value(features, task), task)
 
-    def _step(self, batch: Minibatch, entropy_coef: Float[Tensor, ""], aux_coefs: Float[Tensor, "M K"]) -> Metrics:
+    def _step(
+        self,
+        batch: Minibatch,
+        entropy_coef: Float[Tensor, ""],
+        aux_coefs: Float[Tensor, "M K"],
+        regulariser: float | Float[Tensor, " K"] = 0.0,
+    ) -> Metrics:
+        """One step of the optimisers; `regulariser` is added to the policy loss."""
         task = batch.task
         features = self._features(batch)
         policy_loss, metrics = self._policy_loss(features, batch, entropy_coef, aux_coefs)
@@ -209,7 +217,7 @@ class VTraceActorCritic(Learner):
         inputs = features.detach()  # auxiliary losses of a trunk train its parameters, not the torso's
         policy_aux, policy_diagnostics = self.policy.aux(inputs, task)
         value_aux, value_diagnostics = self.value.aux(inputs, task)
-        grad_metrics = self.steps(task, policy_loss, self.value_coef * value_loss, policy_aux, value_aux)
+        grad_metrics = self.steps(task, policy_loss + regulariser, self.value_coef * value_loss, policy_aux, value_aux)
         return {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),

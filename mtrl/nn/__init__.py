@@ -1,5 +1,6 @@
 """Networks: torsos, cores, trunks, heads, task encoders, normalisers. Importing this package registers them."""
 
+from mtrl.nn import columns as columns
 from mtrl.nn import cores as cores
 from mtrl.nn import heads as heads
 from mtrl.nn import obs_norm as obs_norm

@@ -37,6 +37,10 @@ class Distribution(Protocol):
         """KL(self || other) in nats, for another distribution of the same kind over the same actions."""
         ...
 
+    def shifted(self, shift: Tensor) -> Distribution:
+        """The one whose logits, or means (before tanh), are larger by `shift`; all else is the same."""
+        ...
+
 
 def _gaussian_kl(p: Gaussian | TanhGaussian, q: Gaussian | TanhGaussian) -> Float[Tensor, "*batch"]:
     """KL divergence of the Gaussians, which is invariant under one-to-one functions of the action."""
@@ -79,6 +83,9 @@ class Gaussian:
         """KL(self || other), before actions are clipped."""
         return _gaussian_kl(self, other)
 
+    def shifted(self, shift: Float[Tensor, "*batch A"]) -> Gaussian:
+        return Gaussian(self.mean + shift, self.log_std, self.mask)
+
 
 class TanhGaussian:
     """tanh of independent Gaussians, in (-1, 1)."""
@@ -116,11 +123,15 @@ class TanhGaussian:
     def kl_divergence(self, other: TanhGaussian) -> Float[Tensor, "*batch"]:
         return _gaussian_kl(self, other)
 
+    def shifted(self, shift: Float[Tensor, "*batch A"]) -> TanhGaussian:
+        return TanhGaussian(self.mean + shift, self.log_std, self.mask)
+
 
 class Categorical:
     """Distribution over the discrete actions in the mask."""
 
     def __init__(self, logits: Float[Tensor, "*batch A"], mask: Bool[Tensor, "*batch A"]) -> None:
+        self.mask = mask
         # A finite floor instead of -inf: 0 * log(0) in the entropy would be NaN.
         self.log_probs = functional.log_softmax(logits.masked_fill(~mask, -1e9), dim=-1)
 
@@ -143,3 +154,6 @@ class Categorical:
     def kl_divergence(self, other: Categorical) -> Float[Tensor, "*batch"]:
         """Practically infinite where `other` masks an action that this one may take."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
+    def shifted(self, shift: Float[Tensor, "*batch A"]) -> Categorical:
+        return Categorical(self.log_probs + shift, self.mask)

@@ -69,13 +69,22 @@ class _ConditionedTrunk(nn.Module):
 class PolicyNetwork(_ConditionedTrunk):
     """The deployable module: raw observations and task ids to a distribution over actions.
 
-    Torso and core do not depend on the task. Learners also pass their features to the value networks.
+    Torso and core do not depend on the task. Learners also pass their features to the value networks, and a column
+    (`mtrl.nn.columns`) may add to what the head says.
     """
 
     def __init__(
-        self, obs_norm: ObsNorm, torso: Torso, core: Core, task_encoder: TaskEncoder, trunk: Trunk, head: nn.Module
+        self,
+        obs_norm: ObsNorm,
+        torso: Torso,
+        core: Core,
+        task_encoder: TaskEncoder,
+        trunk: Trunk,
+        head: nn.Module,
+        column: nn.Module,
     ) -> None:
         super().__init__(task_encoder, trunk, head)
+        self.column = column
         self.obs_norm: ObsNorm = obs_norm
         self.torso: Torso = torso
         self.core: Core = core
@@ -110,7 +119,7 @@ class PolicyNetwork(_ConditionedTrunk):
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         """Like `forward`, from the features of `unroll`."""
-        return self._head_output(features, task)
+        return self.column(self._head_output(features, task), features, task)
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Distribution:
         """The distribution for each observation (*batch, *obs), as if an episode began with it."""
@@ -196,7 +205,7 @@ def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvS
 
 
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
-    """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name) and action_head."""
+    """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name), action_head and column."""
     torso = build("torso", description["torso"], obs_shape=spec.obs_shape)
     if torso.reads_units and description["obs_norm"]["name"] != "none":
         raise UserError(
@@ -207,8 +216,9 @@ def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork
     head = build(
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )
+    column = build("column", description["column"], features=core.out_features, spec=spec)
     obs_norm = build("obs_norm", description["obs_norm"], obs_shape=spec.obs_shape, num_tasks=spec.num_tasks)
-    policy = PolicyNetwork(obs_norm, torso, core, encoder, trunk, head)
+    policy = PolicyNetwork(obs_norm, torso, core, encoder, trunk, head, column)
     policy.description = dict(description)
     return policy
 

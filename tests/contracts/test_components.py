@@ -134,6 +134,22 @@ def build_obs_norm(name: str) -> tuple[nn.Module, Forward]:
     return norm, lambda m, x, c: m(x.reshape(*x.shape[:-1], *shape), c.task).reshape(x.shape)
 
 
+def build_column(name: str, action_head: str) -> tuple[nn.Module, Forward]:
+    spec = spec_of(action_head)
+    head = build("action_head", {"name": action_head}, head="shared", features=F, spec=spec).requires_grad_(False)
+    options = {"alpha": 0.5, "width": 8, "depth": 1} if name == "shared" else {}
+
+    def forward(module: nn.Module, x: Tensor, context: TaskContext) -> Tensor:
+        distribution = module(head(x, context), x, context.task)
+        outputs = distribution.log_probs if action_head == "categorical" else distribution.mean
+        if name == "none":
+            return outputs
+        entropy = module.shared_policy(x, context.task).entropy()  # the only one that its own deviation is in
+        return torch.cat([outputs, entropy[..., None]], -1)
+
+    return build("column", {"name": name} | options, features=F, spec=spec), forward
+
+
 MODULES: dict[str, Callable[[], tuple[nn.Module, Forward]]] = {
     **{f"trunk-{n}": lambda n=n: build_trunk(n) for n in names("trunk")},
     **{f"head-{n}": lambda n=n: build_head(n) for n in names("head")},
@@ -141,6 +157,10 @@ MODULES: dict[str, Callable[[], tuple[nn.Module, Forward]]] = {
     **{
         f"action_head-{n}-{h}": lambda n=n, h=h: build_action_head(n, h)
         for n, h in itertools.product(names("action_head"), names("head"))
+    },
+    **{
+        f"column-{a}-{n}": lambda n=n, a=a: build_column(n, a)
+        for n, a in itertools.product(names("column"), names("action_head"))
     },
     **{f"obs_norm-{n}": lambda n=n: build_obs_norm(n) for n in names("obs_norm")},
 }
@@ -161,6 +181,7 @@ def test_every_kind_has_a_component() -> None:
         "task_encoder",
         "head",
         "action_head",
+        "column",
         "obs_norm",
         "value_norm",
         "value_head",

@@ -54,6 +54,18 @@ def test_what_is_planned_is_what_is_made(agent: str, group: str, choice: str) ->
     check_like(made, plan)
 
 
+@pytest.mark.parametrize("env", ["toy_reach", "toy_grid"])
+def test_what_is_planned_has_both_columns(env: str) -> None:
+    config = train_config(composed([f"env={env}", "agent=distral", "agent.columns=2"], "train"))
+    spec = make(**config.env).spec
+    plan = planned(lambda: learner(config, spec, "meta").state_dict(), 1000)
+    made = learner(config, spec, "cpu").state_dict()
+    assert any("column.shared_policy" in name for name in made["networks"])
+    assert plan is not None
+    check_like(plan, made)
+    check_like(made, plan)
+
+
 def learner(config: TrainConfig, spec: EnvSpec, device: str) -> Any:
     num_envs = 2 * spec.num_tasks
     return make_learner(replace(config, device=device), build_episodes(config.task_sampling, spec, num_envs))

@@ -20,7 +20,7 @@ from mtrl.registry import build
 from tests.helpers import make_spec
 from tests.oracle import test_cores, test_distral_agent, test_impala, test_sac
 
-LEARNERS = ("sac", "impala", "distral", "lstm", "kickstarted_sac", "kickstarted_impala")
+LEARNERS = ("sac", "impala", "distral", "two_columns", "lstm", "kickstarted_sac", "kickstarted_impala")
 
 
 class TaughtBy(TeacherLoss):
@@ -49,6 +49,8 @@ def make(agent: str, **options: Any) -> tuple[Any, Any]:
         learner, data = test_impala.make_learner(**options), test_impala.make_rollout()
     elif agent == "distral":
         learner, data = test_distral_agent.make_learner(**options), test_impala.make_rollout()
+    elif agent == "two_columns":
+        learner, data = test_distral_agent.make_learner(columns=2, **options), test_impala.make_rollout()
     else:
         spec = make_spec(test_cores.K, test_cores.OBS, 2)
         learner, data = test_cores.make_learner(spec, **options), test_cores.make_rollout()

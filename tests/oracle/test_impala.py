@@ -43,13 +43,14 @@ def make_learner(
     discrete: bool = False,
     trunk: dict[str, Any] = TRUNK,
     value_head: dict[str, Any] = SCALAR,
+    column: dict[str, Any] | None = None,
     agent: Any = None,
     **options: Any,
 ) -> Any:
     torch.manual_seed(0)
     spec = make_spec(K, OBS, A + 1, "discrete") if discrete else SPEC
     description = describe("categorical" if discrete else "gaussian", obs_norm=obs_norm, trunk=trunk)
-    policy = build_policy(description, spec)
+    policy = build_policy(description | {"column": column or {"name": "none"}}, spec)
     value = build_value(description, spec, "per_task", value_head, policy.core.out_features)
     with torch.no_grad():
         for head in (policy.head, value.head):
@@ -148,7 +149,7 @@ class Naive:
                 entropy.append(self.entropy(k))
             for params, losses in ((self.policy, policy_loss), (self.value, value_loss)):
                 leaves = list(params.values())
-                gradients = torch.autograd.grad(sum(losses), leaves)
+                gradients = torch.autograd.grad(sum(losses), leaves, materialize_grads=True)
                 with torch.no_grad():
                     for p, g in zip(leaves, gradients, strict=True):
                         p -= LR * g

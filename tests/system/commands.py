@@ -37,6 +37,7 @@ AGENTS = {
     "ppo": ("agent=ppo", *ON_POLICY),
     "impala": ("agent=impala", *ON_POLICY),
     "distral": ("agent=distral", *ON_POLICY, "agent.shared_width=16"),
+    "two_columns": ("agent=distral", *ON_POLICY, "agent.shared_width=16", "agent.columns=2"),
     "distill": (
         "agent=distill",
         "agent.loss={name: forward_kl}",

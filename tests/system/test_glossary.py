@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 import mtrl.build  # noqa: F401  # registers learners and data sources
 from mtrl.config import GROUPS, OPTIONAL_GROUPS, config_dir, load_yaml
-from mtrl.registry import lookup, names
+from mtrl.registry import lookup, names, parameters
 from mtrl.train import _main
 from tests.system.commands import AGENTS
 
@@ -48,7 +47,7 @@ def test_settings_of_learners_and_sources(kind: str, heading: str) -> None:
     for name in names(kind):
         component = lookup(kind, name)
         if component.__module__.startswith("mtrl."):
-            options |= {f"{kind}.{option}" for option in inspect.signature(component).parameters} - {
+            options |= {f"{kind}.{option}" for option in parameters(component)} - {
                 f"{kind}.{given}" for given in FROM_THE_RUN
             }
     assert listed(heading) == options

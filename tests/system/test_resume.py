@@ -50,6 +50,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         pytest.param(tiny("impala"), 1, id="impala"),
         pytest.param(tiny("impala", "toy_grid"), 3, id="impala-discrete"),
         pytest.param([*tiny("impala", "toy_grid"), "core=lstm", "core.width=8"], 3, id="impala-lstm"),
+        pytest.param(tiny("two_columns"), 3, id="two_columns"),
         pytest.param(tiny("sac", total_steps=240), 12, id="sac"),
         pytest.param([*tiny("sac", total_steps=240), "agent.obs_norm=running"], 2, id="sac-norm"),
         pytest.param([*tiny("ppo"), "task_encoder=context", "env.history=3"], 2, id="ppo-context"),

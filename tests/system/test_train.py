@@ -352,7 +352,7 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(name in text for name in names(kind))
     assert "agent=sac\n  # Multi-task SAC" in text
     assert "  batch_size: 128 # per task\n" in text
-    assert "  # network.trunk.activation=relu (Activation)\n" in text
+    assert "  # network.trunk.activation=relu (Literal['relu', 'tanh', 'elu', 'silu'])\n" in text
     assert "@package" not in text
     assert "override" not in text
 
@@ -371,6 +371,14 @@ def test_metaworld(run_dir: Path) -> None:
     assert run(*small, "eval.episodes_per_task=1", "total_steps=400", f"run_dir={run_dir}") == 0
     (found,) = evaluations(run_dir).values()
     assert len(found[0]["tasks"]) == 10
+
+
+def test_shared_policy_goes_to_other_tasks(tmp_path: Path) -> None:
+    """In two columns it is a part of the policy that is saved."""
+    before, after = tmp_path / "four", tmp_path / "two"
+    assert run(*tiny("two_columns", total_steps=160), f"run_dir={before}") == 0
+    transfer = [f"init_from={before}", "init_from_parts=[shared_policy]"]
+    assert run(*tiny("two_columns", total_steps=160), "env.num_tasks=2", *transfer, f"run_dir={after}") == 0
 
 
 def test_trunk_goes_to_another_number_of_tasks(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ POLICIES: dict[str, Policy] = {
     "gaussian": make("gaussian", make_spec()),
     "tanh": make("tanh_gaussian", make_spec(), "shared", task_encoder={"name": "embedding", "dim": 3}),
     "masked": make("categorical", MASKED),
+    "two_columns": make("categorical", MASKED, column={"name": "shared", "alpha": 2.0, "width": 8, "depth": 1}),
     "soft_modules": make("gaussian", make_spec(), trunk=small("soft_modules")),
     "images": make("categorical", IMAGES, obs_norm="centred_images", torso={"name": "nature_cnn"}),
     "reordered": make("gaussian", make_spec()).for_env(

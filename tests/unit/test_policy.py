@@ -28,7 +28,12 @@ HEADS = {
 }
 
 
-def description(action_head: str, head: str = "per_task", encoder: str = "one_hot") -> dict[str, Any]:
+COLUMNS = {"none": {"name": "none"}, "shared": {"name": "shared", "alpha": 0.5, "width": 4, "depth": 1}}
+
+
+def description(
+    action_head: str, head: str = "per_task", encoder: str = "one_hot", column: str = "none"
+) -> dict[str, Any]:
     return {
         "obs_norm": {"name": "running"},
         "torso": {"name": "none"},
@@ -37,6 +42,7 @@ def description(action_head: str, head: str = "per_task", encoder: str = "one_ho
         "trunk": TRUNK,
         "head": head,
         "action_head": HEADS[action_head],
+        "column": COLUMNS[column],
     }
 
 
@@ -64,6 +70,8 @@ def saved(folder: Path, **how: str) -> tuple[PolicyNetwork, Any]:
         {"head": "shared", "encoder": "embedding"},
         {"action_head": "tanh_gaussian"},
         {"env": "toy_grid", "action_head": "categorical"},
+        {"column": "shared"},
+        {"env": "toy_grid", "action_head": "categorical", "column": "shared"},
     ],
 )
 def test_round_trip(tmp_path: Path, how: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mtrl import registry
 from mtrl.checks import not_negative, positive
-from mtrl.registry import build, construct, lookup, names, register
+from mtrl.registry import build, construct, lookup, names, parameters, register
 from mtrl.types import UserError
 
 
@@ -62,6 +62,44 @@ def test_a_component_may_be_a_function() -> None:
 
     assert build("thing", {"name": "double", "number": 4}) == 8
     assert double(1) == 2  # the decorator returns what it was given
+
+
+class Extended(Component):
+    """Hands its options on."""
+
+    def __init__(self, size: int, own: float = 1.0, label: str = "y", **options: Any) -> None:
+        super().__init__(size, label=label, **options)
+        self.own = own
+
+
+class Unrelated(Component):
+    """Takes anything, which is no option of it."""
+
+    def __init__(self, **others: Any) -> None:
+        super().__init__(1)
+
+
+def test_options_of_the_base_class() -> None:
+    """With their types and defaults, except where the class has its own."""
+    register("thing", "extended")(Extended)
+    found = parameters(Extended)
+    assert list(found) == ["size", "own", "label", "rate", "flag", "mode", "bound", "nested"]
+    assert found["label"].default == "y"
+    assert found["rate"] == parameters(Component)["rate"]
+    component = build("thing", {"name": "extended", "size": 3, "own": 2, "rate": 4})
+    assert (component.own, component.values["rate"], component.values["label"]) == (2, 4, "y")
+    with pytest.raises(
+        UserError, match=r"'rte'\. Did you mean 'rate'\? Valid: size, own, label, rate, flag, mode, bound"
+    ):
+        build("thing", {"name": "extended", "size": 3, "rte": 1})
+    with pytest.raises(UserError, match=r"^thing 'extended': flag must be true or false, not 1\.$"):
+        build("thing", {"name": "extended", "size": 3, "flag": 1})
+
+
+def test_only_options_are_handed_on() -> None:
+    register("thing", "unrelated")(Unrelated)
+    with pytest.raises(UserError, match="Unknown option of thing 'unrelated': 'rate'"):
+        build("thing", {"name": "unrelated", "rate": 1.0})
 
 
 def test_names_are_sorted() -> None:
