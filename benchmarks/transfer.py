@@ -3,7 +3,7 @@
     python benchmarks/transfer.py                           # every variant that results/ lacks, seed 1
     python benchmarks/transfer.py scratch all seed=2 seed=3
     python benchmarks/transfer.py --show                    # the table, and docs/transfer.svg
-    python benchmarks/transfer.py name=try tasks=2 total_steps=20000 pretrain_steps=4000    # a trial, in results/try
+    python benchmarks/transfer.py name=try tasks=2 total_steps=20000 pretrain_steps=4000 episodes=1    # a trial
 
 The ten are every fifth task in alphabetical order, one multi-task run for all of them. A run that was stopped goes on.
 
@@ -46,8 +46,8 @@ VARIANTS = {
     "kickstart": ["distill=kickstart", "aux_losses.teacher.teacher.path=mt50", "aux_losses.teacher.loss.name=mse"],
 }
 PRETRAINING = ["agent=distill", "agent.loss.name=smooth_l1", "data.slots_per_task=6", "data.batch_size=40"]
-PRETRAINING += ["data.max_episode_steps=250", "eval.every=0", "eval.episodes_per_task=5"]
-DEFAULTS = {"name": "transfer", "tasks": "10", "total_steps": "3000000", "pretrain_steps": "500000"}
+PRETRAINING += ["data.max_episode_steps=250", "eval.every=0", "eval.episodes_per_task=1"]
+DEFAULTS = {"name": "transfer", "tasks": "10", "total_steps": "3000000", "pretrain_steps": "500000", "episodes": "50"}
 
 Curve = Sequence[tuple[float, float]]
 """Steps so far, and the success rate of the episodes that ended since the entry before."""
@@ -86,8 +86,9 @@ def train_variant(variant: str, seed: str, settings: dict[str, str]) -> None:
     pretrained, run = runs / "pretrained", runs / f"{variant}_seed{seed}"
     if PRETRAINED in "".join(VARIANTS[variant]):
         train(pretrained, TRAINED[: 4 * number], [*PRETRAINING, f"total_steps={settings['pretrain_steps']}"])
+    evaluation = ["eval.every=0", f"eval.episodes_per_task={settings['episodes']}"]
     options = [option.replace(PRETRAINED, str(pretrained)) for option in VARIANTS[variant]]
-    budget = [f"total_steps={steps}", "eval.every=0", f"log.every={max(steps // 40, 1)}", f"seed={seed}"]
+    budget = [f"total_steps={steps}", *evaluation, f"log.every={max(steps // 40, 1)}", f"seed={seed}"]
     train(run, HELD_OUT[:number], [*budget, *options])
     print(store(run, f"{name}/{variant}", per_task=True))
 
