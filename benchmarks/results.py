@@ -48,12 +48,18 @@ PUBLISHED: dict[str, tuple[tuple[float, ...], dict[str, tuple[float, ...]]]] = {
 off the figures of rainx0r/mtrl (final policies' IQ-filtered mean, +-.01)."""
 
 
-def store(run: Path, name: str) -> Path:
-    """Writes what the docs need of a run: settings, machine, every evaluation, and the training curve."""
+def store(run: Path, name: str, per_task: bool = False) -> Path:
+    """Writes what the docs need of a run: settings, machine, every evaluation, and the training curve.
+
+    Args:
+        per_task: Whether the curve also has the success of each task.
+    """
     config = load_yaml(run / "config.yaml")
     del config["run_dir"]  # of one machine
     evaluations = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*.json"))]
     curves = {"success_rate while exploring": "train/success_rate_mean"}
+    if per_task:
+        curves |= {f"success_rate of {task}": f"train/success_rate/{task}" for task in evaluations[-1]["episodes"]}
     if _scored(evaluations):
         curves = {f"score of {game} while exploring": f"train/return/{game}" for game in evaluations[-1]["episodes"]}
     curve = []
@@ -285,7 +291,7 @@ def _plot_comparison(name: str, variants: dict[str, list[dict[str, Any]]]) -> No
     for index, (variant, runs) in enumerate(variants.items()):
         style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10]}
         for run in runs:
-            step, seconds, success = np.array(run["training_curve"]["rows"]).T
+            step, seconds, success, *_ = np.array(run["training_curve"]["rows"], dtype=float).T
             by_step.plot(step / 1e6, success, label=variant if run is runs[0] else None, **style)
             by_minute.plot(seconds / 60, success, **style)
             for evaluation in run["evaluations"]:

@@ -51,6 +51,9 @@ OPTIONAL_GROUPS = ("experiment", "distill")
 KINDS = {"network": "trunk"}
 """The kind of component that a group chooses, if it differs from the group's name."""
 
+BY_PART = ("lr_factors", "freeze", "l2_sp")
+"""Settings with a number for each of some parts of the networks."""
+
 MAX_EPISODE_STEPS = 27_000
 """The longest time limit among Gymnasium's and Atari's environments."""
 
@@ -163,6 +166,12 @@ class TrainConfig:
     """Number of times that networks and optimisers are reset, evenly spaced over training."""
     aux_losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Losses of the policy in addition to the learner's."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Factors of the learning rates of parts."""
+    freeze: dict[str, float] = field(default_factory=dict)
+    """Shares of training, from its beginning, for which parts are frozen."""
+    l2_sp: dict[str, float] = field(default_factory=dict)
+    """Strength with which parts are pulled to the weights of `init_from`."""
 
     def __post_init__(self) -> None:
         positive(total_steps=self.total_steps)
@@ -172,6 +181,17 @@ class TrainConfig:
         not_negative(seed=self.seed, actors=self.actors, resets=self.resets)
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
+        for part, factor in self.lr_factors.items():
+            if not 0 < factor < float("inf"):
+                raise ValueError(f"lr_factors.{part} must be positive, not {factor}: freeze.{part}=1 stops a part.")
+        for part, share in self.freeze.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"freeze.{part} must be a share of training, above 0 and at most 1, not {share}.")
+        positive(**{f"l2_sp.{part}": alpha for part, alpha in self.l2_sp.items()})
+        if self.l2_sp and self.init_from is None:
+            raise ValueError("l2_sp pulls to the weights of init_from, which is not given.")
+        if self.resets and (self.freeze or self.l2_sp):
+            raise ValueError("resets moves all networks to their first values: use it without freeze and l2_sp.")
         for group in GROUPS:
             if group != "network":
                 if "name" not in vars(self)[group]:
@@ -445,7 +465,7 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
                 raise UserError(f"{argument} matches no {key}. Valid: {', '.join(valid)}.")
             plain = f"{key}={','.join(choices)}"
         return f"+{plain}" if key in OPTIONAL_GROUPS else plain
-    if first in (*GROUPS, "aux_losses") and rest:
+    if first in (*GROUPS, "aux_losses", *BY_PART) and rest:
         return f"++{plain}"  # checked by the component that gets it
     section = base.get(first)
     if rest and isinstance(section, dict):

@@ -21,6 +21,7 @@ import torch
 
 import mtrl.envs
 from mtrl.agents.components import Components
+from mtrl.agents.transfer import Transfer
 from mtrl.build import build_episodes, build_learner
 from mtrl.config import (
     TrainConfig,
@@ -217,7 +218,9 @@ def make_learner(
         aux_losses={name: build("aux_loss", {"name": name, **node}, **runtime) for name, node in aux_losses.items()},
         compile=config.compile,
     )
-    return build_learner(config.agent, components, source.yields, config.precision, config.resets)
+    learner = build_learner(config.agent, components, source.yields, config.precision, config.resets)
+    by_part = (config.lr_factors, config.freeze, config.l2_sp)
+    return Transfer(learner, *by_part) if any(by_part) else learner
 
 
 def make_evaluator(config: TrainConfig) -> Evaluator:
@@ -243,19 +246,18 @@ def initialise(
     networks = learner.networks
     have = stored_tasks(folder)
     state = folder.parent / "training_state" / "learner"
-    target: torch.nn.Module
     if state.is_dir():
         stored = load_networks(state)
-        shared = {name.split(".")[0] for name in stored} & set(networks)
-        tensors = {name: tensor for name, tensor in stored.items() if name.split(".")[0] in shared}
-        target = torch.nn.ModuleDict({name: networks[name] for name in shared})
-        taken = load_parts(target, tensors, parts, have, tasks)
     else:
-        target = networks["policy"]
-        taken = load_parts(target, read_policy(folder).tensors, parts, have, tasks)
+        stored = {f"policy.{name}": tensor for name, tensor in read_policy(folder).tensors.items()}
+    shared = {name.split(".")[0] for name in stored} & set(networks)
+    tensors = {name: tensor for name, tensor in stored.items() if name.split(".")[0] in shared}
+    target = torch.nn.ModuleDict({name: networks[name] for name in shared})
+    taken = load_parts(target, tensors, parts, have, tasks)
     fresh = [name for name in tasks if name not in have]
     if fresh and not task_axes(target).keys().isdisjoint(taken):
         report(f"{source} was not trained in {', '.join(fresh)}: weights of these tasks start from scratch.")
+    learner.initialised(taken)
 
 
 def make_sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Sink]:

@@ -336,6 +336,10 @@ class Learner(Actor, Protocol):
         """Learns from one batch; `progress` in [0, 1] is the fraction of training done."""
         ...
 
+    def initialised(self, taken: Mapping[str, Tensor]) -> None:
+        """Called when `init_from` has set entries of networks: which ones (True), by the names of their state."""
+        return
+
     def diagnostics(self, batch: Any) -> Metrics:
         """Metrics that take too long for every update: computed when a row is logged."""
         return {}

@@ -27,6 +27,11 @@ class ObsNorm(nn.Module):
         raise NotImplementedError
 
     def update(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> None:
+        """Adds a batch of raw observations to the statistics, unless they are fixed (`nn.Module.eval`)."""
+        if self.training:
+            self._observe(obs, task)
+
+    def _observe(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> None:
         """Adds a batch of raw observations to the statistics."""
 
 
@@ -66,7 +71,7 @@ class RunningNorm(ObsNorm):
         return scaled.clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, obs: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> None:
+    def _observe(self, obs: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> None:
         batch = obs.flatten(0, -2).double()
         n = batch.shape[0]
         delta = batch.mean(0) - self.mean
@@ -129,7 +134,7 @@ class CentredImages(ObsNorm):
         return _scaled(images).reshape(obs.shape)
 
     @torch.no_grad()
-    def update(self, obs: Shaped[Tensor, "*batch C H W"], task: Int[Tensor, "*batch"]) -> None:
+    def _observe(self, obs: Shaped[Tensor, "*batch C H W"], task: Int[Tensor, "*batch"]) -> None:
         newest = obs[..., -1, :, :].reshape(-1, *self.mean.shape[1:]).double()
         sums = torch.zeros_like(self.mean).index_add_(0, task.flatten(), newest)
         counts = per_task.count(task, len(self.mean)).reshape(self.count.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -48,6 +48,8 @@ class MultiTaskOptimizer:
         self.parameters = list(parameters)
         self.optimizer, self.weighting, self.aggregation = optimizer, weighting, aggregation
         self.max_grad_norm = max_grad_norm
+        self.frozen: Collection[nn.Parameter] = ()
+        """Parameters that steps leave as they are. An aggregation still sees their gradients."""
         self._bad: list[Tensor] | None = None  # (K,), of the steps within `checked_once`
 
     def __call__(
@@ -86,6 +88,8 @@ class MultiTaskOptimizer:
         metrics = self.aggregation.backward(losses, self.parameters, task)
         if aux is not None and aux.requires_grad:
             aux.backward()
+        for parameter in self.frozen:
+            parameter.grad = None  # which torch's optimisers skip, with momentum and weight decay
         metrics["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.weighting.after_step(to_weight.detach(), metrics | norm)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mtrl.registry import unknown
+from mtrl.parts import check_parts, is_in, parts_of
 from mtrl.run.checkpoint.codec import CheckpointError, load_state
 from mtrl.run.reading import check_finite
 from mtrl.types import State, UserError, match_tasks
@@ -43,38 +44,31 @@ def task_axes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def load_parts(
     module: nn.Module, tensors: Mapping[str, Tensor], parts: list[str] | None, have: Sequence[str], want: Sequence[str]
-) -> list[str]:
+) -> dict[str, Bool[Tensor, "..."]]:
     """Copies the tensors of another network of the same architecture into `module`, or into parts of it.
 
     Per-task values go to the task of the same name. Tasks that the other network does not have keep their values.
 
     Args:
         module: What to load into.
-        tensors: By the names of `module.state_dict()`.
-        parts: Names of submodules: "trunk" selects every tensor with a component `trunk` in its dotted name
-            (`actor.trunk.input.weight`), but not a `task_input` in it, which has a column for each task and counts as
-            a separate part. None: all tensors.
+        tensors: By the names of `module.state_dict()`, which begin with that of a network.
+        parts: Names of parts (`mtrl.parts.is_in`). None: all tensors.
         have: Names of the other network's tasks, in the order of their ids.
         want: Names of the tasks of `module`.
 
     Returns:
-        Names of the tensors that were loaded.
+        The tensors that were loaded by name, and which entries of them.
 
     Raises:
         UserError: A part does not exist, or tensors are missing, left over or of another shape. Nothing is loaded
             then.
     """
     target = module.state_dict()
-    valid = sorted(set(_parts(tensors)) & set(_parts(target)))
-    for part in parts or []:
-        if part not in valid:
-            raise UserError(unknown("part", part, valid))
+    valid = [part for part in parts_of(tensors) if part in parts_of(target)]
+    check_parts(parts or [], valid)
 
     def selected(name: str) -> bool:
-        if parts is None:
-            return True
-        modules = name.split(".")[:-1]
-        return not set(parts).isdisjoint(modules) and ("task_input" not in modules or "task_input" in parts)
+        return parts is None or any(is_in(name, part) for part in parts)
 
     names = [name for name in target if selected(name)]
     axes = task_axes(module)
@@ -94,6 +88,7 @@ def load_parts(
             f"The networks differ. {'; '.join(problems[:3])}{more}. Parts that can be loaded alone: {', '.join(valid)}."
         )
     places = [(new, old) for new, old in enumerate(match_tasks(have, want)) if old is not None]
+    taken = {name: torch.zeros_like(target[name], dtype=torch.bool) for name in names}
     with torch.no_grad():
         for name in names:
             ours, theirs = target[name], tensors[name]
@@ -101,9 +96,11 @@ def load_parts(
                 of_new = _entries(ours.shape, axes[name], [new for new, _ in places], len(want))
                 of_old = _entries(theirs.shape, axes[name], [old for _, old in places], len(have))
                 ours[of_new] = theirs[of_old].to(ours)
+                taken[name][of_new] = True
             else:
                 ours.copy_(theirs)
-    return names
+                taken[name].fill_(True)
+    return taken
 
 
 def _entries(shape: Sequence[int], axes: Sequence[int], tasks: list[int], num_tasks: int) -> tuple[Tensor, ...]:
@@ -112,8 +109,3 @@ def _entries(shape: Sequence[int], axes: Sequence[int], tasks: list[int], num_ta
     for axis in axes:
         index[axis] = index[axis].reshape(num_tasks, -1)[tasks].flatten()
     return torch.meshgrid(*index, indexing="ij")
-
-
-def _parts(names: Mapping[str, Tensor]) -> Iterator[str]:
-    for name in names:
-        yield from (part for part in name.split(".")[:-1] if not part.isdigit())
