@@ -117,10 +117,11 @@ class Transfer(Learner):
 
 def scale_lr(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter], factor: float) -> None:
     """Multiplies the learning rate of some parameters, which get parameter groups of their own."""
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         others = [parameter for parameter in group["params"] if parameter not in parameters]
         scaled = [parameter for parameter in group["params"] if parameter in parameters]
         rates = {key: factor * group[key] for key in ("lr", "initial_lr") if key in group}
-        groups += [{**group, "params": others}, {**group, **rates, "params": scaled}]
+        groups.append({**group, "params": others})
+        groups.append({**group, **rates, "params": scaled})
     optimizer.param_groups[:] = [group for group in groups if group["params"]]
