@@ -465,7 +465,7 @@ def _checked(argument: str, override: Override, base: Mapping[str, Any], folders
                 raise UserError(f"{argument} matches no {key}. Valid: {', '.join(valid)}.")
             plain = f"{key}={','.join(choices)}"
         return f"+{plain}" if key in OPTIONAL_GROUPS else plain
-    if first in (*GROUPS, "aux_losses", *BY_PART) and rest:
+    if first in (*GROUPS, "aux_losses", *BY_PART):
         return f"++{plain}"  # checked by the component that gets it
     section = base.get(first)
     if rest and isinstance(section, dict):
