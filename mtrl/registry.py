@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from mtrl.state import shown
 from mtrl.types import UserError
 
+_FLOAT32_MAX = 3.4028234663852886e38
 _components: dict[str, dict[str, Callable[..., Any]]] = {}
 T = TypeVar("T")
 
@@ -174,7 +176,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63  # torch's range
     if hint is float:
-        return isinstance(value, float) or _fits(value, int)
+        return (isinstance(value, float) and not _FLOAT32_MAX < abs(value) < math.inf) or _fits(value, int)
     if hint in (bool, str, dict, list, type(None)):
         return isinstance(value, hint)
     items = typing.get_args(hint)

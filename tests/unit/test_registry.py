@@ -140,6 +140,15 @@ def test_what_the_run_gives_is_no_option() -> None:
         build("thing", {"name": "component", "size": 3}, size=4)
 
 
+@pytest.mark.parametrize("key", ["rate", "bound"])
+def test_numbers_that_float32_cannot_hold(key: str) -> None:
+    for number in (3.4e38, -3.4e38, float("inf"), 1e-300):
+        assert build("thing", {"name": "component", "size": 1, key: number}).values[key] == number
+    for number in (1e300, -1e300, 3.5e38):
+        with pytest.raises(UserError, match=f"{key} must be a number"):
+            build("thing", {"name": "component", "size": 1, key: number})
+
+
 def test_a_whole_float_is_an_integer() -> None:
     """1e6 on a command line."""
     size = build("thing", {"name": "component", "size": 2.0}).values["size"]
