@@ -142,7 +142,7 @@ def dagger(
     student_noise: float = 0.0,
     batch_size: int = 128,
     samples_per_insert: float = 16,
-    capacity: int = 20_000,
+    capacity: int = 50_000,
     learning_starts: int = 1,
     slots_per_task: int = 1,
     max_episode_steps: int | None = None,

@@ -1,0 +1,150 @@
+"""Trains the variants of a study, all with one budget, and stores their results.
+
+    python benchmarks/studies.py                            # the names of the studies and of their variants
+    python benchmarks/studies.py mt10_components            # every variant that results/ lacks, seed 1
+    python benchmarks/studies.py mt10_components pcgrad moore seed=2
+    python benchmarks/results.py render                     # then: the table and the plot in docs/results.md
+
+A run that was stopped goes on. Two runs side by side, each with a core of its own, take less time than one after the
+other on both:
+
+    taskset -c 0 python benchmarks/studies.py mt10_components default moore &
+    taskset -c 1 python benchmarks/studies.py mt10_components film paco
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mtrl.envs.metaworld.catalog import MT10
+from mtrl.registry import unknown
+from results import RESULTS, store
+
+
+class Study(NamedTuple):
+    """Runs that differ in one thing each: the options of all of them, and what each variant adds."""
+
+    budget: Sequence[str]
+    variants: Mapping[str, Sequence[str]]
+    before: Mapping[str, Sequence[str]] = {}
+    """Runs that the variants start from, with one seed; `{runs}` in an option is the folder of these runs."""
+
+
+COMPONENTS = Study(
+    ["env=mt10", "total_steps=3000000", "eval.every=0"],
+    {
+        "default": [],
+        "soft_modules": ["network=soft_modules"],
+        "moore": ["network=moore", "network.trunk.width=256"],
+        "paco": ["network=paco", "network.trunk.width=256"],
+        "mmoe": ["network=mmoe"],
+        "film": ["network=film", "network.trunk.width=256"],
+        "sum": ["aggregation=sum"],
+        "pcgrad": ["aggregation=pcgrad"],
+        "cagrad": ["aggregation=cagrad"],
+        "a5c": ["task_sampling=a5c"],
+        "a5c_mild": ["task_sampling=a5c", "task_sampling.tau=1"],
+        "no_popart": ["value_norm=none"],
+        "relu": ["network.trunk.activation=relu", "network.trunk.init=he_uniform"],
+        "bfloat16": ["precision=bfloat16"],
+    },
+)
+"""The default is an MLP with a head per task, the mean of the gradients, uniform sampling, PopArt.
+
+Every trunk has the default's width, 256; the rest of a variant is the preset in configs/ as it is (experts multiply the
+parameters, and activations differ: `relu` is the default with those of the other trunks).
+"""
+
+SPECIALISTS = Study(
+    ["+experiment=mt10_distill"],
+    {
+        variant: [
+            "data.teacher.name=specialists",
+            f"data.teacher.paths={{{','.join(f'{task}: {{runs}}/{task}' for task in MT10)}}}",
+            f"aggregation={variant}",
+        ]
+        for variant in ("sum", "pcgrad")
+    },
+    before={
+        task: [
+            "env=mt1",
+            f"env.task={task}",
+            "distill=kickstart",
+            "aux_losses.teacher.teacher.name=scripted",
+            "aux_losses.teacher.loss.name=mse",
+            "total_steps=500000",
+            "eval.every=0",
+        ]
+        for task in MT10
+    },
+)
+"""Ten policies, each trained in one task with rewards and a scripted teacher, into one."""
+
+KICKSTART = Study(
+    ["env=mt10", "total_steps=1000000", "eval.every=0", "eval.episodes_per_task=10", "log.every=50000"],
+    {
+        "scratch": [],
+        "teacher": ["distill=kickstart", "aux_losses.teacher.teacher.path=mt10", "aux_losses.teacher.loss.name=mse"],
+    },
+)
+"""The default agent with and without the shipped policy as its teacher."""
+
+DISTRAL = Study(
+    ["env=mt10", "total_steps=2000000", "eval.every=0"],
+    {"impala": ["agent=impala"], "one_column": ["agent=distral"], "two_columns": ["agent=distral", "agent.columns=2"]},
+)
+"""Distral and the learner it is made of."""
+
+STUDIES = {
+    "mt10_components": COMPONENTS,
+    "mt10_specialists": SPECIALISTS,
+    "mt10_kickstart": KICKSTART,
+    "mt10_distral": DISTRAL,
+}
+
+
+def train(run: Path, options: Sequence[str]) -> None:
+    """Runs or resumes a run, unless it is finished."""
+    if any((run / "eval").glob("*.json")):  # written at the end
+        return
+    subprocess.run([sys.executable, "-m", "mtrl.train", *options, f"run_dir={run}", "resume=auto"], check=True)
+
+
+def train_variant(name: str, variant: str, seed: str) -> None:
+    """Trains one variant, after the runs that it starts from, unless its result is stored."""
+    if (RESULTS / name / variant / f"seed{seed}.json").exists():
+        return
+    study, runs = STUDIES[name], Path("runs") / name
+    options = " ".join(study.variants[variant])
+    for before in study.before if "{runs}" in options else ():
+        train(runs / before, study.before[before])
+    own = [option.replace("{runs}", str(runs)) for option in study.variants[variant]]
+    run = runs / f"{variant}_seed{seed}"
+    train(run, [*study.budget, *own, f"seed={seed}"])
+    print(store(run, f"{name}/{variant}"))
+
+
+def main(arguments: Sequence[str]) -> None:
+    if not arguments:
+        for name, study in STUDIES.items():
+            print(f"{name}: {', '.join(study.variants)}")
+        return
+    name, *words = arguments
+    if name not in STUDIES:
+        sys.exit(unknown("study", name, list(STUDIES)))
+    seeds = [word.removeprefix("seed=") for word in words if word.startswith("seed=")]
+    variants = [word for word in words if not word.startswith("seed=")]
+    for variant in variants:
+        if variant not in STUDIES[name].variants:
+            sys.exit(unknown(f"variant of {name}", variant, list(STUDIES[name].variants)))
+    for seed in seeds or ["1"]:
+        for variant in variants or STUDIES[name].variants:
+            train_variant(name, variant, seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
