@@ -81,6 +81,8 @@ class EvalConfig:
     """Episode i runs goal i: 50 is the official protocol."""
     max_episode_steps: int = MAX_EPISODE_STEPS
     """Truncates episodes of environments that have no time limit."""
+    stop_at_success: bool = False
+    """Whether episodes end at their first success: the same success rates, in less time. Returns are up to there."""
 
     def __post_init__(self) -> None:
         not_negative(every=self.every)

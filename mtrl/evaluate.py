@@ -25,7 +25,7 @@ import mtrl.envs
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
 from mtrl.distill.teachers import Teacher, TeacherActor
 from mtrl.policy import check_device, find_policy, load_policy
-from mtrl.registry import build, construct, names, unknown
+from mtrl.registry import build, construct, names, parameters, unknown
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.run.evaluation.report import show, side_by_side, write_eval
@@ -44,6 +44,7 @@ def evaluate_policy(
     video: bool = False,
     episodes_per_task: int | None = None,
     max_episode_steps: int | None = None,
+    stop_at_success: bool | None = None,
     device: str = "cpu",
     out: str | None = None,
     env: dict[str, Any] | None = None,
@@ -57,6 +58,7 @@ def evaluate_policy(
         video: Whether to record a video of one episode of each task.
         episodes_per_task: By default the setting of the run that made the policy.
         max_episode_steps: By default the setting of that run.
+        stop_at_success: Whether episodes end at their first success; by default the setting of that run.
         out: Output folder; by default the run's. Of a policy outside of a run, nothing is written without it.
         env: Changes to the settings of that run's environment.
         teacher: Also evaluates a teacher, and writes `eval_teacher.json`: that of the run (true), a registered name, or
@@ -74,17 +76,22 @@ def evaluate_policy(
     as_it_was = not env and max_episode_steps is None
     if episodes_per_task is None:
         episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
+    # The other two are not in runs of earlier versions.
     if max_episode_steps is None:
         max_episode_steps = MAX_EPISODE_STEPS
-        if "max_episode_steps" in config["eval"]:  # not in runs of earlier versions
+        if "max_episode_steps" in config["eval"]:
             max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
+    if stop_at_success is None:
+        stop_at_success = "stop_at_success" in config["eval"] and stored_entry(
+            config, "eval.stop_at_success", bool, stored
+        )
     target = Path(out) if out else run_dir
     if video and target is None:
         raise UserError("video=true needs a folder for the videos of a policy outside of a run: out=...")
     check_device(device)
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores CPU quotas
     protocol = mtrl.envs.evaluation_protocol(node, seed)
-    evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device)
+    evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device, stop_at_success)
     try:
         spec = evaluator.env.spec
         subjects = [] if folder is None else [_student(folder, spec, device)]
@@ -217,7 +224,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        keys = "run, policy, teacher, video, episodes_per_task, max_episode_steps, device, out, env, env.*"
+        keys = ", ".join([*parameters(evaluate_policy), "env.*"])
         print(f"{__doc__}\nKeys: {keys}")
         return 0
     keywords: dict[str, Any] = {}

@@ -232,6 +232,7 @@ def make_evaluator(config: TrainConfig) -> Evaluator:
         config.eval.episodes_per_task,
         config.eval.max_episode_steps,
         config.device,
+        config.eval.stop_at_success,
     )
 
 

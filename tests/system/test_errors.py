@@ -102,7 +102,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("network.trunk=5", "network: trunk must be settings, not 5"),
         ("init_from_parts=[trunk]", "init_from does not say where from"),
         ("init_from_parts=trunk", "init_from_parts must be a list (each text) or null, not 'trunk'"),
-        ("eval=5", "(eval.every, eval.episodes_per_task, eval.max_episode_steps) and cannot be 5"),
+        ("eval=5", "eval.max_episode_steps, eval.stop_at_success) and cannot be 5"),
         ("log=null", "log is a group of settings"),
         ("~eval", "eval is a group of settings"),
         ("~env", "env needs a name"),

@@ -48,6 +48,20 @@ def test_other_settings_of_the_environment(finished: Path, tmp_path: Path) -> No
     assert {length for columns in found["episodes"].values() for length in columns["length"]} == {7}
 
 
+def test_episodes_that_end_at_success(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert run(*tiny(), f"run_dir={run_dir}", "eval.episodes_per_task=5", "eval.stop_at_success=true") == 0
+    assert evaluate(f"run={run_dir}") == 0
+    short = json.loads((run_dir / "eval.json").read_text())
+    assert short["protocol"]["episodes end"] == "at the first success, which returns are up to"
+    assert short["episodes"] == json.loads((run_dir / "eval" / "000000000640.json").read_text())["episodes"]
+    assert evaluate(f"run={run_dir}", "stop_at_success=false") == 0
+    whole = json.loads((run_dir / "eval.json").read_text())
+    for task, columns in whole["episodes"].items():
+        assert columns["success"] == short["episodes"][task]["success"]
+        assert all(map(int.__ge__, columns["length"], short["episodes"][task]["length"]))
+
+
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate() == evaluate("--help") == 0
     assert "episodes_per_task" in capsys.readouterr().out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mtrl.checks import positive
@@ -25,11 +25,12 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     seed: int = 0,
     max_episode_steps: float = math.inf,
+    stop_at_success: bool = False,
 ) -> EvalResult:
     """Runs `episodes_per_task` deterministic episodes of every task.
 
-    Episode i of a task runs goal i of the task's `num_goals` fixed goals (cycling beyond them). The B slots work
-    through the episodes in rounds: each slot runs one episode and waits for the others.
+    Episode i of a task runs goal i of the task's `num_goals` fixed goals (cycling beyond them). Episode j of all runs
+    in slot j modulo B: which slot runs what does not depend on how long episodes are.
 
     Args:
         actor: Acts on the env's observations and tasks.
@@ -39,81 +40,86 @@ def evaluate(
         protocol: Description of what the numbers mean, stored with them.
         progress: Called after every step with the numbers of finished and of all episodes. An exception from it ends
             the evaluation.
-        seed: Seed of the env in the first round; each following round adds 1.
+        seed: Seed of the env.
         max_episode_steps: Longer episodes are truncated.
+        stop_at_success: Whether an episode ends at its first success. Success rates are the same, in less time;
+            returns and lengths are those up to there.
 
     Returns:
-        Episodes ordered by task, and by the order in which they ran.
+        Episodes ordered by task, and by the order in which they began.
 
     Raises:
         RuntimeError: The env ran another task or goal than the assigned one.
     """
     positive(episodes_per_task=episodes_per_task)
-    names = env.spec.task_names
+    names, B, device = env.spec.task_names, env.num_envs, env.task.device
+    K, n = len(names), len(names) * episodes_per_task
     # Goal by goal: with as many slots as tasks, each slot then keeps its task.
-    jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(len(names))]
-    episodes: list[list[EpisodeResult]] = [[] for _ in names]
-    for index, start in enumerate(range(0, len(jobs), env.num_envs)):
-        batch = jobs[start : start + env.num_envs]
+    jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(K)]
+    # A slot that has run all of its jobs goes on with any goal, until the others have, too.
+    table = torch.tensor([*jobs, *((j % K, ANY) for j in range(n, n + 2 * B))], device=device)
+    found: dict[int, EpisodeResult] = {}
+    obs, state = begin(env, jobs[:B], seed), actor.initial_state(B)
+    job = torch.arange(B, device=device)
+    env.assign(*table[job + B].unbind(1))
+    running, cut = job < n, torch.zeros(B, dtype=torch.bool, device=device)
+    success, length = torch.zeros_like(running), torch.zeros_like(job)
+    returns = torch.zeros(B, dtype=torch.float64, device=device)
+    while len(found) < n:
+        action, _, state = actor.act(obs, env.task, state, explore=False)
+        step = env.step(action, truncate=cut)
+        check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
+        check_step(step, length + 1, env.spec)
+        success |= step.success & running
+        returns += torch.where(running, step.reward, 0.0)
+        length += running
+        won = success if stop_at_success else torch.zeros_like(success)
+        truncated = ~step.done & ~won & (length >= max_episode_steps)
+        over = running & (step.done | won | truncated)
+        for slot in over.nonzero().flatten().tolist():
+            index = int(job[slot])
+            task, goal = jobs[index]
+            outcome = bool(success[slot]) if env.spec.reports_success[task] else None
+            found[index] = EpisodeResult(
+                names[task], goal, outcome, float(returns[slot]), int(length[slot]), bool(truncated[slot])
+            )
+        running, begun = running & ~over, step.done
+        if begun.any():
+            job = torch.where(begun & (job < n), job + B, job)
+            running |= begun & (job < n)
+            success, returns, length = (x.masked_fill(begun, 0) for x in (success, returns, length))
+            _check_assigned(env, table[job], begun & running)
+            check_first(step.obs, env.task, env.spec)
+            env.assign(*table[torch.where(job < n, job + B, job)].unbind(1))
+        # An episode that is over while the environment goes on with it makes room for the slot's next one.
+        cut = ~running & (job + B < n)
+        obs, state = step.obs, state.masked_fill(begun[:, None], 0)
+        progress(len(found), n)
+    episodes = tuple(found[index] for task in range(K) for index in range(task, n, K))
+    return EvalResult(dict(protocol), episodes, comparable_returns=env.spec.comparable_returns)
 
-        def finished(count: int, before: int = start) -> None:
-            progress(before + count, len(jobs))
 
-        outcomes = _run_round(actor, env, batch, seed + index, finished, max_episode_steps)
-        for (task, goal), (succeeded, episode_return, length, truncated) in zip(batch, outcomes, strict=True):
-            success = succeeded if env.spec.reports_success[task] else None
-            episodes[task].append(EpisodeResult(names[task], goal, success, episode_return, length, truncated))
-    every = tuple(itertools.chain.from_iterable(episodes))
-    return EvalResult(dict(protocol), every, comparable_returns=env.spec.comparable_returns)
+ANY = -1
+"""A goal that the environment draws."""
 
 
 def begin(env: VecEnv, jobs: Sequence[tuple[int, int]], seed: int) -> Tensor:
     """Starts one (task, goal) per slot, checks that the env runs them, and returns the first observations."""
     # Surplus slots repeat the last job; their results are ignored.
     padded = [*jobs, *[jobs[-1]] * (env.num_envs - len(jobs))]
-    task, goal = torch.tensor(padded, device=env.task.device).unbind(1)
-    env.assign(task, goal)
+    assigned = torch.tensor(padded, device=env.task.device)
+    env.assign(*assigned.unbind(1))
     obs = env.reset(seed)
-    if not (torch.equal(env.task, task) and torch.equal(env.goal, goal)):
-        raise RuntimeError(
-            f"The env was assigned tasks {task.tolist()} with goals {goal.tolist()}, "
-            f"but runs {env.task.tolist()} with {env.goal.tolist()}."
-        )
-    check_first(obs, task, env.spec)
-    env.assign(task)  # any goal for episodes that start while a slot waits: Atari takes long to begin a given goal
+    _check_assigned(env, assigned, torch.ones_like(env.task, dtype=torch.bool))
+    check_first(obs, env.task, env.spec)
+    env.assign(env.task)  # any goal for episodes that start while a slot waits: Atari takes long to begin a given goal
     return obs
 
 
-def _run_round(
-    actor: Actor,
-    env: VecEnv,
-    jobs: Sequence[tuple[int, int]],
-    seed: int,
-    finished: Callable[[int], None],
-    max_episode_steps: float,
-) -> list[tuple[bool, float, int, bool]]:
-    """Runs one episode per job on the first slots; returns success at any step, return, length and truncation."""
-    B, n = env.num_envs, len(jobs)
-    obs, state = begin(env, jobs, seed), actor.initial_state(B)
-    device = env.task.device
-    running = torch.arange(B, device=device) < n
-    success = torch.zeros_like(running)
-    returns = torch.zeros(B, dtype=torch.float64, device=device)
-    length = torch.zeros(B, dtype=torch.int64, device=device)
-    truncated = torch.zeros_like(running)
-    remaining = n
-    while remaining:
-        action, _, state = actor.act(obs, env.task, state, explore=False)
-        step = env.step(action)
-        check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
-        check_step(step, length + 1, env.spec)
-        success |= step.success & running
-        returns += torch.where(running, step.reward, 0.0)
-        length += running
-        running = running & ~step.done
-        truncated |= running & (length >= max_episode_steps)
-        running = running & ~truncated
-        obs, state = step.obs, state.masked_fill(step.done[:, None], 0)
-        remaining = int(running.sum())
-        finished(n - remaining)
-    return list(zip(success.tolist(), returns.tolist(), length.tolist(), truncated.tolist(), strict=True))[:n]
+def _check_assigned(env: VecEnv, assigned: Int[Tensor, "B 2"], slots: Bool[Tensor, " B"]) -> None:
+    """Raises `RuntimeError` unless `slots` run the task and goal that they were assigned."""
+    runs = torch.stack([env.task, env.goal], 1)
+    if not torch.equal(runs[slots], assigned[slots]):
+        raise RuntimeError(
+            f"The env was assigned (task, goal) {assigned[slots].tolist()}, but runs {runs[slots].tolist()}."
+        )

@@ -22,6 +22,7 @@ class Evaluator:
         episodes_per_task: 50 is the official protocol of Meta-World.
         max_episode_steps: Truncates episodes of environments that have no time limit.
         device: Device of the policies.
+        stop_at_success: See `evaluate`.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Evaluator:
         episodes_per_task: int,
         max_episode_steps: int,
         device: str = "cpu",
+        stop_at_success: bool = False,
     ) -> None:
         positive(episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
         self._protocol, self._make_env = protocol, make_env
         self.settings = protocol.record_settings() | {"device": device}
         self.seed, self.episodes_per_task, self._max_episode_steps = seed, episodes_per_task, max_episode_steps
+        self._stop_at_success = stop_at_success
         self._env: VecEnv | None = None
 
     def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
@@ -51,6 +54,7 @@ class Evaluator:
             progress,
             self.seed,
             self.max_episode_steps(env.spec),
+            self._stop_at_success,
         )
         return replace(result, scores=self._protocol.scores(result))
 
@@ -70,6 +74,8 @@ class Evaluator:
         protocol = {"env": self.settings["name"], **self._protocol.words()}
         if spec.horizon is None:
             protocol["truncated after"] = f"{self._max_episode_steps} steps"
+        if self._stop_at_success:
+            protocol["episodes end"] = "at the first success, which returns are up to"
         return protocol | {
             "horizon": spec.horizon,
             "episodes per task": self.episodes_per_task,

@@ -25,47 +25,52 @@ PROTOCOL = {"env": "scripted", "goals": 4}
 class ScriptedEnv:
     """Episodes with known outcome. Task k with goal g lasts 2 + k + g steps and rewards 1 + k + g / 8 each.
 
-    It succeeds, if k + g is even, in its second step only; every other step of a slot that is past its first episode
-    claims success with a reward of 1000, which must not be counted.
+    It succeeds, if k + g is even, in its second step only. Episodes with a goal that the env has drawn claim success in
+    every step with a reward of 1000, which must not be counted.
     """
 
-    def __init__(self, num_envs, num_tasks=3, disobey=False):
+    def __init__(self, num_envs, num_tasks=3, disobey=False, disobey_later=False):
         names = tuple(f"task/{k}" for k in range(num_tasks))
         self.spec = EnvSpec(
             names, (3,), torch.float32, "continuous", 1, ((True,),) * num_tasks, None, (True,) * num_tasks, True
         )
-        self.num_envs, self.disobey = num_envs, disobey
+        self.num_envs, self.disobey, self.disobey_later = num_envs, disobey, disobey_later
         self.task = self.goal = self.next_task = self.next_goal = torch.zeros(num_envs, dtype=torch.int64)
         self.episodes_begun = 0
 
     def assign(self, task, goal=None):
         # Without a goal it draws one that nobody may look at.
-        self.next_task, self.next_goal = task.clone(), torch.full_like(task, 1000) if goal is None else goal.clone()
+        goal = torch.full_like(task, -1) if goal is None else goal
+        self.next_task, self.next_goal = task.clone(), torch.where(goal < 0, 1000, goal)
 
     def reset(self, seed=None):
         self.task, self.goal = self.next_task.clone(), self.next_goal.clone()
         if self.disobey:
             self.goal[0] += 1
-        self.time, self.first = torch.zeros_like(self.task), torch.ones_like(self.task, dtype=torch.bool)
+        self.time = torch.zeros_like(self.task)
         self.episodes_begun += self.num_envs
         return self.observe()
 
     def observe(self):
         return torch.stack([self.task, self.goal, self.time], 1).float()
 
-    def step(self, action):
+    def step(self, action, truncate=None):
         assert torch.equal(action[:, 0], self.observe().sum(1)), "the action belongs to another observation"
         self.time = self.time + 1
         lucky = ((self.task + self.goal) % 2 == 0) & (self.time == 2)
-        reward = torch.where(self.first, 1.0 + self.task + self.goal / 8, 1000.0)
-        done = self.time == 2 + self.task + self.goal
-        success = lucky | ~self.first
-        final_obs = self.observe()
-        self.first = self.first & ~done
-        self.time = torch.where(done, 0, self.time)
+        drawn = self.goal == 1000
+        reward = torch.where(drawn, 1000.0, 1.0 + self.task + self.goal / 8)
+        ended = self.time == 2 + self.task + self.goal
+        done = ended if truncate is None else ended | truncate
+        task, final_obs = self.task, self.observe()
         # Alternates, so that both kinds of end are seen.
-        terminated = done & (self.goal % 2 == 0)
-        return Step(self.observe(), reward, terminated, done & ~terminated, success, self.task, final_obs)
+        terminated = ended & (self.goal % 2 == 0)
+        self.task, self.goal = torch.where(done, self.next_task, task), torch.where(done, self.next_goal, self.goal)
+        if self.disobey_later:
+            self.goal = self.goal + done
+        self.time = torch.where(done, 0, self.time)
+        self.episodes_begun += int(done.sum())
+        return Step(self.observe(), reward, terminated, done & ~terminated, lucky | drawn, task, final_obs)
 
     def state_dict(self):
         return {}
@@ -105,8 +110,9 @@ def test_every_episode_as_scripted(num_envs, episodes_per_task, num_goals, goals
     result = evaluate(EchoActor(), env, episodes_per_task, num_goals, PROTOCOL)
     assert result.episodes == tuple(expected(task, goal) for task in range(3) for goal in goals)
     assert result.protocol == PROTOCOL
-    # Rounds: no slot starts more than it must.
-    assert env.episodes_begun == math.ceil(3 * len(goals) / num_envs) * num_envs
+    # No slot waits for another: only those that have run all of theirs begin episodes that do not count.
+    longest = 2 + 2 + max(goals)
+    assert env.episodes_begun <= 3 * len(goals) + num_envs * (1 + longest // 2)
 
 
 def test_progress_counts_up_to_all_episodes():
@@ -135,6 +141,18 @@ def test_long_episodes_are_truncated(num_envs):
     check_stored(to_json(result), result)
 
 
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 5, 20])
+def test_episodes_may_end_at_success(num_envs):
+    """Which comes in the second step: the same successes, less of the rest."""
+    full = [expected(task, goal) for task in range(3) for goal in range(4)]
+    result = evaluate(EchoActor(), ScriptedEnv(num_envs), 4, 4, PROTOCOL, stop_at_success=True)
+    for episode, whole in zip(result.episodes, full, strict=True):
+        assert (episode.task, episode.goal, episode.success) == (whole.task, whole.goal, whole.success)
+        assert episode.length == (2 if whole.success else whole.length)
+        assert episode.episode_return == pytest.approx(whole.episode_return * episode.length / whole.length)
+        assert not episode.truncated
+
+
 def test_progress_can_end_it_at_any_step():
     """Also while no episode ends."""
     calls = []
@@ -152,6 +170,11 @@ def test_progress_can_end_it_at_any_step():
 def test_an_env_that_runs_another_goal_is_noticed():
     with pytest.raises(RuntimeError, match=r"assigned .* but runs"):
         evaluate(EchoActor(), ScriptedEnv(3, disobey=True), 4, 4, PROTOCOL)
+
+
+def test_an_env_that_later_runs_another_goal_is_noticed():
+    with pytest.raises(RuntimeError, match=r"assigned .* but runs"):
+        evaluate(EchoActor(), ScriptedEnv(3, disobey_later=True), 4, 4, PROTOCOL)
 
 
 def test_no_gradients_are_kept():
@@ -381,9 +404,9 @@ class IllEnv(ScriptedEnv):
             obs[1, 2] = torch.nan
         return obs
 
-    def step(self, action):
+    def step(self, action, truncate=None):
         now = self.time[1] + 1
-        step = super().step(action)
+        step = super().step(action, truncate)
         if now == self.when:
             (step.reward if self.what == "reward" else step.final_obs[:, 2])[1] = torch.nan
         return step
@@ -408,7 +431,7 @@ def test_environment_that_is_not_finite(what, when, found):
 
 def image(env):
     def render(slot):
-        assert env.first[slot], "the next episode was filmed"
+        assert env.goal[slot] != 1000, "the next episode was filmed"
         return np.full((33, 48, 3), 40 * int(env.time[slot]) + int(env.task[slot]), dtype=np.uint8)
 
     return render
