@@ -89,7 +89,7 @@ class Dagger(ReplaySource):
         not_negative(teacher_noise=teacher_noise, student_noise=student_noise)
         self.teacher, self.teacher_share = teacher, teacher_share
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
-        self.episodes, self.label_kind = episodes, teacher.kind
+        self.episodes = episodes
         self._random = RandomActor(collector.env.spec)
         self._mask = self._random.mask.to(collector.device)
         self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)

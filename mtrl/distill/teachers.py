@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mtrl.distill.losses import Kind, kind_of, label_of, label_size, teacher_action, teacher_distribution
+from mtrl.nn.distributions import Distribution
 from mtrl.policy import load_policy
 from mtrl.registry import register, unknown
 from mtrl.types import EnvSpec, UserError
@@ -29,6 +30,8 @@ class Teacher(Protocol):
     """How messages refer to the teacher."""
     state_size: int = 0
     """S, the size of its recurrent state; 0 for a teacher without memory."""
+    feature_widths: Sequence[int] = ()
+    """Widths of the features of the networks that it consists of; none for a teacher without features."""
 
     def label(
         self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
@@ -44,6 +47,13 @@ class Teacher(Protocol):
             UserError: The observations lack information that the teacher needs.
         """
         ...
+
+    def features(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N G"]:
+        """What its heads read, the last hidden layer, as if an episode began with each observation, without gradient.
+
+        Only for teachers with `feature_widths`, all of which are G.
+        """
+        raise NotImplementedError
 
 
 @register("teacher", "policy")
@@ -76,15 +86,26 @@ class PolicyTeacher(Teacher):
         self._ids = torch.tensor([loaded.tasks.index(name) for name in spec.task_names], device=device)
         self.kind: Kind = kind_of(self._network.distribution_class)
         self.state_size = self._network.core.state_size
+        self.feature_widths = (self._network.trunk.out_features,)
 
     @torch.no_grad()
     def label(
         self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
     ) -> tuple[Float[Tensor, "N L"], Float[Tensor, "N S"]]:
+        distribution, _, states = self._ask(obs, task, state)
+        return label_of(distribution), states
+
+    @torch.no_grad()
+    def features(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N G"]:
+        _, hidden, _ = self._ask(obs, task, self._network.initial_state(len(task)))
+        return hidden
+
+    def _ask(self, obs: Tensor, task: Tensor, state: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+        """Distributions, features of the last hidden layer, and the states after."""
         ids = self._ids[task]
         first = torch.zeros_like(ids, dtype=torch.bool)
         features, states = self._network.unroll(obs[None], ids[None], first[None], state)
-        return label_of(self._network.distribution(features[0], ids)), states[0]
+        return *self._network.distribution_and_hidden(features[0], ids), states[0]
 
 
 @register("teacher", "specialists")
@@ -119,6 +140,7 @@ class Specialists(Teacher):
         self.kind: Kind = next(iter(kinds))
         self._size = label_size(self.kind, spec)
         self.state_size = max(teacher.state_size for _, teacher in self._teachers)
+        self.feature_widths = [width for _, teacher in self._teachers for width in teacher.feature_widths]
 
     @torch.no_grad()
     def label(
@@ -130,6 +152,13 @@ class Specialists(Teacher):
             label, own = teacher.label(obs[rows], their_task, state[rows, :size])
             labels[rows], after[rows, :size] = label.to(labels.dtype), own
         return labels, after
+
+    @torch.no_grad()
+    def features(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N G"]:
+        features = torch.zeros(len(task), self.feature_widths[0], device=obs.device)
+        for teacher, rows, their_task in self._asked(task):
+            features[rows] = teacher.features(obs[rows], their_task)
+        return features
 
     def _asked(self, task: Int[Tensor, " N"]) -> Iterator[tuple[PolicyTeacher, Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """The specialists of some samples, each with the places of its samples, and their tasks by its own ids."""
@@ -151,7 +180,7 @@ def _only(spec: EnvSpec, tasks: list[int]) -> EnvSpec:
 
 
 class FunctionTeacher(Teacher):
-    """A Python function or module as a teacher, without memory.
+    """A Python function or module as a teacher, without memory and features.
 
     Args:
         function: Returns labels (N, L) for observations (N, *obs) and tasks (N,). A module is put into evaluation mode,

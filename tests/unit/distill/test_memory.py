@@ -9,13 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.data.experience import EpisodeStatistics
-from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.distill.losses import teacher_action
 from mtrl.distill.teachers import Teacher, TeacherActor
 from mtrl.policy import load_policy
-from mtrl.registry import build
-from mtrl.types import UserError
 from tests.unit.distill.test_source import EPISODE, SLOT, STEP, K, Student, make, make_env, ring
 from tests.unit.distill.test_teachers import labels, named, saved, teacher
 
@@ -87,11 +83,3 @@ def test_it_is_evaluated_with_its_memory(tmp_path: Path) -> None:
         expected = policy.act(now, task)
         assert isinstance(expected, Tensor)
         assert torch.equal(action, expected)
-
-
-def test_kickstarting_has_no_place_for_it(tmp_path: Path) -> None:
-    saved(tmp_path / "one", SPEC, core={"name": "lstm", "width": 3})
-    node = {"name": "teacher", "teacher": {"name": "policy", "path": str(tmp_path / "one")}, "loss": {"name": "mse"}}
-    with pytest.raises(UserError, match=r"The teacher \(.*one\) has a memory .* only agent=distill") as error:
-        build("aux_loss", node, spec=SPEC, device="cpu", episodes=EpisodeStatistics(SPEC, Uniform(K)))
-    assert "\n" not in str(error.value)
