@@ -214,7 +214,7 @@ def make_learner(
         episodes=episodes,
         device=config.device,
         batch_shape=source.batch_shape,
-        label_kind=source.label_kind,
+        teacher=source.teacher,
         aux_losses={name: build("aux_loss", {"name": name, **node}, **runtime) for name, node in aux_losses.items()},
         compile=config.compile,
     )

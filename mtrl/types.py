@@ -370,8 +370,8 @@ class DataSource(Protocol):
     """Class of its batches; `object` if unspecified."""
     batch_shape: tuple[int, ...] | None = None
     """Leading axes of every batch, if they are known in advance: (T, B) for rollouts."""
-    label_kind: str | None = None
-    """Kind of the teacher's labels in its batches (`mtrl.distill.losses`), if there are any."""
+    teacher: Any = None
+    """What its batches are labelled by, if they are (`mtrl.distill.teachers.Teacher`)."""
     makes_steps: bool = True
     """Whether it steps environments. If not, training ends by `total_updates`."""
 

@@ -46,7 +46,7 @@ class Components:
     device: str
     batch_shape: tuple[int, ...] | None = None
     """See `DataSource`."""
-    label_kind: str | None = None
+    teacher: Any = None
     """See `DataSource`."""
     aux_losses: Mapping[str, AuxLoss] = field(default_factory=dict)
     """Losses that are added to the learner's policy loss, by name."""

@@ -39,8 +39,8 @@ class TeacherLoss(AuxLoss):
             the beginning is a warm-up for them. Those of several auxiliary losses multiply.
 
     Raises:
-        UserError: The teacher does not suit the environment, a coefficient is negative, or `rl_coefficient` stays zero.
-            In `check`: the loss cannot compare the teacher's labels with the policy.
+        UserError: The teacher does not suit the environment or has memory, a coefficient is negative, or
+            `rl_coefficient` stays zero. In `check`: the loss cannot compare the teacher's labels with the policy.
     """
 
     def __init__(
@@ -68,6 +68,11 @@ class TeacherLoss(AuxLoss):
         if device == "meta":  # the learner is only built for its shapes
             return
         self.teacher: Teacher = build("teacher", teacher, spec=spec, device=device)
+        if self.teacher.state_size:
+            raise UserError(
+                f"The teacher ({self.teacher.description}) has a memory (core), which only agent=distill can follow: "
+                "use that, or a teacher without memory."
+            )
         self.target_size = label_size(self.teacher.kind, spec)
 
     def check(self, policy: PolicyNetwork) -> None:
@@ -87,15 +92,19 @@ class TeacherLoss(AuxLoss):
         flat_task, active = task.flatten(), (self.coefficient(progress) != 0).expand(self.num_tasks)
         rows = obs.reshape(len(flat_task), *obs.shape[task.ndim :])
         if active.all():
-            labels = self.teacher.label(rows, flat_task)
+            labels = self._labels(rows, flat_task)
         elif active.any():
             asked = active.to(task.device)[flat_task]
-            answers = self.teacher.label(rows[asked], flat_task[asked])
+            answers = self._labels(rows[asked], flat_task[asked])
             labels = answers.new_zeros(len(flat_task), self.target_size)
             labels[asked] = answers
         else:
             labels = torch.zeros(len(flat_task), self.target_size, device=task.device)
         return labels.reshape(*task.shape, self.target_size)
+
+    def _labels(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        labels, _ = self.teacher.label(obs, task, torch.zeros(len(task), 0, device=task.device))
+        return labels
 
     def __call__(
         self, minibatch: Any, output: Distribution, targets: Float[Tensor, "*samples D"]

@@ -17,6 +17,7 @@ from mtrl import per_task
 from mtrl.agents.components import Components
 from mtrl.checks import not_negative
 from mtrl.distill.batch import Labelled
+from mtrl.distill.features import feature_regression
 from mtrl.distill.losses import DistillLoss
 from mtrl.registry import build, register
 from mtrl.types import Learner, Metrics, UserError
@@ -34,9 +35,11 @@ class Distill(Learner):
         max_grad_norm: Global norm to which gradients are clipped.
         obs_norm: Registered name of the observation normalisation, with statistics of the samples learned from.
         initial_std: Initial standard deviation of a Gaussian policy; losses between actions do not change it.
+        feature_coef: Coefficient of the feature regression (`FeatureRegression`), .01 in Actor-Mimic; 0: there is none.
 
     Raises:
-        UserError: The loss cannot compare the teacher's labels with the student, or the student has memory.
+        UserError: The loss cannot compare the teacher's labels with the student, the teacher has no features that
+            `feature_coef` could be for, or the student has memory.
     """
 
     learns_from = Labelled
@@ -51,19 +54,22 @@ class Distill(Learner):
         max_grad_norm: float = 1.0,
         obs_norm: str = "running",
         initial_std: float = 1.0,
+        feature_coef: float = 0.0,
     ) -> None:
         not_negative(end_factor=end_factor)
         self.loss: DistillLoss = build("distill_loss", loss)
         gaussian = {"name": "gaussian", "initial_std": initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
-        if c.label_kind is not None:
-            self.loss.check(c.label_kind, self.policy.distribution_class)
+        if c.teacher is not None:
+            self.loss.check(c.teacher.kind, self.policy.distribution_class)
         if self.policy.core.state_size:
             raise UserError("agent=distill learns from single steps, so that its policy has no memory: use core=none.")
-        self.networks = nn.ModuleDict({"policy": self.policy})
-        step = c.optimizer(self.policy, optimizer, max_grad_norm, has_positive=self.loss.is_positive)
+        hidden, num_tasks = self.policy.trunk.out_features, c.spec.num_tasks
+        self.regression = feature_regression(feature_coef, c.teacher, hidden, num_tasks)
+        self.networks = nn.ModuleDict({"policy": self.policy, **self.regression.networks}).to(c.device)
+        step = c.optimizer(self.networks, optimizer, max_grad_norm, has_positive=self.loss.is_positive)
         self.optimizers, self._losses = {"policy": step}, "positive" if self.loss.is_positive else "signed"
-        self.num_tasks, self.end_factor = c.spec.num_tasks, end_factor
+        self.num_tasks, self.end_factor = num_tasks, end_factor
         self._mask = torch.tensor(c.spec.action_mask, device=c.device)
 
     def update(self, batch: Labelled, progress: float) -> Metrics:
@@ -72,11 +78,11 @@ class Distill(Learner):
         step.set_lr_factor(1 + (self.end_factor - 1) * progress)
         self.policy.obs_norm.update(batch.obs, task)
         features = self._features(batch)
-        loss = self._loss(features, batch)
+        loss, metrics = self._loss(features, batch, self.regression.targets(batch))
         aux, diagnostics = self.policy.aux(features.detach(), task)
         grad_metrics = step(task, aux=aux, **{self._losses: loss})
         return {
-            "distill_loss": loss.detach(),
+            **metrics,
             **{f"policy_{key}": value for key, value in diagnostics.items()},
             **{f"grad/policy_{key}": value for key, value in grad_metrics.items()},
         }
@@ -91,7 +97,11 @@ class Distill(Learner):
         features, _ = self.policy.unroll(batch.obs, batch.task, torch.ones_like(batch.task, dtype=torch.bool), state)
         return features
 
-    def _loss(self, features: Float[Tensor, "K n F"], batch: Labelled) -> Float[Tensor, " K"]:
-        student = self.policy.distribution(features, batch.task)
-        loss = self.loss(student, batch.kind, batch.label, self._mask[batch.task])
-        return per_task.mean_or_zero(loss, batch.task, self.num_tasks)
+    def _loss(
+        self, features: Float[Tensor, "K n F"], batch: Labelled, targets: Float[Tensor, "K n G"]
+    ) -> tuple[Float[Tensor, " K"], Metrics]:
+        student, hidden = self.policy.distribution_and_hidden(features, batch.task)
+        distance = self.loss(student, batch.kind, batch.label, self._mask[batch.task])
+        loss = per_task.mean_or_zero(distance, batch.task, self.num_tasks)
+        added, metrics = self.regression.loss(hidden, targets)
+        return loss + added, {"distill_loss": loss.detach(), **metrics}

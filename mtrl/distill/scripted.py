@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtrl.distill.losses import Kind
+from mtrl.distill.teachers import Teacher
 from mtrl.registry import register, unknown
 from mtrl.types import EnvSpec, UserError
 
@@ -21,7 +22,7 @@ GOAL = 3
 
 
 @register("teacher", "scripted")
-class Scripted:
+class Scripted(Teacher):
     """The policies of `metaworld.policies` for the 50 tasks (v3). They read a single observation, goal included.
 
     They were written for Meta-World's float64 observations, to which ours (float32) are converted. Their actions are
@@ -51,7 +52,9 @@ class Scripted:
         classes: dict[str, Callable[[], Any]] = dict(ENV_POLICY_MAP)
         self._policies = [classes[name]() for name in spec.task_names]
 
-    def label(self, obs: Float[Tensor, "N 39"], task: Int[Tensor, " N"]) -> Float[Tensor, "N 4"]:
+    def label(
+        self, obs: Float[Tensor, "N 39"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N S"]]:
         """Actions of the scripted policies. Raises `UserError` if a goal is hidden."""
         rows = obs.detach().cpu().numpy().astype(np.float64)
         tasks = task.cpu().numpy()
@@ -65,4 +68,4 @@ class Scripted:
                 act = self._policies[task_id].get_action
                 for row in np.flatnonzero(tasks == task_id):
                     actions[row] = act(rows[row])
-        return torch.from_numpy(actions.clip(-1, 1)).to(obs.device)
+        return torch.from_numpy(actions.clip(-1, 1)).to(obs.device), state

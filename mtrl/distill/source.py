@@ -58,6 +58,8 @@ class Dagger(ReplaySource):
     that the student sees from the beginning where it should get to. Ross et al. (2011) mix by steps instead of
     episodes, and learn from the whole dataset at the end of each iteration; here learning is continuous.
 
+    The teacher sees every episode from its beginning, whoever acts: a teacher with memory remembers the observations.
+
     Args:
         dataset: For it and the arguments after it see `ReplaySource`.
         teacher_share: Probability that the teacher acts in an episode.
@@ -87,17 +89,18 @@ class Dagger(ReplaySource):
         not_negative(teacher_noise=teacher_noise, student_noise=student_noise)
         self.teacher, self.teacher_share = teacher, teacher_share
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
-        self.episodes, self.label_kind = episodes, teacher.kind
+        self.episodes = episodes
         self._random = RandomActor(collector.env.spec)
         self._mask = self._random.mask.to(collector.device)
         self._begins = torch.ones(collector.env.num_envs, dtype=torch.bool, device=collector.device)
         self._teaching = torch.zeros_like(self._begins)
+        self._teacher_state = torch.zeros(collector.env.num_envs, teacher.state_size, device=collector.device)
 
     def _step(self, actor: Actor, progress: float) -> Samples:
         collector = self.collector
         obs, task = collector.obs, collector.task
         with collector.timer("teacher"):
-            label = self.teacher.label(obs, task)
+            label, teacher_state = self.teacher.label(obs, task, self._teacher_state)
         share = self.teacher_share(progress).to(task.device).expand(self.replay.num_tasks)
         draw = torch.rand(len(task), device=task.device) < share[task]
         self._teaching = torch.where(self._begins, draw, self._teaching)
@@ -107,6 +110,7 @@ class Dagger(ReplaySource):
         action, _ = collector.act(mixed)
         step = collector.step(action)
         self._begins = step.done.to(task.device)
+        self._teacher_state = teacher_state.masked_fill(self._begins[:, None], 0)
         return self.episodes.pass_on(task, {"obs": obs, "label": label}, step)
 
     def _batch(self, samples: dict[str, Tensor]) -> Labelled:
@@ -119,6 +123,7 @@ class Dagger(ReplaySource):
             "teacher_share": self.teacher_share.state_dict(),
             "begins": self._begins,
             "teaching": self._teaching,
+            "teacher_state": self._teacher_state,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -127,6 +132,9 @@ class Dagger(ReplaySource):
         self.teacher_share.load_state_dict(state["teacher_share"])
         device = self.collector.device
         self._begins, self._teaching = state["begins"].to(device), state["teaching"].to(device)
+        if not state["teacher_state"].isfinite().all():
+            raise ValueError("teacher_state: expected finite numbers, found NaN or infinity")
+        self._teacher_state = state["teacher_state"].to(device)
 
 
 @register("data", "dagger")

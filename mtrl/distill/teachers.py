@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from mtrl.distill.losses import Kind, kind_of, label_of, label_size, teacher_action, teacher_distribution
+from mtrl.nn.distributions import Distribution
 from mtrl.policy import load_policy
 from mtrl.registry import register, unknown
 from mtrl.types import EnvSpec, UserError
@@ -18,24 +19,45 @@ from mtrl.types import EnvSpec, UserError
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Labels observations. Registered under the kind "teacher"; a constructor may name `spec` and `device`."""
+    """Labels observations. Registered under the kind "teacher"; a constructor may name `spec` and `device`.
+
+    Subclasses inherit the attributes that have a value and the methods that have a body.
+    """
 
     kind: Kind
     """Meaning of the labels: see `mtrl.distill.losses`."""
     description: str
     """How messages refer to the teacher."""
+    state_size: int = 0
+    """S, the size of its recurrent state; 0 for a teacher without memory."""
+    feature_widths: Sequence[int] = ()
+    """Widths of the features of the networks that it consists of; none for a teacher without features."""
 
-    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
-        """Labels of raw observations, without gradient, on their device. `task` holds the student's task ids.
+    def label(
+        self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "N L"], Float[Tensor, "N S"]]:
+        """Labels of raw observations, without gradient, on their device; and the states for the next observations.
+
+        Args:
+            task: The student's task ids.
+            state: Recurrent states. At the beginning of an episode they are zero: so the caller sets them where one
+                ends, as for `Actor.act`.
 
         Raises:
             UserError: The observations lack information that the teacher needs.
         """
         ...
 
+    def features(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N G"]:
+        """What its heads read, the last hidden layer, as if an episode began with each observation, without gradient.
+
+        Only for teachers with `feature_widths`, all of which are G.
+        """
+        raise NotImplementedError
+
 
 @register("teacher", "policy")
-class PolicyTeacher:
+class PolicyTeacher(Teacher):
     """A saved policy of this package, with its own normalisation, which is frozen.
 
     Tasks are matched by name. Labels are distributions, so they contain the policy's exploration noise, but not samples
@@ -45,8 +67,7 @@ class PolicyTeacher:
         path: Run folder, checkpoint, policy folder or name of a shipped policy.
 
     Raises:
-        UserError: The policy cannot be loaded, does not know every task, has other observations or actions, or has
-            memory.
+        UserError: The policy cannot be loaded, does not know every task, or has other observations or actions.
     """
 
     def __init__(self, path: str, spec: EnvSpec, device: str) -> None:
@@ -57,8 +78,6 @@ class PolicyTeacher:
             raise UserError(
                 f"The teacher in {path} was not trained in {', '.join(missing)}. Its tasks: {', '.join(loaded.tasks)}."
             )
-        if loaded.network.core.state_size:
-            raise UserError(f"The teacher in {path} has a memory (core), which teachers cannot have yet.")
         try:
             loaded.for_env(spec)
         except UserError as error:
@@ -66,15 +85,32 @@ class PolicyTeacher:
         self._network = loaded.network
         self._ids = torch.tensor([loaded.tasks.index(name) for name in spec.task_names], device=device)
         self.kind: Kind = kind_of(self._network.distribution_class)
+        self.state_size = self._network.core.state_size
+        self.feature_widths = (self._network.trunk.out_features,)
 
     @torch.no_grad()
-    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
-        return label_of(self._network(obs, self._ids[task]))
+    def label(
+        self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "N L"], Float[Tensor, "N S"]]:
+        distribution, _, states = self._ask(obs, task, state)
+        return label_of(distribution), states
+
+    @torch.no_grad()
+    def features(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N G"]:
+        _, hidden, _ = self._ask(obs, task, self._network.initial_state(len(task)))
+        return hidden
+
+    def _ask(self, obs: Tensor, task: Tensor, state: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+        """Distributions, features of the last hidden layer, and the states after."""
+        ids = self._ids[task]
+        first = torch.zeros_like(ids, dtype=torch.bool)
+        features, states = self._network.unroll(obs[None], ids[None], first[None], state)
+        return *self._network.distribution_and_hidden(features[0], ids), states[0]
 
 
 @register("teacher", "specialists")
-class Specialists:
-    """A saved policy for each task.
+class Specialists(Teacher):
+    """A saved policy for each task. Their recurrent states share the columns of one, which is as wide as the widest.
 
     Args:
         paths: Path of every task's policy, by task name, as for `policy`. Tasks may share a policy.
@@ -103,16 +139,34 @@ class Specialists:
             raise UserError(f"Specialists must have one kind of distribution, found {listed}.")
         self.kind: Kind = next(iter(kinds))
         self._size = label_size(self.kind, spec)
+        self.state_size = max(teacher.state_size for _, teacher in self._teachers)
+        self.feature_widths = [width for _, teacher in self._teachers for width in teacher.feature_widths]
 
     @torch.no_grad()
-    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
-        labels = torch.zeros(len(task), self._size, device=obs.device)
+    def label(
+        self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "N L"], Float[Tensor, "N S"]]:
+        labels, after = torch.zeros(len(task), self._size, device=obs.device), torch.zeros_like(state)
+        for teacher, rows, their_task in self._asked(task):
+            size = teacher.state_size
+            label, own = teacher.label(obs[rows], their_task, state[rows, :size])
+            labels[rows], after[rows, :size] = label.to(labels.dtype), own
+        return labels, after
+
+    @torch.no_grad()
+    def features(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N G"]:
+        features = torch.zeros(len(task), self.feature_widths[0], device=obs.device)
+        for teacher, rows, their_task in self._asked(task):
+            features[rows] = teacher.features(obs[rows], their_task)
+        return features
+
+    def _asked(self, task: Int[Tensor, " N"]) -> Iterator[tuple[PolicyTeacher, Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        """The specialists of some samples, each with the places of its samples, and their tasks by its own ids."""
         for ids, teacher in self._teachers:
-            place = (task[:, None] == ids).long()  # (N, n)
+            place = (task[:, None] == ids).long()  # (N, their tasks)
             (rows,) = place.any(1).nonzero(as_tuple=True)
             if len(rows):
-                labels[rows] = teacher.label(obs[rows], place[rows].argmax(1)).to(labels.dtype)
-        return labels
+                yield teacher, rows, place[rows].argmax(1)
 
 
 def _only(spec: EnvSpec, tasks: list[int]) -> EnvSpec:
@@ -125,8 +179,8 @@ def _only(spec: EnvSpec, tasks: list[int]) -> EnvSpec:
     return dataclasses.replace(spec, **chosen)
 
 
-class FunctionTeacher:
-    """A Python function or module as a teacher.
+class FunctionTeacher(Teacher):
+    """A Python function or module as a teacher, without memory and features.
 
     Args:
         function: Returns labels (N, L) for observations (N, *obs) and tasks (N,). A module is put into evaluation mode,
@@ -140,13 +194,15 @@ class FunctionTeacher:
         self._function = function.eval() if isinstance(function, nn.Module) else function
 
     @torch.no_grad()
-    def label(self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"]) -> Float[Tensor, "N L"]:
+    def label(
+        self, obs: Shaped[Tensor, "N *obs"], task: Int[Tensor, " N"], state: Float[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "N L"], Float[Tensor, "N S"]]:
         labels = self._function(obs, task)
         if labels.ndim != 2 or len(labels) != len(task):
             raise UserError(
                 f"The teacher {self.description} must give labels ({len(task)}, L), not {tuple(labels.shape)}."
             )
-        return labels.to(obs.device)
+        return labels.to(obs.device), state
 
 
 class TeacherActor:
@@ -164,14 +220,13 @@ class TeacherActor:
         self._mask = torch.tensor(spec.action_mask, device=device)
 
     def initial_state(self, num: int) -> Tensor:
-        """No memory: (num, 0)."""
-        return torch.zeros(num, 0, device=self._mask.device)
+        return torch.zeros(num, self.teacher.state_size, device=self._mask.device)
 
     @torch.no_grad()
     def act(self, obs: Tensor, task: Tensor, state: Tensor, explore: bool) -> tuple[Tensor, Tensor, Tensor]:
         """See `Actor.act`."""
-        kind, label = self.teacher.kind, self.teacher.label(obs, task)
-        mask = self._mask[task]
+        label, state = self.teacher.label(obs, task, state)
+        kind, mask = self.teacher.kind, self._mask[task]
         if kind == "action":
             return teacher_action(kind, label, mask), torch.zeros(len(task), device=task.device), state
         distribution = teacher_distribution(kind, label, mask)

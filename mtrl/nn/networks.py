@@ -50,9 +50,15 @@ class _ConditionedTrunk(nn.Module):
         size = self.task_encoder.history_size
         return features[..., size:], self.task_encoder(task, features[..., :size])
 
-    def _head_output(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Any:
+    def _hidden(
+        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch H"], TaskContext]:
+        """The last hidden layer and the context, which the head reads."""
         trunk_features, context = self._trunk_inputs(features, task)
-        return self.head(self.trunk(trunk_features, context), context)
+        return self.trunk(trunk_features, context), context
+
+    def _head_output(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Any:
+        return self.head(*self._hidden(features, task))
 
     def aux(
         self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
@@ -119,7 +125,14 @@ class PolicyNetwork(_ConditionedTrunk):
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         """Like `forward`, from the features of `unroll`."""
-        return self.column(self._head_output(features, task), features, task)
+        return self.distribution_and_hidden(features, task)[0]
+
+    def distribution_and_hidden(
+        self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+    ) -> tuple[Distribution, Float[Tensor, "*batch H"]]:
+        """`distribution`, and the last hidden layer from which it is made."""
+        hidden, context = self._hidden(features, task)
+        return self.column(self.head(hidden, context), features, task), hidden
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Distribution:
         """The distribution for each observation (*batch, *obs), as if an episode began with it."""

@@ -28,10 +28,12 @@ def weights(run_dir: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of each agent."""
+    """A folder with a run of each agent, and with one of a policy with memory."""
     folder = tmp_path_factory.mktemp("teachers")
     for agent in ("ppo", "sac"):
         assert run(*tiny(agent), "eval.every=0", f"run_dir={folder / agent}") == 0
+    memory = ("core=lstm", "core.width=8", "agent.num_minibatches=1", f"run_dir={folder / 'lstm'}")
+    assert run(*tiny(total_steps=80), "eval.every=0", *memory) == 0
     return folder
 
 
@@ -84,31 +86,40 @@ def test_reinforcement_learning_can_wait(run_dir: Path, teachers: Path) -> None:
 
 
 def test_a_student_stopped_and_resumed(run_dir: Path, teachers: Path) -> None:
-    """Its dataset, which has overwritten its oldest samples, and who acts are restored: the same run, bit for bit."""
+    """Its dataset, which has overwritten its oldest samples, its feature regression and who acts are restored.
+
+    It is the same run, bit for bit.
+    """
     options = (*tiny("distill"), "data.teacher_share=0.5", "eval.every=0", f"data.teacher.path={teachers / 'ppo'}")
+    options = (*options, "agent.feature_coef=0.1")
     assert run(*options, f"run_dir={run_dir}") == 0
     other = run_dir.with_name("other")
     with stopped_after(20):
         assert run(*options, f"run_dir={other}") == 143
     assert run(f"resume={other}") == 0
     assert_same_run(run_dir, other, PYTHON_RNG)
-    losses = [row["train/distill_loss/reach-2"] for row in rows(run_dir) if "train/distill_loss/reach-2" in row]
-    assert losses[-1] < losses[0]
+    for name in ("train/distill_loss/reach-2", "train/feature_loss/reach-2"):
+        losses = [row[name] for row in rows(run_dir) if name in row]
+        assert losses[-1] < losses[0]
 
 
 def test_a_student_of_successes_stopped_and_resumed(
     run_dir: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With targets so large that many episodes succeed; samples are held back when it stops amid episodes."""
+    """With targets so large that many episodes succeed; samples are held back when it stops amid episodes.
+
+    And with a teacher whose memory is restored.
+    """
     monkeypatch.setattr(ToyReach, "RADIUS", 0.5)
     options = (*tiny("distill"), "data.only_successful=true", "env.horizon=10", "eval.every=0")
-    options = (*options, "data.teacher_share=0.5", "data.student_noise=1", f"data.teacher.path={teachers / 'ppo'}")
+    options = (*options, "data.teacher_share=0.5", "data.student_noise=1", f"data.teacher.path={teachers / 'lstm'}")
     assert run(*options, f"run_dir={run_dir}") == 0
     assert any("train/distill_loss/reach-2" in row for row in rows(run_dir))
     other = run_dir.with_name("other")
     with stopped_after(37):
         assert run(*options, f"run_dir={other}") == 143
     state = load_state(newest_valid(other / "checkpoints") / "training_state" / "data")
+    assert state["teacher_state"].any()
     assert 0 < int(state["running"]["length"].max()) < 10
     assert int(state["dataset"]["added"].sum()) < 37 * 8
     assert run(f"resume={other}") == 0
@@ -123,6 +134,10 @@ def test_a_student_with_a_memory_or_another_loss(
     assert "its policy has no memory: use core=none" in the_error(capsys)
     assert run(*options, "actors=1") == 2
     assert "A teacher labels in the learner's process: use actors=0." in the_error(capsys)
+    assert run(*options, f"data.teacher.path={teachers / 'lstm'}", "agent.feature_coef=0.01") == 2
+    assert "lstm) has a memory (core): use another teacher, or agent.feature_coef=0." in the_error(capsys)
+    assert run(*tiny(), taught(teachers / "lstm"), f"run_dir={run_dir}") == 2
+    assert "lstm) has a memory (core), which only agent=distill can follow" in the_error(capsys)
     assert not run_dir.exists()
 
 

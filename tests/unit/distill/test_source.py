@@ -16,10 +16,11 @@ from mtrl.data.experience import Collector, EpisodeStatistics
 from mtrl.data.replay import Replay
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.distill.episodes import AllEpisodes, SuccessfulEpisodes
+from mtrl.distill.losses import label_size
 from mtrl.distill.schedules import Constant, Linear, Schedule
 from mtrl.distill.source import Dagger, check_success
-from mtrl.distill.teachers import FunctionTeacher
-from mtrl.types import UserError
+from mtrl.distill.teachers import FunctionTeacher, Teacher
+from mtrl.types import UserError, VecEnv
 from tests.helpers import make_spec
 
 K, B = 3, 6
@@ -43,9 +44,15 @@ def label(obs: Tensor, task: Tensor) -> Tensor:
     return torch.stack([torch.full((len(task),), TEACHER), obs[:, SLOT] / 10], 1)
 
 
-def make(share: Schedule | float = 0.0, seed: int = 0, **options: Any) -> tuple[Dagger, list[Tensor]]:
+def make_env(seed: int = 0) -> VecEnv:
+    return mtrl.envs.make("counting", num_envs=B, seed=seed, num_tasks=K, episode_length=4, stagger=2)
+
+
+def make(
+    share: Schedule | float = 0.0, seed: int = 0, teacher: Teacher | None = None, **options: Any
+) -> tuple[Dagger, list[Tensor]]:
     torch.manual_seed(seed)
-    env = mtrl.envs.make("counting", num_envs=B, seed=seed, num_tasks=K, episode_length=4, stagger=2)
+    env = make_env(seed)
     acted: list[Tensor] = []
     step = env.step
 
@@ -55,7 +62,8 @@ def make(share: Schedule | float = 0.0, seed: int = 0, **options: Any) -> tuple[
 
     env.step = watched  # type: ignore[method-assign]
     collector = Collector(env, EpisodeStatistics(env.spec, Uniform(K)), "cpu", lambda phase: nullcontext())
-    columns = {"obs": ((5,), torch.float32), "label": ((2,), torch.float32)}
+    teacher = teacher or FunctionTeacher(label, "action")
+    columns = {"obs": ((5,), torch.float32), "label": ((label_size(teacher.kind, env.spec),), torch.float32)}
     options = {
         "batch_size": 2,
         "samples_per_insert": 1.0,
@@ -67,7 +75,7 @@ def make(share: Schedule | float = 0.0, seed: int = 0, **options: Any) -> tuple[
     } | options
     schedule = share if isinstance(share, Schedule) else Constant(share)
     dataset = Replay(K, options.pop("capacity"), columns, "cpu")
-    return Dagger(collector, FunctionTeacher(label, "action"), dataset, teacher_share=schedule, **options), acted
+    return Dagger(collector, teacher, dataset, teacher_share=schedule, **options), acted
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, STUDENT), (1.0, TEACHER)])
