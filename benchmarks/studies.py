@@ -86,10 +86,7 @@ SPECIALISTS = Study(
 
 KICKSTART = Study(
     ["env=mt10", "total_steps=1000000", "eval.every=0", "eval.episodes_per_task=10", "log.every=50000"],
-    {
-        "scratch": [],
-        "teacher": ["distill=kickstart", "aux_losses.teacher.teacher.path=mt10", "aux_losses.teacher.loss.name=mse"],
-    },
+    {"scratch": [], "teacher": ["distill=kickstart", "aux_losses.teacher.teacher.path=mt10"]},
 )
 """The default agent with and without the shipped policy as its teacher."""
 
