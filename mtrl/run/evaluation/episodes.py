@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,8 @@ def evaluate(
 ) -> EvalResult:
     """Runs `episodes_per_task` deterministic episodes of every task.
 
-    Episode i of a task runs goal i of the task's `num_goals` fixed goals (cycling beyond them). Episode j of all runs
-    in slot j modulo B: which slot runs what does not depend on how long episodes are.
+    Episode i of a task runs goal i of the task's `num_goals` fixed goals (cycling beyond them). No slot waits for
+    another: one whose episode is over begins the next of its task, or of the task with the most that have not begun.
 
     Args:
         actor: Acts on the env's observations and tasks.
@@ -53,19 +54,17 @@ def evaluate(
     """
     positive(episodes_per_task=episodes_per_task)
     names, B, device = env.spec.task_names, env.num_envs, env.task.device
-    K, n = len(names), len(names) * episodes_per_task
     # Goal by goal: with as many slots as tasks, each slot then keeps its task.
-    jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(K)]
-    # A slot that has run all of its jobs goes on with any goal, until the others have, too.
-    table = torch.tensor([*jobs, *((j % K, ANY) for j in range(n, n + 2 * B))], device=device)
+    jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(len(names))]
+    queue = _Queue(jobs, B)
     found: dict[int, EpisodeResult] = {}
     obs, state = begin(env, jobs[:B], seed), actor.initial_state(B)
-    job = torch.arange(B, device=device)
-    env.assign(*table[job + B].unbind(1))
-    running, cut = job < n, torch.zeros(B, dtype=torch.bool, device=device)
-    success, length = torch.zeros_like(running), torch.zeros_like(job)
+    running = torch.arange(B, device=device) < len(jobs)
+    cut = torch.zeros_like(running)
+    success, length = torch.zeros_like(running), torch.zeros_like(env.task)
     returns = torch.zeros(B, dtype=torch.float64, device=device)
-    while len(found) < n:
+    env.assign(*queue.plan(env.task, running))
+    while len(found) < len(jobs):
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action, truncate=cut)
         check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
@@ -77,7 +76,7 @@ def evaluate(
         truncated = ~step.done & ~won & (length >= max_episode_steps)
         over = running & (step.done | won | truncated)
         for slot in over.nonzero().flatten().tolist():
-            index = int(job[slot])
+            index = queue.job[slot]
             task, goal = jobs[index]
             outcome = bool(success[slot]) if env.spec.reports_success[task] else None
             found[index] = EpisodeResult(
@@ -85,18 +84,64 @@ def evaluate(
             )
         running, begun = running & ~over, step.done
         if begun.any():
-            job = torch.where(begun & (job < n), job + B, job)
-            running |= begun & (job < n)
+            expected, counts = queue.begin(begun)
+            running |= counts
             success, returns, length = (x.masked_fill(begun, 0) for x in (success, returns, length))
-            _check_assigned(env, table[job], begun & running)
+            _check_assigned(env, expected, counts)
             check_first(step.obs, env.task, env.spec)
-            env.assign(*table[torch.where(job < n, job + B, job)].unbind(1))
-        # An episode that is over while the environment goes on with it makes room for the slot's next one.
-        cut = ~running & (job + B < n)
+        if (over | begun).any():
+            env.assign(*queue.plan(env.task, running))
+            # An episode that is over while the environment goes on with it makes room for the slot's next one.
+            cut = ~running & queue.has_next(device)
         obs, state = step.obs, state.masked_fill(begun[:, None], 0)
-        progress(len(found), n)
-    episodes = tuple(found[index] for task in range(K) for index in range(task, n, K))
+        progress(len(found), len(jobs))
+    episodes = tuple(found[index] for task in range(len(names)) for index in range(task, len(jobs), len(names)))
     return EvalResult(dict(protocol), episodes, comparable_returns=env.spec.comparable_returns)
+
+
+class _Queue:
+    """Which episode each of B slots runs, and which one follows. The first B of the `jobs` have begun.
+
+    A slot without one goes on with any goal of its task, until all others have finished.
+    """
+
+    def __init__(self, jobs: Sequence[tuple[int, int]], B: int) -> None:
+        self.jobs = jobs
+        self.job = list(range(B))
+        """The job of each slot; surplus slots have none."""
+        self._next: list[int | None] = [None] * B
+        self._waiting: dict[int, deque[int]] = defaultdict(deque)
+        for index in range(B, len(jobs)):
+            self._waiting[jobs[index][0]].append(index)
+
+    def plan(self, task: Int[Tensor, " B"], running: Bool[Tensor, " B"]) -> Int[Tensor, "2 B"]:
+        """The next task and goal of each slot, given its task and whether its episode counts and still goes on."""
+        following = []
+        for slot, (own, busy) in enumerate(zip(task.tolist(), running.tolist(), strict=True)):
+            if self._next[slot] is None:
+                self._next[slot] = self._take(own, busy)
+            index = self._next[slot]
+            following.append((own, ANY) if index is None else self.jobs[index])
+        return torch.tensor(following, device=task.device).T
+
+    def _take(self, task: int, busy: bool) -> int | None:
+        """The next job of a task. If there is none, a slot that is not busy takes on another task."""
+        if not self._waiting[task] and not busy:
+            task = max(self._waiting, key=lambda other: len(self._waiting[other]))
+        return self._waiting[task].popleft() if self._waiting[task] else None
+
+    def has_next(self, device: torch.device) -> Bool[Tensor, " B"]:
+        return torch.tensor([index is not None for index in self._next], device=device)
+
+    def begin(self, slots: Bool[Tensor, " B"]) -> tuple[Int[Tensor, "B 2"], Bool[Tensor, " B"]]:
+        """`slots` have gone on to what followed. Returns the job of every slot, and which of `slots` have begun one."""
+        counts = slots & self.has_next(slots.device)
+        for slot in counts.nonzero().flatten().tolist():
+            following = self._next[slot]
+            assert following is not None
+            self.job[slot], self._next[slot] = following, None
+        last = len(self.jobs) - 1
+        return torch.tensor([self.jobs[min(index, last)] for index in self.job], device=slots.device), counts
 
 
 ANY = -1
