@@ -135,7 +135,7 @@ def test_tasks_of_which_some_report_success(run_dir: Path, capsys: pytest.Captur
 def test_gym_of_mixed_sizes_without_success(run_dir: Path) -> None:
     ids = "env.ids=[Pendulum-v1,MountainCarContinuous-v0]"
     command = [*tiny(env="gym", num_envs=2, total_steps=40), ids, "env.num_workers=0"]
-    assert run(*command, "eval.every=0", "eval.max_episode_steps=20", f"run_dir={run_dir}") == 0
+    assert run(*command, "eval.every=0", "eval.episodes_per_task=1", f"run_dir={run_dir}") == 0
     assert not any(name.startswith("train/success_rate") for row in rows(run_dir) for name in row)
 
 
