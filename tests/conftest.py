@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests import annotations
 
 assert "mtrl" not in sys.modules, "mtrl was imported before its annotations could be checked"
-# PEP 484's tower: an int is welcome where a float is annotated.
-install_import_hook("mtrl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+annotations.check("mtrl")
 
 settings.register_profile("mtrl", deadline=None)  # the machine may be busy
 settings.load_profile("mtrl")
+
+os.fsync = lambda descriptor: None  # no test cuts the power, and a busy disk takes longer over it than over the test
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores

@@ -243,7 +243,7 @@ for line in sys.stdin:
         self._server.stdout.close()
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
+def wait_for(condition: Any, seconds: float = 200.0) -> None:
     """Waits until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -32,10 +32,11 @@ class Unmended(Plain):
 
 
 class Hanging(Plain):
-    """Does not come back from `step` while there is a file `hang`."""
+    """Does not come back from `step` while there is a file `hang`, and says so with a file `hanging`."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         while Path("hang").exists():
+            Path("hanging").touch()
             time.sleep(0.1)
         return super().step(action)
 

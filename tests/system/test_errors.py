@@ -225,7 +225,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     wrong = [["env=mt01"], ["total_steps=-5", "env=toy_reach"], ["resume=runs/gone"]]
     found = [start(*arguments, cwd=tmp_path) for arguments in wrong]
     for process, expected in zip(found, ("'mt1'", "must be positive", "it is not a run folder"), strict=True):
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=200)
         assert (process.returncode, out) == (2, "")
         assert re.fullmatch(rf"error: .*{expected}.*\n", err)
     assert not list(tmp_path.iterdir())

@@ -128,7 +128,7 @@ def test_a_second_process_changes_nothing(run_dir: Path, capsys: pytest.CaptureF
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = start(*tiny(total_steps=1_000_000), *SHORT, "run_dir=run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run/checkpoints/last").exists(), seconds=200)
+    wait_for(lambda: (tmp_path / "run/checkpoints/last").exists())
     assert run(f"resume={tmp_path / 'run'}") == 2
     assert "Another process is training in" in the_error(capsys)
     process.send_signal(signal.SIGKILL)

@@ -65,7 +65,7 @@ def begun(forks: Forks, run_dir: Path, *arguments: str) -> int:
     log = len(forks.log.read_text()) if forks.log.exists() else 0
     process = forks.start(*arguments, f"run_dir={run_dir}")
     metrics = run_dir / "metrics.jsonl"
-    wait_for(lambda: (metrics.exists() and metrics.stat().st_size) or not alive(process), 200)
+    wait_for(lambda: (metrics.exists() and metrics.stat().st_size) or not alive(process))
     assert alive(process), forks.log.read_text()[log:]
     return process
 
@@ -130,7 +130,7 @@ def test_endless_episodes(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_stopped_in_an_endless_evaluation(tmp_path: Path, forks: Forks) -> None:
     path = tmp_path / "run"
     process = forks.start(*odd("Endless", workers=0), "eval.max_episode_steps=1000000000", f"run_dir={path}")
-    wait_for(lambda: (path / "checkpoints" / "last").exists() or not alive(process), 200)
+    wait_for(lambda: (path / "checkpoints" / "last").exists() or not alive(process))
     time.sleep(0.5)
     os.kill(process, signal.SIGTERM)
     assert forks.wait() == 143, forks.log.read_text()
@@ -178,7 +178,7 @@ def test_environment_hangs(tmp_path: Path, forks_here: Forks, arguments: list[st
     process = begun(forks, tmp_path / "run", *odd("Hanging"), *ENDLESS, *arguments)
     family = descendants(process)
     (tmp_path / "hang").touch()
-    time.sleep(1)
+    wait_for((tmp_path / "hanging").exists)
     os.kill(process, signal.SIGTERM)
     assert forks.wait() == 143, forks.log.read_text()
     assert re.search(f"WARNING: {said}", log := forks.log.read_text()), log

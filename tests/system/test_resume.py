@@ -154,7 +154,7 @@ def test_signal(tmp_path: Path, number: int, code: int) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (code, "")
     assert "Go on with: python -m mtrl.train resume=run" in out
     stopped = int(newest_valid(tmp_path / "run" / "checkpoints").name)
@@ -208,7 +208,7 @@ def test_killed_with_workers(tmp_path: Path, forks: Forks) -> None:
     assert len(workers) >= 2
     os_kill(process)
     assert forks.wait() == -9
-    wait_for(lambda: not any(map(alive, workers)), 20)
+    wait_for(lambda: not any(map(alive, workers)))
     forks.start(f"resume={parts}")
     assert forks.wait() == 0, forks.log.read_text()
     assert_same_run(whole, parts)

@@ -49,7 +49,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(processes: list[int], seconds: float = 10.0) -> None:
+def wait_until_gone(processes: list[int], seconds: float = 200.0) -> None:
     deadline = time.monotonic() + seconds
     while any(map(alive, processes)):
         assert time.monotonic() < deadline, f"still running: {[pid for pid in processes if alive(pid)]}"

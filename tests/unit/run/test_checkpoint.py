@@ -521,7 +521,7 @@ def test_kill_leaves_a_restorable_folder(tmp_path, body):
     memory = Path("/dev/shm")  # where fsync costs nothing
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         command = [sys.executable, "-c", PRELUDE + body, folder]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
 
 
