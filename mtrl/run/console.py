@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -30,7 +30,7 @@ class TaskResults:
     def text(self, value: float) -> str:
         """A result as text."""
         if math.isnan(value):
-            return " -- "
+            return "--"
         return f"{value:.2f}" if self.measure == "success" else f"{value:,.1f}"
 
     def mean(self) -> str | None:
@@ -39,6 +39,8 @@ class TaskResults:
         return f"{self.measure} {self.text(sum(known) / len(known))}" if known and self.averaged else None
 
 
+TASK_LINES = 3
+"""Most lines of results per task in a log."""
 NO_RESULTS = TaskResults("success", {})
 
 
@@ -54,7 +56,8 @@ class Progress:
 
     def __init__(self, interval: float = 30.0, console: Console | None = None) -> None:
         self.console = console or Console()
-        self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        live = Live(console=self.console, auto_refresh=False, transient=True)  # a finished bar is erased
+        self._live = live if self.console.is_terminal else None
         self._interval = 0.25 if self._live else interval
         self._next = 0.0
 
@@ -97,12 +100,15 @@ class Progress:
         if now < self._next and step < total:
             return
         self._next = now + self._interval
-        line = _headline(step, total, rate, results, shares, label, unit)
+        width, height = self.console.size
+        headline = _wrapped(_headline(step, total, rate, results, shares, label, unit), width)
         if self._live:
-            self._live.update(_display(line, step, total, results), refresh=True)
+            bar = ProgressBar(total=max(total, 1), completed=step, width=min(60, width))
+            # A bar does not end its line. The cursor has the last one.
+            tasks = _grid(results, width, height - len(headline) - 2)
+            self._live.update(Group(bar, Text("\n" + "\n".join(headline)), tasks), refresh=True)
         else:
-            tasks = " ".join(f"{name} {results.text(value)}" for name, value in results.by_task.items())
-            self.console.out(f"{line} | {tasks}" if tasks else line, highlight=False)
+            self.console.out("\n".join([*headline, *_task_lines(results, width)]), highlight=False)
 
 
 def _headline(
@@ -113,7 +119,7 @@ def _headline(
     shares: Mapping[str, float],
     label: str,
     unit: str,
-) -> str:
+) -> list[str]:
     left = duration(max(total - step, 0) / rate) if rate > 0 else "?"
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
     parts = [
@@ -123,22 +129,55 @@ def _headline(
     ]
     if mean := results.mean():
         parts.append(mean)
-    if shares:
-        parts.append(" ".join(f"{phase} {share:.0%}" for phase, share in shares.items()))
-    return "  ".join(parts)
+    return parts + [f"{phase} {share:.0%}" for phase, share in shares.items()]
 
 
-def _display(headline: str, step: int, total: int, results: TaskResults) -> Group:
-    tasks = Table.grid(padding=(0, 3), pad_edge=True)
+def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+    """Parts of a sentence in as few lines as they fit; all but the first line are indented."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}" if lines else part)
+    return lines
+
+
+def _lowest(results: TaskResults, count: int) -> list[tuple[str, float]]:
+    """The tasks with the lowest results, in their own order; those without a result come first."""
+    known = {name: -math.inf if math.isnan(value) else value for name, value in results.by_task.items()}
+    chosen = set(sorted(known, key=known.__getitem__)[:count])
+    return [(name, value) for name, value in results.by_task.items() if name in chosen]
+
+
+def _task_lines(results: TaskResults, width: int) -> list[str]:
+    """The results as plain text; if they need more than `TASK_LINES`, only the lowest."""
+    total = len(results.by_task)
+    for count in range(total, 0, -1):
+        parts = [f"{name} {results.text(value)}" for name, value in _lowest(results, count)]
+        more = [f"and {total - count} higher"] if count < total else []
+        if len(lines := _wrapped(["", *parts, *more], width)) <= TASK_LINES:
+            break
+    return lines if total else []
+
+
+def _grid(results: TaskResults, width: int, height: int) -> Table:
+    """The results in as many columns as fit; if they need more than `height` lines, only the lowest."""
+    total = len(results.by_task)
+    widest = max((len(results.text(value)) + 1 + len(name) for name, value in results.by_task.items()), default=1)
+    columns = max(1, (width + 3) // (widest + 3))
+    places = columns * max(1, height)
+    shown = _lowest(results, total if total <= places else places - 1)
     cells = []
-    for name, value in results.by_task.items():
+    for name, value in shown:
         done = results.measure == "success" and value >= 0.5
         cells.append(Text.assemble((results.text(value), "bold green" if done else "yellow"), " ", name))
-    columns = 2 if len(cells) <= 10 else 3
+    if len(shown) < total:
+        cells.append(Text(f"and {total - len(shown)} higher"))
+    grid = Table.grid(padding=(0, 3))
     for start in range(0, len(cells), columns):
-        tasks.add_row(*cells[start : start + columns])
-    bar = ProgressBar(total=max(total, 1), completed=step, width=60)
-    return Group(bar, Text(headline), tasks)
+        grid.add_row(*cells[start : start + columns])
+    return grid
 
 
 def duration(seconds: float) -> str:

@@ -157,6 +157,7 @@ class Loop:
         state = self.state
         if state.evaluating:
             self._evaluate()
+        self._show()
         while self.until(state.step):
             self._train()
             at_end = not self.until(state.step)
@@ -208,7 +209,11 @@ class Loop:
         elapsed = time.perf_counter() - began
         state.wall_time += elapsed
         state.training_time += elapsed
-        rate = state.step / state.training_time
+        self._show()
+
+    def _show(self) -> None:
+        state = self.state
+        rate = state.step / state.training_time if state.training_time else 0.0
         self.progress.update(state.step, self.until.total, rate, self._results, self.timer.shares(), unit=state.clock)
 
     def _log(self) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file
 
+import mtrl.compare
 import mtrl.evaluate
 import mtrl.plot
 import mtrl.train
@@ -302,7 +303,7 @@ def test_cfg(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [mtrl.train, mtrl.evaluate, mtrl.plot])
+@pytest.mark.parametrize("command", [mtrl.train, mtrl.evaluate, mtrl.plot, mtrl.compare])
 def test_version(capsys: pytest.CaptureFixture[str], command: ModuleType) -> None:
     assert run("--version", command=command) == 0
     assert capsys.readouterr().out == f"mtrl {mtrl.__version__}\n"

@@ -232,40 +232,70 @@ SHARES = {"env": 0.55, "update": 0.45}
 
 
 def test_plain_lines():
-    console = Console(file=io.StringIO(), width=60)
+    console = Console(file=io.StringIO(), width=80)
     with Progress(interval=1000, console=console) as progress:
         progress.update(1000, 100_000, 2000.0, SUCCESS, SHARES)
         progress.update(2000, 100_000, 2000.0, SUCCESS, SHARES)
         progress.print("[saved] checkpoint")
         progress.update(100_500, 100_000, 2000.0, SUCCESS, SHARES)  # the last rollout goes beyond
-    first, saved, last = console.file.getvalue().splitlines()
-    assert first == (
-        "training 1,000/100,000 (1.0%)  2,000 steps/s  50s left  success 0.75  env 55% update 45%"
-        " | reach-v3 1.00 push-v3 0.50 door/x  -- "
-    )
-    assert saved == "[saved] checkpoint"
-    assert last.startswith("training 100,500/100,000 (100.0%)  2,000 steps/s  0s left")
+    lines = console.file.getvalue().splitlines()
+    assert lines[:4] == [
+        "training 1,000/100,000 (1.0%)  2,000 steps/s  50s left  success 0.75  env 55%",
+        "  update 45%",
+        "  reach-v3 1.00  push-v3 0.50  door/x --",
+        "[saved] checkpoint",
+    ]
+    assert lines[4].startswith("training 100,500/100,000 (100.0%)  2,000 steps/s  0s left")
 
 
 def test_returns_where_no_success_is_reported():
-    console = Console(file=io.StringIO(), width=60)
+    console = Console(file=io.StringIO(), width=80)
     returns = TaskResults("return", {"pong": -20.25, "qbert": 1234.0})
     with Progress(interval=1000, console=console) as progress:
         progress.update(1000, 2000, 500.0, returns, {})
         progress.update(2000, 2000, 500.0, replace(returns, averaged=False), {})
-    one, two = console.file.getvalue().splitlines()
-    assert one.endswith("return 606.9 | pong -20.2 qbert 1,234.0")  # (-20.25 + 1234) / 2 = 606.875
-    assert two.endswith("0s left | pong -20.2 qbert 1,234.0")
+    one, tasks, two, tasks_again = console.file.getvalue().splitlines()
+    assert one.endswith("return 606.9")  # (-20.25 + 1234) / 2 = 606.875
+    assert two.endswith("0s left")
+    assert tasks == tasks_again == "  pong -20.2  qbert 1,234.0"
+
+
+LONG = [f"button-press-topdown-{k:02}-v3" for k in range(50)]
+"""As long as the longest names of Meta-World."""
+
+
+@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("num_tasks", [10, 50])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_fits_the_screen(width: int, num_tasks: int, terminal: bool) -> None:
+    """Where not all tasks fit, the lowest are shown: of 50 in 80 columns, 2 * 20 places hold 39 and a remark."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, height=24, color_system=None)
+    results = TaskResults("success", {name: k / 50 for k, name in enumerate(LONG[:num_tasks])})
+    with Progress(console=console) as progress:
+        progress.update(398_400, 400_000, 1660.0, results, SHARES | {"evaluation": 0.02})
+        lines = console.file.getvalue().replace("\x1b[?25l", "").splitlines()
+    assert len(lines) <= (24 if terminal else 5)
+    assert max(map(len, lines)) <= width
+    headline = lines[1] if terminal else lines[0]  # not beside the bar
+    assert headline.startswith("training 398,400/400,000 (99.6%)  1,660 steps/s  1s left  success")
+    text = "\n".join(lines)
+    shown = [name for name in results.by_task if name in text]
+    assert shown == LONG[: len(shown)]
+    if len(shown) < num_tasks:
+        assert f"and {num_tasks - len(shown)} higher" in text
+    if terminal:
+        assert len(shown) == (39 if (width, num_tasks) == (80, 50) else num_tasks)
 
 
 def test_terminal_display():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with Progress(console=console) as progress:
-        progress.update(1000, 100_000, 0.0, TaskResults("success", {f"task-{k}": k / 50 for k in range(50)}), SHARES)
+        progress.update(0, 100_000, 0.0, NO_RESULTS, {})
         progress.print("saved")
-        progress.update(100_000, 100_000, 2000.0, NO_RESULTS, {})
+        progress.update(100_000, 100_000, 2000.0, SUCCESS, {})
     text = console.file.getvalue()
-    assert all(part in text for part in ("task-49", "? left", "saved", "100,000/100,000"))
+    assert all(part in text for part in ("door/x", "? left", "saved", "100,000/100,000"))
+    assert text.endswith("\x1b[1A\x1b[2K")  # the last frame is erased
 
 
 @pytest.mark.parametrize(
