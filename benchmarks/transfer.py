@@ -28,6 +28,7 @@ import numpy as np
 
 from mtrl.envs.metaworld.catalog import MT50
 from mtrl.registry import unknown
+from mtrl.relate.transfer import Curve, auc, forward_transfer
 from mtrl.run.evaluation.statistics import bootstrap_interval
 from results import DOCS, RESULTS, _pyplot, store
 
@@ -48,20 +49,6 @@ VARIANTS = {
 PRETRAINING = ["agent=distill", "agent.loss.name=smooth_l1", "data.slots_per_task=6", "data.batch_size=40"]
 PRETRAINING += ["data.max_episode_steps=250", "eval.every=0", "eval.episodes_per_task=1"]
 DEFAULTS = {"name": "transfer", "tasks": "10", "total_steps": "3000000", "pretrain_steps": "500000", "episodes": "50"}
-
-Curve = Sequence[tuple[float, float]]
-"""Steps so far, and the success rate of the episodes that ended since the entry before."""
-
-
-def auc(curve: Curve) -> float:
-    """Mean success rate over training, in [0, 1]: each entry counts for the steps since the one before."""
-    steps, rates = np.array(curve).T
-    return float(np.diff(steps, prepend=0) @ rates / steps[-1])
-
-
-def forward_transfer(with_transfer: float, scratch: float) -> float:
-    """Which fraction of what is missing in `scratch` is gained, from two areas: 1 at best, negative for a loss."""
-    return (with_transfer - scratch) / (1 - scratch)
 
 
 def steps_to(curve: Curve, rate: float) -> float:

@@ -243,7 +243,7 @@ def compare(
     """Prints the table of one agent and number of tasks, and returns its rows."""
     candidates = {("sum", "mlp"): rounds}
     candidates |= {(name, "mlp"): rounds for name in (*names("aggregation"), *SWITCHES)}
-    candidates |= {("sum", name): rounds for name in names("trunk")}
+    candidates |= {("sum", name): rounds for name in names("trunk") if name != "grouped"}  # whose groups a user names
     candidates |= {(name, "mlp"): slow_rounds for name in OTHERS}
     if only:
         candidates = {key: n for key, n in candidates.items() if key == ("sum", "mlp") or set(key) & set(only)}

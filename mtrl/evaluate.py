@@ -22,8 +22,9 @@ import torch
 
 import mtrl.distill  # registers teachers
 import mtrl.envs
-from mtrl.config import MAX_EPISODE_STEPS, load_yaml, parse, run_or_exit, split_paths, stored_entry
+from mtrl.config import parse, run_or_exit, split_paths, stored_entry
 from mtrl.distill.teachers import Teacher, TeacherActor
+from mtrl.origin import OFFICIAL, Origin, origin
 from mtrl.policy import check_device, find_policy, load_policy
 from mtrl.registry import build, construct, names, parameters, unknown
 from mtrl.run.console import NO_RESULTS, Progress
@@ -33,9 +34,6 @@ from mtrl.run.evaluation.video import record_videos
 from mtrl.system.cores import available_cores
 from mtrl.types import Actor, EnvSpec, EvalResult, UserError
 from mtrl.zoo.card import CARD, compared, read_card
-
-OFFICIAL: dict[str, Any] = {"env": {}, "seed": 0, "eval": {"episodes_per_task": 50}}
-"""Settings for a policy of which nothing is known."""
 
 
 def evaluate_policy(
@@ -68,23 +66,17 @@ def evaluate_policy(
     if len(evaluated) != 1 and (evaluated or not isinstance(teacher, str)):
         raise UserError("evaluate needs a value for: run, or policy instead of it, or a teacher and its env.")
     folder = find_policy(evaluated[0]) if evaluated else None
-    config, stored, run_dir = _settings(folder, env or {})
+    made_by = _origin(folder, env or {})
+    config, stored, run_dir = made_by
     teachers = _teachers(teacher, config, stored)
-    node, seed = {**config["env"], **(env or {})}, stored_entry(config, "seed", int, stored)
-    if wrong := sorted({"seed", "device", "slots_per_task", "render"} & node.keys()):
-        raise UserError(f"env.{wrong[0]} is not a setting of an environment.")
+    node, seed = made_by.env(env or {}), stored_entry(config, "seed", int, stored)
     as_it_was = not env and max_episode_steps is None
     if episodes_per_task is None:
         episodes_per_task = stored_entry(config, "eval.episodes_per_task", int, stored)
-    # The other two are not in runs of earlier versions.
     if max_episode_steps is None:
-        max_episode_steps = MAX_EPISODE_STEPS
-        if "max_episode_steps" in config["eval"]:
-            max_episode_steps = stored_entry(config, "eval.max_episode_steps", int, stored)
+        max_episode_steps = made_by.max_episode_steps
     if stop_at_success is None:
-        stop_at_success = "stop_at_success" in config["eval"] and stored_entry(
-            config, "eval.stop_at_success", bool, stored
-        )
+        stop_at_success = made_by.stop_at_success
     target = Path(out) if out else run_dir
     if video and target is None:
         raise UserError("video=true needs a folder for the videos of a policy outside of a run: out=...")
@@ -169,29 +161,13 @@ def _result(subject: Subject, evaluator: Evaluator) -> EvalResult:
     return replace(result, protocol={**result.protocol, **subject.words})
 
 
-def _settings(folder: Path | None, env: Mapping[str, Any]) -> tuple[dict[str, Any], Path, Path | None]:
-    """Settings of the run that made a policy, the file that they are in, and the run's folder if it is there.
-
-    They are in the policy's card or in the run. Otherwise `env` must name the environment, and the rest is `OFFICIAL`.
-    """
-    if folder is None:
-        if "name" not in env:
-            raise UserError("A teacher alone needs the name of an environment: teacher=scripted env=mt10")
-        return OFFICIAL, Path(), None
-    if (folder / CARD).is_file():
-        return read_card(folder).config, folder / CARD, None
-    run_dir = next((f for f in (folder, *folder.parents) if (f / "config.yaml").is_file()), None)
-    if run_dir is not None:
-        stored = run_dir / "config.yaml"
-        config = load_yaml(stored)
-        stored_entry(config, "env.name", str, stored)
-        return config, stored, run_dir
+def _origin(folder: Path | None, env: Mapping[str, Any]) -> Origin:
+    """The origin of a policy, or of a teacher alone, which needs the name of an environment."""
+    if folder is not None:
+        return origin(folder, env)
     if "name" not in env:
-        raise UserError(
-            f"No config.yaml in {folder} or above it, and no {CARD}: expected a run folder, a checkpoint in one or a "
-            "policy with its card. Name the environment of another policy: policy=... env=mt10"
-        )
-    return OFFICIAL, folder, None
+        raise UserError("A teacher alone needs the name of an environment: teacher=scripted env=mt10")
+    return Origin(OFFICIAL, Path(), None)
 
 
 def film(actor: Actor, evaluator: Evaluator, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -32,8 +32,16 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def small(trunk: str) -> dict[str, Any]:
+def names_of(num_tasks: int) -> tuple[str, ...]:
+    return tuple(f"task-{i}" for i in range(num_tasks))
+
+
+def small(trunk: str, tasks: Sequence[str] = names_of(3)) -> dict[str, Any]:
     """A trunk of two hidden layers of 8 units."""
+    if trunk == "grouped":  # by name, so that a task is in the same group whatever the others are
+        apart = [name for name in tasks if name == "task-1" or "door" in name]
+        groups = [[name for name in tasks if name not in apart], apart]
+        return {"name": trunk, "groups": [group for group in groups if group], "each": small("mlp")}
     if trunk == "none":
         return {"name": trunk}
     return {"name": trunk, "width": 8, "depth": 2, **SMALL.get(trunk, {})}
@@ -51,7 +59,7 @@ def make_spec(
     action_mask: tuple[tuple[bool, ...], ...] | None = None,
 ) -> EnvSpec:
     return EnvSpec(
-        task_names=tuple(f"task-{i}" for i in range(num_tasks)),
+        task_names=names_of(num_tasks),
         obs_shape=(obs_dim,),
         obs_dtype=torch.float32,
         action_kind=action_kind,

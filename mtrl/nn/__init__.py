@@ -13,6 +13,7 @@ from mtrl.nn.trunks import bronet as bronet
 from mtrl.nn.trunks import care as care
 from mtrl.nn.trunks import cross_stitch as cross_stitch
 from mtrl.nn.trunks import film as film
+from mtrl.nn.trunks import grouped as grouped
 from mtrl.nn.trunks import hard_routing as hard_routing
 from mtrl.nn.trunks import mlp as mlp
 from mtrl.nn.trunks import mmoe as mmoe

@@ -213,8 +213,8 @@ def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvS
         raise UserError(
             f"task_encoder={description['task_encoder']['name']} reads raw observations: use torso=none and core=none."
         )
-    sizes = {"features": features - encoder.history_size, "context": encoder.dim, "num_tasks": spec.num_tasks}
-    return encoder, build("trunk", description["trunk"], **sizes)
+    sizes = {"features": features - encoder.history_size, "context": encoder.dim}
+    return encoder, build("trunk", description["trunk"], **sizes, **known)
 
 
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:

@@ -35,7 +35,7 @@ from mtrl.optim.gradients import per_task_gradients
 from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.registry import build, lookup, names
 from mtrl.types import EnvSpec, Learner, NonFiniteLossError, TaskContext, UserError
-from tests.helpers import SCALAR, OneBackward, describe, make_spec, small
+from tests.helpers import SCALAR, OneBackward, describe, make_spec, names_of, small
 from tests.oracle import test_distill, test_distral_agent, test_impala, test_sac
 
 K, F, E, OUTPUTS = 3, 4, 5, 2
@@ -88,7 +88,8 @@ def tensors(shape: tuple[int, ...], features: int = F, seed: int = 0) -> tuple[T
 
 
 def build_trunk(name: str) -> tuple[nn.Module, Forward]:
-    return build("trunk", small(name), features=F, context=E, num_tasks=K), lambda m, x, c: m(x, c)
+    sizes = {"features": F, "context": E, "num_tasks": K, "task_names": names_of(K)}
+    return build("trunk", small(name), **sizes), lambda m, x, c: m(x, c)
 
 
 def build_head(name: str) -> tuple[nn.Module, Forward]:
@@ -286,7 +287,7 @@ for kind, node in json.loads(sys.argv[1]):
 
 def test_trunks_heads_and_encoders_compile_whole() -> None:
     """Without a graph break. In a process of its own: the checks of shapes that tests add do not compile."""
-    nodes = [("trunk", small(name)) for name in names("trunk")]
+    nodes = [("trunk", small(name, TASKS)) for name in names("trunk")]
     nodes += [(kind, {"name": name}) for kind in ("head", "task_encoder") for name in names(kind)]
     command = [sys.executable, "-c", COMPILE, json.dumps(nodes), *TASKS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
@@ -305,7 +306,9 @@ def test_whole_networks(head: str, trunk: str, task_encoder: str) -> None:
     """A policy and a Q-function of every combination: finite, and all of their parameters are learned."""
     size = math.prod(HISTORY) + F
     spec = dataclasses.replace(make_spec(K, size, 2), task_names=TASKS, history=HISTORY)
-    description = describe("tanh_gaussian", head, "running", small(trunk)) | {"task_encoder": {"name": task_encoder}}
+    description = describe("tanh_gaussian", head, "running", small(trunk, TASKS)) | {
+        "task_encoder": {"name": task_encoder}
+    }
     torch.manual_seed(0)
     policy, q = build_policy(description, spec), build_value(description, spec, head, SCALAR, size + 2)
     obs, task = torch.randn(K, 8, size), torch.arange(K)[:, None].expand(K, 8)
@@ -335,7 +338,9 @@ COLUMNS = {"cross_stitch", "modular", "nddr", "sluice", "soft_sharing"}
 def trunk_of(name: str, num_tasks: int, **options: Any) -> tuple[Trunk, TaskContext, Tensor]:
     """A trunk with one-hot tasks, and 4 samples of each task in turn."""
     torch.manual_seed(0)
-    trunk = build("trunk", small(name) | options, features=F, context=num_tasks, num_tasks=num_tasks)
+    tasks = names_of(num_tasks)
+    sizes = {"features": F, "context": num_tasks, "num_tasks": num_tasks, "task_names": tasks}
+    trunk = build("trunk", small(name, tasks) | options, **sizes)
     task = torch.arange(4 * num_tasks) % num_tasks
     return trunk, OneHot(num_tasks)(task, torch.empty(len(task), 0)), torch.randn(len(task), F)
 
@@ -370,7 +375,7 @@ def test_trunks_of_one_task_and_of_many(name: str, num_tasks: int) -> None:
     assert all(torch.isfinite(value).all() for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", [name for name in names("trunk") if name not in COLUMNS])
+@pytest.mark.parametrize("name", [name for name in names("trunk") if name not in COLUMNS | {"grouped"}])
 def test_trunks_of_relabelled_tasks(name: str) -> None:
     """Task k with its rows of the parameters is task j with the same rows moved to j: no task is special."""
     trunk, _ = build_trunk(name)

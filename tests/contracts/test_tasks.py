@@ -18,7 +18,7 @@ from mtrl.registry import build, names
 from mtrl.run.checkpoint.transfer import load_parts, task_axes
 from mtrl.types import EnvSpec, TaskContext
 from tests.contracts.test_components import COLUMNS, HISTORY
-from tests.helpers import SCALAR, describe, make_spec, small
+from tests.helpers import SCALAR, describe, make_spec, names_of, small
 
 OLD = ("reach-v3", "door-lock-v3", "door-unlock-v3")
 PERMUTED = ("door-unlock-v3", "reach-v3", "door-lock-v3")
@@ -40,8 +40,10 @@ def spec_of(tasks: tuple[str, ...], discrete: bool = False) -> EnvSpec:
     return dataclasses.replace(spec, task_names=tasks, history=HISTORY)
 
 
-def description(trunk: str, encoder: str, head: str, action_head: str = "gaussian") -> dict[str, Any]:
-    return describe(action_head, head, "running", small(trunk)) | {"task_encoder": {"name": encoder}}
+def description(
+    tasks: tuple[str, ...], trunk: str, encoder: str, head: str, action_head: str = "gaussian"
+) -> dict[str, Any]:
+    return describe(action_head, head, "running", small(trunk, tasks)) | {"task_encoder": {"name": encoder}}
 
 
 def samples(task: Tensor, *shape: int) -> Tensor:
@@ -49,7 +51,7 @@ def samples(task: Tensor, *shape: int) -> Tensor:
 
 
 def policy_of(tasks: tuple[str, ...], *parts: str) -> PolicyNetwork:
-    return drawn(build_policy(description(*parts), spec_of(tasks, "categorical" in parts)))
+    return drawn(build_policy(description(tasks, *parts), spec_of(tasks, "categorical" in parts)))
 
 
 def drawn(module: Any) -> Any:
@@ -102,7 +104,7 @@ MODULES: dict[str, tuple[Make, Call]] = {
     },
     **{
         f"value-{n}": (
-            lambda t, n=n: drawn(build_value(description(n, "one_hot", "x"), spec_of(t), "per_task", SCALAR, OBS)),
+            lambda t, n=n: drawn(build_value(description(t, n, "one_hot", "x"), spec_of(t), "per_task", SCALAR, OBS)),
             of_value,
         )
         for n in names("trunk")
@@ -180,7 +182,7 @@ def test_policies_know_whether_they_read_the_task(parts: tuple[str, str, str]) -
 @pytest.mark.parametrize("name", names("trunk"))
 def test_what_trunks_read(name: str) -> None:
     torch.manual_seed(0)
-    trunk = drawn(build("trunk", small(name), features=4, context=5, num_tasks=3))
+    trunk = drawn(build("trunk", small(name), features=4, context=5, num_tasks=3, task_names=names_of(3)))
     same, zero = torch.ones(20, 5), torch.zeros(20, dtype=torch.int64)
     by_id = varies(lambda task: trunk(samples(task, 4), TaskContext(task, same)))
     by_embedding = varies(lambda task: trunk(samples(task, 4), TaskContext(zero, task[:, None] + same)))

@@ -477,3 +477,53 @@ def test_diversity_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics.keys() == expected.keys()
     for key, values in expected.items():
         torch.testing.assert_close(metrics[key], torch.tensor(values, dtype=torch.float64), equal_nan=True)
+
+
+def test_grouped() -> None:
+    """Each sample through the trunk of its task's group, with the task's number in it."""
+    groups = [["c"], ["a", "b"]]
+    for each in ({"name": "mlp", "width": 6, "depth": 1}, {"name": "soft_sharing", "width": 6, "depth": 1}):
+        torch.manual_seed(0)
+        node = {"name": "grouped", "groups": groups, "each": each}
+        trunk = build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c")).double()
+        _, x, context, _ = made(name="mlp")
+        out = trunk(x, context)
+        for k, i in ((k, i) for k in range(K) for i in range(N)):
+            group, number = [(1, 0), (1, 1), (0, 0)][int(context.task[k, i])]
+            alone = TaskContext(torch.tensor(number), context.embedding[k, i])
+            close(out[k, i], trunk.trunks[group](x[k, i], alone))
+
+
+def test_grouped_adds_up_the_losses_of_the_groups_that_are_there() -> None:
+    """Routing of each task is that of its own trunk, and none is known of the group without samples."""
+    each = {"name": "soft_modules", "width": 6, "depth": 1, "embedding": 5, "gating_width": 4, "diversity": 0.5}
+    node = {"name": "grouped", "groups": [["b"], ["c", "a"]], "each": each}
+    trunk = build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c")).double()
+    _, x, context, _ = made(name="mlp")
+    task = context.task.clamp(max=1)  # none of c
+    loss, metrics = trunk.aux(x, TaskContext(task, context.embedding))
+    expected = 0.0
+    for group, number, there in ((0, 0, task == 1), (1, 1, task == 0)):
+        within = TaskContext(torch.full_like(task[there], number), context.embedding[there])
+        of_group, of_tasks = trunk.trunks[group].aux(x[there], within)
+        expected = expected + of_group
+        close(metrics["routing_0_1"][1 - group], of_tasks["routing_0_1"][number])
+    close(loss, expected)
+    assert metrics["routing_0_1"].isnan().tolist() == [False, False, True]
+    alone = trunk.aux(x[task == 1], TaskContext(task[task == 1], context.embedding[task == 1]))[1]
+    assert alone["routing_0_1"].isnan().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([["a", "x"], ["b", "c"]], "Unknown task in groups: 'x'"),
+        ([["a", "b"], ["b", "c"]], "every task is in one group, but b is in several"),
+        ([["a"], ["b"]], "every task is in one group, but c is in none"),
+        ([["a", "b", "c"], []], "a group has no tasks"),
+    ],
+)
+def test_groups_that_do_not_fit(groups: list[list[str]], expected: str) -> None:
+    node = {"name": "grouped", "groups": groups, "each": {"name": "mlp"}}
+    with pytest.raises(UserError, match=expected):
+        build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c"))

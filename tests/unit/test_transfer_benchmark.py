@@ -1,29 +1,14 @@
-"""Areas and forward transfer of benchmarks/transfer.py, by hand."""
+"""What benchmarks/transfer.py reads from curves, and its tasks."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from transfer import HELD_OUT, TRAINED, auc, curve_of, forward_transfer, steps_to
+from transfer import HELD_OUT, TRAINED, curve_of, steps_to
 
 CURVE = [(100, 0.0), (200, 0.5), (400, 0.9)]
-
-
-def test_area() -> None:
-    """(100 * 0 + 100 * 0.5 + 200 * 0.9) / 400 = 230 / 400."""
-    assert auc(CURVE) == pytest.approx(0.575)
-    assert auc([(10, 1.0), (50, 1.0)]) == 1
-
-
-def test_forward_transfer() -> None:
-    """(0.8 - 0.6) / (1 - 0.6) = 0.5; (0.5 - 0.6) / 0.4 = -0.25."""
-    assert forward_transfer(0.8, 0.6) == pytest.approx(0.5)
-    assert forward_transfer(0.5, 0.6) == pytest.approx(-0.25)
-    assert forward_transfer(1.0, 0.6) == 1
 
 
 def test_steps() -> None:

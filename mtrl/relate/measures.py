@@ -1,0 +1,95 @@
+"""Measures of how alike tasks are, from trained policies. Registered under the kind "relation"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtrl.nn.networks import PolicyNetwork
+from mtrl.registry import register
+from mtrl.relate.probe import Probe
+from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, rsa
+from mtrl.types import UserError
+
+MIXTURE = re.compile(r"(routing|expert_weight|set_weight)(_\d+)+")
+"""Diagnostics of trunks that say how much of a module a task uses."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A measure of K tasks."""
+
+    matrix: Float[Tensor, "K K"]
+    layers: dict[str, Float[Tensor, "K K"]] = field(default_factory=dict)
+    """The same of each layer of the trunk; the matrix is that of its output."""
+
+
+@register("relation", "cka")
+def of_cka(probe: Probe) -> Relation:
+    """Linear centred kernel alignment of features, by layer (`linear_cka`)."""
+    layers = {name: linear_cka(features) for name, features in probe.layers().items()}
+    return Relation(layers["output"], layers)
+
+
+@register("relation", "rsa")
+def of_rsa(probe: Probe) -> Relation:
+    """Similarity of the dissimilarities of observations, by layer (`rsa`)."""
+    layers = {name: rsa(features) for name, features in probe.layers().items()}
+    return Relation(layers["output"], layers)
+
+
+@register("relation", "attribution")
+def of_attribution(probe: Probe) -> Relation:
+    """Cosine of input gradients (`attribution_similarity`)."""
+    return Relation(attribution_similarity(probe.input_gradients()))
+
+
+@register("relation", "embedding")
+def of_embedding(probe: Probe) -> Relation:
+    """Cosine of what a network has learned to know of each task.
+
+    That is the vectors of its task encoder; with one-hot tasks, the columns of the layers that read them.
+    """
+    network = _only(probe, "embedding")
+    encoder, ids = network.task_encoder, list(probe.ids)
+    if encoder.history_size:
+        raise UserError("relation embedding: this policy infers the task, and has no vector for it.")
+    if not encoder.one_hot:
+        task = torch.tensor(ids, device=probe.task.device)
+        with torch.no_grad():
+            return Relation(cosine(encoder(task, torch.empty(len(ids), 0, device=task.device)).embedding).cpu())
+    weights = [network.get_parameter(name).detach() for name in network.task_axes]
+    if not weights:
+        raise UserError("relation embedding: no layer of this policy reads an embedding of the task.")
+    return Relation(cosine(torch.cat(weights)[:, ids].T).cpu())
+
+
+@register("relation", "heads")
+def of_heads(probe: Probe) -> Relation:
+    """Cosine of the weights of the tasks' heads."""
+    network = _only(probe, "heads")
+    weight = dict(network.head.named_parameters()).get("head.weight")
+    if weight is None or weight.ndim != 3:
+        raise UserError("relation heads: this policy has one head for all tasks (network.head=shared).")
+    return Relation(cosine(weight.detach()[list(probe.ids)].flatten(1)).cpu())
+
+
+@register("relation", "routing")
+def of_routing(probe: Probe) -> Relation:
+    """Cosine of how much tasks use each module, expert or set of parameters of a trunk."""
+    _only(probe, "routing")
+    used = [value for name, value in probe.diagnostics().items() if MIXTURE.fullmatch(name)]
+    if not used:
+        raise UserError("relation routing: the trunk of this policy mixes no modules.")
+    return Relation(cosine(torch.stack(used, 1)).cpu())
+
+
+def _only(probe: Probe, measure: str) -> PolicyNetwork:
+    """The network of all tasks. Raises `UserError` if there are several."""
+    if any(network is not probe.networks[0] for network in probe.networks):
+        raise UserError(f"relation {measure}: it compares tasks within a single policy, and several are given.")
+    return probe.networks[0]

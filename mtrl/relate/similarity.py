@@ -1,0 +1,84 @@
+"""How alike tasks are, as matrices (K, K) with 1 on the diagonal, and what a step on one task does to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def cosine(vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
+    """Cosines between the vectors of K tasks; 0 with a vector that is zero."""
+    unit = functional.normalize(vectors.double(), dim=-1)
+    return unit @ unit.T
+
+
+def rsa(features: Float[Tensor, "K N H"]) -> Float[Tensor, "K K"]:
+    """Representation similarity analysis of the features in which K tasks see the same N observations.
+
+    For each task, the N (N - 1) / 2 dissimilarities of observations, 1 - Pearson's correlation of their features; then
+    Spearman's correlation of these between tasks (Dwivedi and Roig, "Representation Similarity Analysis for Efficient
+    Task Taxonomy & Transfer Learning", 2019). The correlation with constant features counts as 0.
+    """
+    N = features.shape[1]
+    of_units = features.double() - features.double().mean(-1, keepdim=True)
+    unit = functional.normalize(of_units, dim=-1)
+    one, other = torch.triu_indices(N, N, offset=1)
+    dissimilarity = 1 - (unit @ unit.mT)[:, one, other]
+    # Rounding would make differences of what is equal, and ranks would magnify them.
+    ranks = torch.from_numpy(rankdata(dissimilarity.cpu().numpy().round(9), axis=1))
+    return cosine(ranks - ranks.mean(1, keepdim=True))
+
+
+def linear_cka(features: Float[Tensor, "K N H"]) -> Float[Tensor, "K K"]:
+    """Linear centred kernel alignment of the features in which K tasks see the same N observations.
+
+    Kornblith et al., "Similarity of Neural Network Representations Revisited" (2019), section 3. It does not change if
+    features are rotated or scaled. With few observations for the number of features it is biased towards 1.
+    """
+    centred = features.double() - features.double().mean(1, keepdim=True)
+    return cosine((centred @ centred.mT).flatten(1)).cpu()
+
+
+def attribution_similarity(gradients: Float[Tensor, "K N P"]) -> Float[Tensor, "K K"]:
+    """Mean over observations of the cosine between the input gradients of two tasks.
+
+    Song et al., "Deep Model Transferability from Attribution Maps" (2019), with saliency as the attribution. An
+    observation without a gradient in one of the tasks does not count; NaN if there are no others.
+    """
+    unit = functional.normalize(gradients.double(), dim=-1)
+    there = (gradients != 0).any(-1).double()
+    return (torch.einsum("inp,jnp->ij", unit, unit) / (there @ there.T)).cpu()
+
+
+def lookahead_affinity(
+    losses: Callable[[], Float[Tensor, " K"]], shared: Sequence[nn.Parameter], lr: float
+) -> Float[Tensor, "K K"]:
+    """Z[i, j] = 1 - L_j(after a step on task i) / L_j: the share of task j's loss that a step on task i takes away.
+
+    Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning" (2021), equation 1. A step moves the
+    shared parameters by -lr times the gradient of one loss. Parameters are as before when it returns.
+
+    Args:
+        losses: Computes the positive losses of the K tasks, on the same samples each time.
+        shared: The parameters that tasks share.
+    """
+    before = losses()
+    gradients = [
+        torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for loss in before
+    ]
+    kept = [parameter.detach().clone() for parameter in shared]
+    rows = []
+    with torch.no_grad():
+        for of_task in gradients:
+            for parameter, gradient in zip(shared, of_task, strict=True):
+                parameter.sub_(lr * gradient)
+            rows.append(1 - losses() / before)
+            for parameter, value in zip(shared, kept, strict=True):
+                parameter.copy_(value)
+    return torch.stack(rows).double().cpu()
