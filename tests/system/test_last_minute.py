@@ -179,6 +179,9 @@ def test_environment_hangs(tmp_path: Path, forks_here: Forks, arguments: list[st
     family = descendants(process)
     (tmp_path / "hang").touch()
     wait_for((tmp_path / "hanging").exists)
+    metrics, size = tmp_path / "run" / "metrics.jsonl", -1
+    while size != (size := metrics.stat().st_size):  # until the learner has used what was collected before
+        time.sleep(3)
     os.kill(process, signal.SIGTERM)
     assert forks.wait() == 143, forks.log.read_text()
     assert re.search(f"WARNING: {said}", log := forks.log.read_text()), log
