@@ -36,7 +36,7 @@ def make_learner_in(env: Any, config: dict[str, Any]) -> tuple[Any, EpisodeStati
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_builds(name: str) -> None:
-    """With narrow networks, on a toy that calls its tasks by Meta-World's names, or on one game."""
+    """With narrow networks, for Meta-World's tasks and observations without Meta-World, or for one game."""
     config = composed([f"experiment={name}"], "train")
     if config["env"]["name"] == "atari":
         env = mtrl.envs.make(**config["env"] | {"games": "pong", "num_envs": 1, "num_workers": 1}, seed=0)
@@ -48,7 +48,7 @@ def test_every_experiment_builds(name: str) -> None:
         config["network"]["value"]["width"] = 16
     tasks = MT10 if config["env"]["name"] == "mt10" else MT50
     env = mtrl.envs.make("toy_reach", num_tasks=len(tasks), num_envs=len(tasks), seed=0)
-    env.spec = dataclasses.replace(env.spec, task_names=tasks)
+    env.spec = dataclasses.replace(env.spec, task_names=tasks, obs_shape=(39,))
     learner, _ = make_learner_in(env, config)
     if config["agent"]["name"] != "distill":
         values = learner.networks["critics"][0] if config["agent"]["name"] == "sac" else learner.networks["value"]
