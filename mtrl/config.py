@@ -388,6 +388,21 @@ def split_paths(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str
     return remaining, paths
 
 
+def parse_with_env(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parses `key=value` arguments, and apart from them the settings of an environment: `env=name`, `env.key=value`."""
+    keywords: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for override in parse(arguments):
+        key, value = override.key_or_group, override.value()
+        if key == "env":
+            changes["name"] = value
+        elif key.startswith("env."):
+            changes[key.removeprefix("env.")] = value
+        else:
+            keywords[key] = value
+    return keywords, changes
+
+
 def parse(arguments: Sequence[str], sweep: bool = False) -> list[Override]:
     """Parses `key=value` arguments, which may have several values in a `sweep`.
 

@@ -22,7 +22,7 @@ import torch
 
 import mtrl.distill  # registers teachers
 import mtrl.envs
-from mtrl.config import parse, run_or_exit, split_paths, stored_entry
+from mtrl.config import parse_with_env, run_or_exit, split_paths, stored_entry
 from mtrl.distill.teachers import Teacher, TeacherActor
 from mtrl.origin import OFFICIAL, Origin, origin
 from mtrl.policy import check_device, find_policy, load_policy
@@ -203,17 +203,8 @@ def _main(arguments: list[str]) -> int:
         keys = ", ".join([*parameters(evaluate_policy), "env.*"])
         print(f"{__doc__}\nKeys: {keys}")
         return 0
-    keywords: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
     settings, paths = split_paths(arguments, ("run", "policy", "out"))
-    for override in parse(settings):
-        key, value = override.key_or_group, override.value()
-        if key == "env":
-            changes["name"] = value
-        elif key.startswith("env."):
-            changes[key.removeprefix("env.")] = value
-        else:
-            keywords[key] = value
+    keywords, changes = parse_with_env(settings)
     construct("evaluate", evaluate_policy, {**keywords, **paths, "env": changes})
     return 0
 

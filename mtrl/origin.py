@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mtrl.config import MAX_EPISODE_STEPS, load_yaml, stored_entry
 from mtrl.types import UserError
 from mtrl.zoo.card import CARD, read_card
+
+T = TypeVar("T")
 
 OFFICIAL: dict[str, Any] = {"env": {}, "seed": 0, "eval": {"episodes_per_task": 50}}
 """Settings for a policy of which nothing is known."""
@@ -26,18 +28,19 @@ class Origin(NamedTuple):
     @property
     def max_episode_steps(self) -> int:
         """After which steps episodes without a time limit end."""
-        if "max_episode_steps" not in self.config["eval"]:  # in runs of earlier versions
-            return MAX_EPISODE_STEPS
-        steps: int = stored_entry(self.config, "eval.max_episode_steps", int, self.stored)
-        return steps
+        return self._eval("max_episode_steps", int, MAX_EPISODE_STEPS)
 
     @property
     def stop_at_success(self) -> bool:
         """Whether episodes end at their first success."""
-        if "stop_at_success" not in self.config["eval"]:  # in runs of earlier versions
-            return False
-        stops: bool = stored_entry(self.config, "eval.stop_at_success", bool, self.stored)
-        return stops
+        return self._eval("stop_at_success", bool, False)
+
+    def _eval(self, key: str, kind: type[T], missing: T) -> T:
+        """A setting of evaluations, which runs of earlier versions do not have."""
+        if key not in self.config["eval"]:
+            return missing
+        value: T = stored_entry(self.config, f"eval.{key}", kind, self.stored)
+        return value
 
     def env(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the environment, with changes. Raises `UserError` for what is no setting of it."""

@@ -20,11 +20,11 @@ import torch
 import mtrl.envs
 import mtrl.relate.measures  # registers relations
 from mtrl.checks import positive
-from mtrl.config import parse, run_or_exit, split_paths, stored_entry
+from mtrl.config import parse_with_env, run_or_exit, split_paths, stored_entry
 from mtrl.files import json_text, replacing, write_atomic
 from mtrl.origin import origin
 from mtrl.policy import Policy, check_device, find_policy, load_policy
-from mtrl.registry import build, construct, lookup, missing_extra, names
+from mtrl.registry import build, construct, lookup, missing_extra, names, parameters
 from mtrl.relate.agreement import agreement
 from mtrl.relate.grouping import best_partition, structure_p_value, total
 from mtrl.relate.measures import Relation
@@ -201,21 +201,12 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        keys = "policies, measures, groups, observations, episodes_per_task, seed, device, out, env, env.*"
+        keys = ", ".join([*parameters(relate), "env.*"])
         print(f"{__doc__}\nMeasures: {', '.join(names('relation'))}\nKeys: {keys}")
         return 0
-    keywords: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
     is_list = any(argument.startswith("policies=[") for argument in arguments)
     settings, paths = split_paths(arguments, ("out",) if is_list else ("policies", "out"))
-    for override in parse(settings):
-        key, value = override.key_or_group, override.value()
-        if key == "env":
-            changes["name"] = value
-        elif key.startswith("env."):
-            changes[key.removeprefix("env.")] = value
-        else:
-            keywords[key] = value
+    keywords, changes = parse_with_env(settings)
     construct("relate", relate, {**keywords, **paths, "env": changes})
     return 0
 
