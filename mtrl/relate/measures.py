@@ -15,7 +15,7 @@ from mtrl.relate.probe import Probe
 from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, rsa
 from mtrl.types import UserError
 
-MIXTURE = re.compile(r"(routing|expert_weight|set_weight)(_\d+)+")
+MIXTURE = re.compile(r"(stem_)?(routing|expert_weight|set_weight)(_\d+)+")
 """Diagnostics of trunks that say how much of a module a task uses."""
 
 

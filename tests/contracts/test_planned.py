@@ -28,6 +28,7 @@ NEEDS = {
     "hl_gauss": ["value_norm=none"],
     "alpha_softmax": ["agent=sac"],
     "grouped": ["network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]"],
+    "branched": ["network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]"],
 }
 OF_FLAT = ("none", "differences")
 """Torsos that are not for images."""

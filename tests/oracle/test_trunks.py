@@ -484,7 +484,7 @@ def test_grouped() -> None:
     groups = [["c"], ["a", "b"]]
     for each in ({"name": "mlp", "width": 6, "depth": 1}, {"name": "soft_sharing", "width": 6, "depth": 1}):
         torch.manual_seed(0)
-        node = {"name": "grouped", "groups": groups, "each": each}
+        node = {"name": "grouped", "groups": groups, "each": each, "stem": {"name": "none"}}
         trunk = build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c")).double()
         _, x, context, _ = made(name="mlp")
         out = trunk(x, context)
@@ -497,7 +497,7 @@ def test_grouped() -> None:
 def test_grouped_adds_up_the_losses_of_the_groups_that_are_there() -> None:
     """Routing of each task is that of its own trunk, and none is known of the group without samples."""
     each = {"name": "soft_modules", "width": 6, "depth": 1, "embedding": 5, "gating_width": 4, "diversity": 0.5}
-    node = {"name": "grouped", "groups": [["b"], ["c", "a"]], "each": each}
+    node = {"name": "grouped", "groups": [["b"], ["c", "a"]], "each": each, "stem": {"name": "none"}}
     trunk = build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c")).double()
     _, x, context, _ = made(name="mlp")
     task = context.task.clamp(max=1)  # none of c
@@ -514,6 +514,24 @@ def test_grouped_adds_up_the_losses_of_the_groups_that_are_there() -> None:
     assert alone["routing_0_1"].isnan().tolist() == [True, False, True]
 
 
+def test_grouped_with_a_stem() -> None:
+    """The stem's output, for all tasks, goes to the trunk of the group; so do its losses and diagnostics."""
+    torch.manual_seed(0)
+    stem = {"name": "soft_modules", "width": 6, "depth": 1, "embedding": 5, "gating_width": 4, "diversity": 0.5}
+    node = {"name": "grouped", "groups": [["c"], ["a", "b"]], "each": {"name": "mlp", "width": 4, "depth": 1}}
+    node["stem"] = stem
+    trunk = build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c")).double()
+    _, x, context, _ = made(name="mlp")
+    of_stem = trunk.stem(x, context)
+    for k, i in ((k, i) for k in range(K) for i in range(N)):
+        group = [1, 1, 0][int(context.task[k, i])]
+        close(trunk(x, context)[k, i], trunk.trunks[group](of_stem[k, i], TaskContext(context.task[k, i], context.embedding[k, i])))
+    loss, metrics = trunk.aux(x, context)
+    expected, of_tasks = trunk.stem.aux(x, context)
+    close(loss, expected)
+    assert metrics.keys() == {f"stem_{name}" for name in of_tasks}
+
+
 @pytest.mark.parametrize(
     ("groups", "expected"),
     [
@@ -524,6 +542,6 @@ def test_grouped_adds_up_the_losses_of_the_groups_that_are_there() -> None:
     ],
 )
 def test_groups_that_do_not_fit(groups: list[list[str]], expected: str) -> None:
-    node = {"name": "grouped", "groups": groups, "each": {"name": "mlp"}}
+    node = {"name": "grouped", "groups": groups, "each": {"name": "mlp"}, "stem": {"name": "none"}}
     with pytest.raises(UserError, match=expected):
         build("trunk", node, features=F, context=E, num_tasks=K, task_names=("a", "b", "c"))

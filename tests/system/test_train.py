@@ -144,6 +144,14 @@ NEEDED = {
     "alpha_softmax": ("sac", []),
     "context": ("ppo", ["env.history=2"]),
     "replay": ("sac", []),
+    "branched": (
+        "ppo",
+        [
+            "network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]",
+            "network.trunk.each.width=16",
+            "network.trunk.stem.width=16",
+        ],
+    ),
     "grouped": ("ppo", ["network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]", "network.trunk.each.width=16"]),
 }
 """Options that need another agent or setting."""
@@ -164,7 +172,7 @@ def test_every_option_trains(run_dir: Path, group: str, option: str) -> None:
         pytest.importorskip("quadprog")
     agent, settings = NEEDED.get(option, ("ppo", []))
     of_run = tiny(agent, total_steps=80)
-    if option in ("linear", "none", "grouped") and group == "network":  # has no hidden layers of its own
+    if option in ("linear", "none", "grouped", "branched") and group == "network":  # has no hidden layers of its own
         of_run = [argument for argument in of_run if not argument.startswith("network.trunk")]
     command = [*of_run, f"{group}={option}", *settings, f"run_dir={run_dir}", "eval.every=0"]
     has_no_vectors = option == "language"  # of toys; see test_metaworld

@@ -22,11 +22,13 @@ class Grouped(Trunk):
 
     All trunks run on every sample, and that of its task's group is selected. The trunk of a group numbers the group's
     tasks from 0, and sees the same embedding. What belongs to single tasks in it can be loaded into the same groups
-    only.
+    only. With a `stem`, lower layers are shared by all tasks and branch into the groups' (Vandenhende et al.,
+    "Branched Multi-Task Networks", 2020).
 
     Args:
         groups: Names of the tasks of each group; every task is in one.
         each: The trunk of each group: a registered name with its options.
+        stem: The trunk of all tasks, whose output is the input of the others.
 
     Raises:
         ValueError: A name is not a task, or a task is in no group or in several.
@@ -42,10 +44,13 @@ class Grouped(Trunk):
         task_names: Sequence[str],
         groups: Sequence[Sequence[str]],
         each: dict[str, Any],
+        stem: dict[str, Any],
     ) -> None:
         super().__init__()
         check_groups(groups, task_names)
-        sizes = {"features": features, "context": context}
+        of_all = {"context": context, "task_names": tuple(task_names), "num_tasks": len(task_names)}
+        self.stem = build("trunk", stem, features=features, **of_all)
+        sizes = {"features": self.stem.out_features, "context": context}
         trunks = [build("trunk", each, **sizes, task_names=tuple(names), num_tasks=len(names)) for names in groups]
         for part in (part for trunk in trunks for part in trunk.modules() if hasattr(part, "task_axes")):
             part.task_axes = {}  # these axes count the tasks of a group, not those of the network
@@ -55,23 +60,25 @@ class Grouped(Trunk):
         group, number = torch.tensor([places[name] for name in task_names]).unbind(1)
         self.register_buffer("group", group, persistent=False)
         self.register_buffer("number", number, persistent=False)
-        self.reads_embedding = any(trunk.reads_embedding for trunk in trunks)
+        self.reads_embedding = any(trunk.reads_embedding for trunk in (self.stem, *trunks))
         self.out_features: int = trunks[0].out_features
 
     def forward(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> Float[Tensor, "*batch H"]:
-        number = self.number[context.task]
+        features, number = self.stem(features, context), self.number[context.task]
         # Samples of other groups pass as the last task of a smaller one.
         of_group = [TaskContext(number.clamp(max=size - 1), context.embedding) for size in self.sizes]
         every = [trunk(features, within) for trunk, within in zip(self.trunks, of_group, strict=True)]
         return select(torch.stack(every, -2), self.group[context.task])
 
     def aux(self, features: Float[Tensor, "*batch F"], context: TaskContext) -> tuple[Float[Tensor, ""], Metrics]:
-        """Sum of the losses of the groups' trunks, each for the samples of its tasks, and their diagnostics.
+        """Sum of the losses of the stem and of the groups' trunks, each for the samples of its tasks, and diagnostics.
 
-        A diagnostic of tasks has a value for each task whose trunk reports it; others are added up.
+        A diagnostic of tasks has a value for each task whose trunk reports it; others are added up. Those of the stem
+        have "stem_" before their names.
         """
-        loss = features.new_zeros(())
-        found: Metrics = {}
+        loss, of_stem = self.stem.aux(features, context)
+        found: Metrics = {f"stem_{name}": value for name, value in of_stem.items()}
+        features = self.stem(features, context)
         for i, trunk in enumerate(self.trunks):
             mine = self.group[context.task] == i
             if not mine.any():
