@@ -41,7 +41,8 @@ def small(trunk: str, tasks: Sequence[str] = names_of(3)) -> dict[str, Any]:
     if trunk == "grouped":  # by name, so that a task is in the same group whatever the others are
         apart = [name for name in tasks if name == "task-1" or "door" in name]
         groups = [[name for name in tasks if name not in apart], apart]
-        return {"name": trunk, "groups": [group for group in groups if group], "each": small("mlp"), "stem": {"name": "none"}}
+        groups = [group for group in groups if group]
+        return {"name": trunk, "groups": groups, "each": small("mlp"), "stem": {"name": "none"}}
     if trunk == "none":
         return {"name": trunk}
     return {"name": trunk, "width": 8, "depth": 2, **SMALL.get(trunk, {})}

@@ -525,7 +525,8 @@ def test_grouped_with_a_stem() -> None:
     of_stem = trunk.stem(x, context)
     for k, i in ((k, i) for k in range(K) for i in range(N)):
         group = [1, 1, 0][int(context.task[k, i])]
-        close(trunk(x, context)[k, i], trunk.trunks[group](of_stem[k, i], TaskContext(context.task[k, i], context.embedding[k, i])))
+        alone = TaskContext(context.task[k, i], context.embedding[k, i])
+        close(trunk(x, context)[k, i], trunk.trunks[group](of_stem[k, i], alone))
     loss, metrics = trunk.aux(x, context)
     expected, of_tasks = trunk.stem.aux(x, context)
     close(loss, expected)
