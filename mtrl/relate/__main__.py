@@ -3,6 +3,7 @@
 python -m mtrl.relate policies=runs/mt10                          # its tasks, by what it does in them: relate/ there
 python -m mtrl.relate policies=mt10 out=relations                 # a policy that comes with the package
 python -m mtrl.relate policies=mt10 measures=[cka,routing] groups=2
+python -m mtrl.relate policies=runs/mt10 transfer=runs/pairs      # and what short runs say: python -m mtrl.relate.runs
 python -m mtrl.relate policies=[runs/reach,runs/push,runs/hammer] out=relations    # a policy for each task
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import mtrl.envs
@@ -28,6 +30,7 @@ from mtrl.registry import build, construct, lookup, missing_extra, names, parame
 from mtrl.relate.agreement import agreement
 from mtrl.relate.grouping import best_partition, structure_p_value, total
 from mtrl.relate.measures import Relation
+from mtrl.relate.pairs import matrix_of
 from mtrl.relate.probe import Probe, Recorder
 from mtrl.relate.report import agreement_lines, csv_text, draw, matrix_lines, named, setting
 from mtrl.run.console import NO_RESULTS, Progress
@@ -47,6 +50,7 @@ def relate(
     seed: int = 0,
     device: str = "cpu",
     out: str | None = None,
+    transfer: str | None = None,
     env: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compares tasks by what policies do in them. Prints matrices, agreement and groups, and writes them.
@@ -60,6 +64,7 @@ def relate(
         seed: Of what is drawn.
         out: Folder to write to; by default `relate` in the run's folder. Of a policy outside of a run, nothing is
             written without it.
+        transfer: Folder of `mtrl.relate.runs`, whose forward transfer is compared with the measures.
         env: Changes to the settings of the environment.
     """
     positive(groups=groups, observations=observations, episodes_per_task=episodes_per_task)
@@ -73,8 +78,10 @@ def relate(
     if target is not None:
         _check_matplotlib()
     probe = _probe([load_policy(folder, device) for folder in folders], folders, env or {}, observations,
-                   episodes_per_task, seed, device)  # fmt: skip
+                   episodes_per_task, seed, device, runs[0] if len(runs) == 1 else None)  # fmt: skip
     relations: dict[str, Relation] = {name: build("relation", {"name": name}, probe=probe) for name in measures}
+    if transfer is not None:
+        relations["transfer"] = Relation(torch.from_numpy(_transfer(Path(transfer), probe.tasks)))
     matrices = {name: relation.matrix.numpy() for name, relation in relations.items()}
     found: dict[str, Any] = {"policies": [str(folder) for folder in folders], "tasks": list(probe.tasks)}
     found |= {"observations": len(probe.task), "seed": seed, "relations": {}}
@@ -105,6 +112,17 @@ def relate(
     return found
 
 
+def _transfer(folder: Path, tasks: Sequence[str]) -> np.ndarray:
+    """Forward transfer between all pairs. Raises `UserError` if a run is missing."""
+    matrix = matrix_of(folder, tasks)
+    if missing := int(np.isnan(matrix).sum()):
+        raise UserError(
+            f"transfer={folder}: {missing} of {len(tasks) * (len(tasks) - 1)} pairs of these tasks have no finished "
+            "run, or no run from scratch: python -m mtrl.relate.runs goes on with them."
+        )
+    return matrix
+
+
 def _mean_of_pairs(matrix: Any) -> float:
     K = len(matrix)
     return float((matrix.sum() - matrix.trace()) / (K * (K - 1)))
@@ -127,6 +145,7 @@ def _probe(
     episodes_per_task: int,
     seed: int,
     device: str,
+    run: Path | None,
 ) -> Probe:
     """Lets each policy act in its environment. Raises `UserError` if they do not fit together."""
     tasks = [name for policy in policies for name in policy.tasks]
@@ -153,6 +172,7 @@ def _probe(
         tuple(owner[name].tasks.index(name) for name in tasks),
         torch.cat([torch.stack(kept[name]) for name in tasks]),
         torch.arange(len(tasks), device=device).repeat_interleave(counts),
+        run,
     )
 
 
@@ -205,7 +225,7 @@ def _main(arguments: list[str]) -> int:
         print(f"{__doc__}\nMeasures: {', '.join(names('relation'))}\nKeys: {keys}")
         return 0
     is_list = any(argument.startswith("policies=[") for argument in arguments)
-    settings, paths = split_paths(arguments, ("out",) if is_list else ("policies", "out"))
+    settings, paths = split_paths(arguments, ("out", "transfer") if is_list else ("policies", "out", "transfer"))
     keywords, changes = parse_with_env(settings)
     construct("relate", relate, {**keywords, **paths, "env": changes})
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +14,7 @@ from mtrl.nn.networks import PolicyNetwork
 from mtrl.registry import register
 from mtrl.relate.probe import Probe
 from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, rsa
+from mtrl.run.logger import read_rows
 from mtrl.types import UserError
 
 MIXTURE = re.compile(r"(stem_)?(routing|expert_weight|set_weight)(_\d+)+")
@@ -86,6 +88,25 @@ def of_routing(probe: Probe) -> Relation:
     if not used:
         raise UserError("relation routing: the trunk of this policy mixes no modules.")
     return Relation(cosine(torch.stack(used, 1)).cpu())
+
+
+@register("relation", "gradient")
+def of_gradient(probe: Probe) -> Relation:
+    """Cosine of the gradients of two tasks in the parameters that they share, as the mean over training."""
+    _only(probe, "gradient")
+    if probe.run is None:
+        raise UserError("relation gradient: it is in the log of a run, and this policy has none here.")
+    rows = read_rows(probe.run / "metrics.jsonl")
+    logged = [row[key] for row in rows for key in ("grad/policy_cosine", "grad/joint_cosine") if key in row]
+    if not logged:
+        raise UserError(
+            f"relation gradient: no cosines of gradients in {probe.run / 'metrics.jsonl'}. Train with an aggregation "
+            "that looks at them, such as aggregation=measured_mean."
+        )
+    matrix = torch.from_numpy(np.array(logged, dtype=float)).nanmean(0)[list(probe.ids)][:, list(probe.ids)]
+    if matrix.isnan().any():
+        raise UserError("relation gradient: a task of this run never had a gradient.")
+    return Relation(matrix)
 
 
 def _only(probe: Probe, measure: str) -> PolicyNetwork:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ class Probe:
     obs: Shaped[Tensor, "N *obs"]
     task: Int[Tensor, " N"]
     """Place in `tasks` of the task that an observation comes from."""
+    run: Path | None = None
+    """The run that made the network, if there is one network and its run is there."""
 
     @torch.no_grad()
     def layers(self) -> dict[str, Float[Tensor, "K N H"]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import mtrl.envs
 import mtrl.relate.__main__
 from mtrl.nn.networks import build_policy
 from mtrl.policy import save_policy
+from mtrl.relate.pairs import run_dir
 from tests.helpers import describe
 from tests.system.commands import run, the_error
+from tests.unit.relate.test_runs import store
 
 
 def relate(*arguments: str) -> int:
@@ -76,3 +79,35 @@ def test_errors(policy: Path, capsys: pytest.CaptureFixture[str], arguments: lis
 def test_a_task_has_one_policy(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert relate(f"policies=[{policy},{policy}]", "env=toy_reach") == 2
     assert "each task needs one policy, but reach-0, reach-1, reach-2, reach-3 is in several" in the_error(capsys)
+
+
+def test_what_runs_say(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cosines of gradients are the mean over the log; transfer is read from a folder of runs, if it is complete."""
+    made_by = tmp_path / "run"
+    made_by.mkdir()
+    policy = policy.rename(made_by / "policy")
+    (made_by / "config.yaml").write_text("env: {name: toy_reach}\nseed: 0\neval: {episodes_per_task: 2}\n")
+    logged: list[Any] = [np.eye(4) + cosine * (1 - np.eye(4)) for cosine in (0.2, -0.6)]
+    rows = [{"step": i, "grad/policy_cosine": matrix.tolist()} for i, matrix in enumerate(logged)]
+    rows[1]["grad/policy_cosine"][0][1] = None  # a task that was absent
+    (made_by / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [f"reach-{k}" for k in range(4)]
+    for before in (None, *tasks):
+        for task in tasks:
+            store(run_dir(tmp_path / "pairs", before, task), [{None: 0.25, "reach-0": 0.55}.get(before, 0.4)])
+    pytest.importorskip("matplotlib")
+    arguments = [f"policies={policy}", "measures=[gradient]", "observations=8"]
+    assert relate(*arguments, f"transfer={tmp_path / 'pairs'}") == 0
+    relations = json.loads((made_by / "relate" / "relate.json").read_text())["relations"]
+    expected = np.eye(4) - 0.2 * (1 - np.eye(4))  # (.2 - .6) / 2
+    expected[0, 1] = 0.2
+    np.testing.assert_allclose(relations["gradient"]["matrix"], expected)
+    gained = np.array([0.4, 0.2, 0.2, 0.2])[:, None] * (1 - np.eye(4))  # (.55 - .25) / .75, (.4 - .25) / .75
+    np.testing.assert_allclose(relations["transfer"]["matrix"], gained)
+    (tmp_path / "pairs" / "from_reach-0" / "reach-1" / "eval" / "0200.json").unlink()
+    capsys.readouterr()
+    assert relate(*arguments, f"transfer={tmp_path / 'pairs'}") == 2
+    assert "1 of 12 pairs of these tasks have no finished run" in the_error(capsys)
+    (made_by / "metrics.jsonl").write_text('{"step": 0}\n')
+    assert relate(*arguments) == 2
+    assert "Train with an aggregation that looks at them" in the_error(capsys)

@@ -1,0 +1,129 @@
+r"""Forward transfer between all pairs of tasks, from short runs.
+
+python -m mtrl.relate.runs folder=runs/pairs tasks=[reach-v3,push-v3,drawer-open-v3] jobs=2 \
+    env=mt1 env.task={task} total_steps=300000 log.every=15000
+python -m mtrl.relate policies=runs/mt10 transfer=runs/pairs            # beside what a policy says of the tasks
+
+Each task is learned from scratch, and from the policy of every other task: K + K (K - 1) runs. All other settings are
+those of `mtrl.train`, and {task} in them stands for the task. Runs that were stopped go on, finished ones stay.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from mtrl.checks import positive
+from mtrl.config import parse, run_or_exit, split_paths
+from mtrl.registry import construct
+from mtrl.relate.pairs import is_finished, matrix_of, run_dir
+from mtrl.relate.report import matrix_lines
+from mtrl.types import UserError
+
+TASK = "{task}"
+
+
+class Run(NamedTuple):
+    """One task, from scratch or from the policy of another."""
+
+    folder: Path
+    command: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """What it prints."""
+        return self.folder.parent / f"{self.folder.name}.log"
+
+
+def plan(folder: Path, tasks: Sequence[str], settings: Sequence[str]) -> tuple[list[Run], list[Run]]:
+    """The runs from scratch, and those that begin with them."""
+
+    def planned(before: str | None, task: str) -> Run:
+        where = run_dir(folder, before, task)
+        start = () if before is None else (f"init_from={run_dir(folder, None, before)}",)
+        own = (setting.replace(TASK, task) for setting in settings)
+        return Run(where, ("eval.every=0", *own, *start, f"run_dir={where}", "resume=auto"))
+
+    pairs = [(before, task) for before in tasks for task in tasks if before != task]
+    return [planned(None, task) for task in tasks], [planned(*pair) for pair in pairs]
+
+
+def transfer_runs(folder: str, tasks: Sequence[str], settings: Sequence[str], jobs: int = 1) -> None:
+    """Runs what is missing, and prints the matrix.
+
+    Args:
+        folder: Of all these runs.
+        tasks: Their names, at least two.
+        settings: Of `mtrl.train`.
+        jobs: Number of runs at a time.
+
+    Raises:
+        UserError: Settings do not name the task, or runs failed; the others were run.
+    """
+    positive(jobs=jobs)
+    if len(set(tasks)) < max(len(tasks), 2):
+        raise UserError(f"tasks: expected two or more different tasks, found {', '.join(tasks) or 'none'}.")
+    if not any(TASK in setting for setting in settings):
+        raise UserError(f"No setting says which task a run has: write {TASK} where it goes, as in env.task={TASK}.")
+    scratch, after = plan(Path(folder), tasks, settings)
+    _run_all(scratch, jobs)
+    _run_all(after, jobs)
+    print("\n".join(["forward transfer, from row to column:", *matrix_lines(tasks, matrix_of(Path(folder), tasks))]))
+
+
+def _run_all(runs: Sequence[Run], jobs: int) -> None:
+    """Runs those that are not finished. Raises `UserError` after the last one if some failed."""
+    missing = [run for run in runs if not is_finished(run.folder)]
+    failed: list[Run] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting: list[tuple[Run, Future[int]]] = [(run, pool.submit(_train, run)) for run in missing]
+        try:
+            for number, (run, code) in enumerate(waiting, 1):
+                if code.result():
+                    failed.append(run)
+                print(f"{number} of {len(waiting)} runs: {run.folder}{' failed' if code.result() else ''}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        said = _last_line(failed[0].log)
+        raise UserError(f"{failed[0].folder}{more} failed: {said} The same command goes on with what is missing.")
+
+
+def _train(run: Run) -> int:
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("w", encoding="utf-8") as log:
+        return subprocess.run(
+            [sys.executable, "-m", "mtrl.train", *run.command], stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing was said."])[-1]
+
+
+def main() -> None:
+    """Command line: keys of `transfer_runs`, and settings of `mtrl.train`."""
+    run_or_exit(_main, sys.argv[1:])
+
+
+def _main(arguments: list[str]) -> int:
+    own = ("folder", "tasks", "jobs")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\nKeys: {', '.join(own)}, and those of mtrl.train")
+        return 0
+    remaining, paths = split_paths(arguments, ("folder",))
+    mine = [argument for argument in remaining if argument.split("=")[0] in own]
+    keywords = {override.key_or_group: override.value() for override in parse(mine)}
+    settings = [argument for argument in remaining if argument not in mine]
+    construct("relate.runs", transfer_runs, {**keywords, **paths, "settings": settings})
+    return 0
+
+
+if __name__ == "__main__":
+    main()

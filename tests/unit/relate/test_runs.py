@@ -1,0 +1,87 @@
+"""Runs of pairs of tasks, and their forward transfer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mtrl.relate.runs
+from mtrl.relate.pairs import matrix_of, run_dir
+from mtrl.relate.runs import plan
+from mtrl.types import UserError
+from tests.system.commands import run, the_error, tiny
+
+
+def store(where: Path, rates: list[float | None], finished: bool = True) -> None:
+    """A run of which only its log and its end are there; a row every 100 steps."""
+    where.mkdir(parents=True)
+    rows = [{"step": 100 * (i + 1), "train/success_rate_mean": rate} for i, rate in enumerate(rates)]
+    (where / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (where / "eval").mkdir()
+        (where / "eval" / "0200.json").write_text("{}")
+
+
+def test_matrix(tmp_path: Path) -> None:
+    """Of a: (.25 + .75) / 2 = .5 from scratch, (.5 + 1) / 2 = .75 after b: (.75 - .5) / (1 - .5) = .5.
+
+    Of b: no episode ended in the first 100 steps, so that its .2 counts for 200; after a it is .6 throughout:
+    (.6 - .2) / .8 = .5 of what is missing. The run of c after a is unfinished, c from scratch is missing.
+    """
+    store(run_dir(tmp_path, None, "a"), [0.25, 0.75])
+    store(run_dir(tmp_path, "b", "a"), [0.5, 1.0])
+    store(run_dir(tmp_path, None, "b"), [None, 0.2])
+    store(run_dir(tmp_path, "a", "b"), [0.6, 0.6])
+    store(run_dir(tmp_path, "a", "c"), [0.6, 0.6], finished=False)
+    expected = [[0, 0.5, np.nan], [0.5, 0, np.nan], [np.nan, np.nan, 0]]
+    np.testing.assert_allclose(matrix_of(tmp_path, ["a", "b", "c"]), expected)
+    with pytest.raises(UserError, match="expected runs of these tasks from scratch"):
+        matrix_of(tmp_path, ["c", "d"])
+
+
+def test_plan(tmp_path: Path) -> None:
+    """Every ordered pair once, with the policy that the first task has from scratch; names are safe in paths."""
+    scratch, after = plan(tmp_path, ["ALE/Pong-v5", "b", "c"], ["env=atari", "env.games=[{task}]", "eval.every=9"])
+    assert len({one.folder for one in scratch + after}) == 9
+    first = next(one for one in after if one.folder == tmp_path / "from_b" / "ALE%2FPong-v5")
+    assert first.command == (
+        "eval.every=0", "env=atari", "env.games=[ALE/Pong-v5]", "eval.every=9",
+        f"init_from={tmp_path / 'scratch' / 'b'}", f"run_dir={first.folder}", "resume=auto",
+    )  # fmt: skip
+
+
+def test_from_nothing_to_a_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two discounts stand for tasks. The second call finds all runs finished; one that is lost is made again."""
+    settings = [*tiny(total_steps=80), "env.num_tasks=1", "agent.gamma={task}", "eval.episodes_per_task=1"]
+    command = [f"folder={tmp_path}", "tasks=['0.5','0.9']", "jobs=2", *settings]
+    assert run(*command, command=mtrl.relate.runs) == 0
+    out = capsys.readouterr().out
+    assert "forward transfer, from row to column:" in out
+    assert out.count("of 2 runs") == 4
+    (tmp_path / "from_0.9" / "0.5" / "eval").rename(tmp_path / "lost")
+    assert run(*command, command=mtrl.relate.runs) == 0
+    assert capsys.readouterr().out.count(" runs: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["tasks=[a,b]"], "write {task} where it goes, as in env.task={task}"),
+        (["tasks=[a]", "env.task={task}"], "tasks: expected two or more different tasks, found a"),
+        (["tasks=[a,b]", "env.task={task}", "jobs=0"], "jobs must be positive, not 0"),
+    ],
+)
+def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+    assert run(f"folder={tmp_path}", *arguments, command=mtrl.relate.runs) == 2
+    assert expected in the_error(capsys)
+
+
+def test_a_run_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line that it printed is shown, and what to do."""
+    assert run(f"folder={tmp_path}", "tasks=[a,b]", "env=mt1", "env.task={task}", command=mtrl.relate.runs) == 2
+    error = the_error(capsys)
+    assert f"{tmp_path / 'scratch' / 'a'} (and 1 more) failed: error: " in error
+    assert error.endswith("The same command goes on with what is missing.")
