@@ -22,6 +22,7 @@ from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.types import EnvSpec, Rollout
 
 TRUNK = {"name": "mlp", "width": 8, "depth": 1}
+NO_TORSO = {"name": "none"}
 SCALAR = {"name": "scalar"}
 SMALL: dict[str, dict[str, Any]] = {
     "soft_modules": {"embedding": 6, "gating_width": 5},
@@ -73,12 +74,16 @@ def make_spec(
 
 
 def describe(
-    action_head: str, head: str = "per_task", obs_norm: str = "none", trunk: dict[str, Any] = TRUNK
+    action_head: str,
+    head: str = "per_task",
+    obs_norm: str = "none",
+    trunk: dict[str, Any] = TRUNK,
+    torso: dict[str, Any] = NO_TORSO,
 ) -> dict[str, Any]:
     """What `build_policy` and `build_value` take: by default one hidden layer of 8 tanh units."""
     return {
         "obs_norm": {"name": obs_norm},
-        "torso": {"name": "none"},
+        "torso": torso,
         "core": {"name": "none"},
         "task_encoder": {"name": "one_hot"},
         "trunk": trunk,

@@ -78,10 +78,13 @@ class Sac(Learner):
             raise UserError(
                 "agent=sac needs continuous actions, but this environment's are discrete: use agent=impala or ppo."
             )
-        if {c.torso["name"], c.core["name"]} != {"none"}:
-            raise UserError("agent=sac learns from flat observations and without memory: use torso=none and core=none.")
         head = c.network["head"]
         self.policy = c.policy(obs_norm, {"name": "tanh_gaussian"})
+        if c.core["name"] != "none" or list(self.policy.torso.parameters()):
+            raise UserError(
+                "agent=sac learns without memory, and from flat observations: use core=none, and torso=none or another "
+                "without weights."
+            )
         self.critics = Ensemble(c.value(self.policy, head, action=True) for _ in range(2))
         self.temperature = Temperature(c.spec.num_tasks, initial_alpha).to(c.device)
         self.target_entropy = target_entropy * torch.tensor(c.spec.action_mask, device=c.device).float().sum(1)
@@ -113,7 +116,7 @@ class Sac(Learner):
     def update(self, batch: Batch, progress: float) -> Metrics:
         """One gradient step of critics, policy and temperatures on a stratified batch."""
         task = batch.task
-        obs, next_obs = self.policy.obs_norm(batch.obs, task), self.policy.obs_norm(batch.next_obs, task)
+        obs, next_obs = (self.policy.torso_features(raw, task) for raw in (batch.obs, batch.next_obs))
 
         target = self._target(batch, next_obs)
         require_finite(target, task)  # before it reaches the statistics
@@ -159,7 +162,7 @@ class Sac(Learner):
     def diagnostics(self, batch: Batch) -> Metrics:
         """How much of their width the policy and the first critic use."""
         task = batch.task
-        obs = self.policy.obs_norm(batch.obs, task)
+        obs = self.policy.torso_features(batch.obs, task)
         policy, critic = self.policy.usage(obs, task), self.critics.usage(torch.cat([obs, batch.action], -1), task)
         return {
             **{f"policy_{key}": value for key, value in policy.items()},

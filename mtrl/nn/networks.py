@@ -113,6 +113,10 @@ class PolicyNetwork(_ConditionedTrunk):
         }
         return tuple(part for part, reads in readers.items() if reads)
 
+    def torso_features(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch F"]:
+        """Features of raw observations (*batch, *obs), each by itself."""
+        return self.torso(self.obs_norm(obs, task), obs)
+
     def unroll(
         self,
         obs: Shaped[Tensor, "L N *obs"],
@@ -121,7 +125,7 @@ class PolicyNetwork(_ConditionedTrunk):
         state: Float[Tensor, "N S"],
     ) -> tuple[Float[Tensor, "L N F"], Float[Tensor, "L N S"]]:
         """Features of N sequences of raw observations, and the core's state after each step: see `Core.forward`."""
-        return self.core(self.torso(self.obs_norm(obs, task)), is_first, state)
+        return self.core(self.torso_features(obs, task), is_first, state)
 
     def distribution(self, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> Distribution:
         """Like `forward`, from the features of `unroll`."""
@@ -220,10 +224,6 @@ def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvS
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
     """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name), action_head and column."""
     torso = build("torso", description["torso"], obs_shape=spec.obs_shape)
-    if torso.reads_units and description["obs_norm"]["name"] != "none":
-        raise UserError(
-            f"torso={description['torso']['name']} reads observations in their own units: use agent.obs_norm=none."
-        )
     core = build("core", description["core"], features=torso.out_features)
     encoder, trunk = _encoder_and_trunk(description, core.out_features, spec)
     head = build(

@@ -1,4 +1,4 @@
-"""Torsos: normalised observations to flat features, the input of trunks."""
+"""Torsos: observations to flat features, the input of trunks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,11 +20,9 @@ class Torso(MixedPrecision):
 
     out_features: int
     """F, the size of the output."""
-    reads_units: bool = False
-    """Whether it needs observations in their own units, not normalised."""
 
-    def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
-        """Features of normalised observations (*batch, *obs)."""
+    def forward(self, obs: Float[Tensor, "..."], raw: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+        """Features of normalised observations (*batch, *obs); `raw` are the same in the units of the environment."""
         raise NotImplementedError
 
 
@@ -38,7 +36,7 @@ class NoTorso(Torso):
             raise ValueError(f"observations of shape {tuple(obs_shape)} need torso=nature_cnn or another for pixels.")
         (self.out_features,) = obs_shape
 
-    def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+    def forward(self, obs: Float[Tensor, "..."], raw: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         return obs
 
 
@@ -47,7 +45,8 @@ class Differences(Torso):
     """Appends to flat observations how far points in them are from one another, at several scales.
 
     tanh((p_i - p_j) / scale) for all pairs of points, all axes and all scales. A controller acts on such differences
-    within centimetres, while the points themselves vary within decimetres. Observations must not be normalised.
+    within centimetres, while the points themselves vary within decimetres. The differences are those of raw
+    observations, whatever the observations that they are appended to are normalised by.
 
     Args:
         points: Index of the first coordinate of each point in an observation.
@@ -58,7 +57,6 @@ class Differences(Torso):
         ValueError: Observations are not flat, a point lies outside of them, or a scale is not positive.
     """
 
-    reads_units = True
     left: Tensor
     right: Tensor
     scales: Tensor
@@ -77,8 +75,8 @@ class Differences(Torso):
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         self.out_features += left.numel() * len(scales)
 
-    def forward(self, obs: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
-        difference = obs[..., self.left] - obs[..., self.right]
+    def forward(self, obs: Float[Tensor, "*batch D"], raw: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
+        difference = raw[..., self.left] - raw[..., self.right]
         return torch.cat([obs, (difference[..., None] / self.scales).tanh().flatten(-2)], -1)
 
 
@@ -104,7 +102,7 @@ class PixelTorso(Torso):
             raise ValueError(f"images of {size} pixels are too small for it: use torso=impala_resnet.") from error
         self.linear = nn.Linear(maps.numel(), width)
 
-    def forward(self, obs: Float[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
+    def forward(self, obs: Float[Tensor, "..."], raw: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         maps = self.layers(obs.reshape(-1, *obs.shape[-3:]))
         features = functional.relu(self.linear(maps.flatten(1)))
         return features.reshape(*obs.shape[:-3], self.out_features)

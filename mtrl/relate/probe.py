@@ -105,29 +105,21 @@ class Probe:
         }
 
     def input_gradients(self) -> Float[Tensor, "K N P"]:
-        """Gradients of the outputs of the policy with respect to the normalised observation, as seen in each task.
+        """Gradients of the outputs of the policy with respect to the observation, as seen in each task.
 
-        Outputs are the means of a Gaussian, or log-probabilities. The gradients of all outputs are side by side.
+        Outputs are the means of a Gaussian, or log-probabilities. The gradients of all outputs are side by side. The
+        unit of an entry of the observation is its standard deviation over all N.
         """
         return torch.stack([self._gradients(*member) for member in zip(self.networks, self.ids, strict=True)])
 
     def _gradients(self, network: PolicyNetwork, task: int) -> Float[Tensor, "N P"]:
-        inputs: list[Tensor] = []
-
-        def differentiable(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            inputs.append(output.detach().requires_grad_())
-            return inputs[-1]
-
-        hook = network.obs_norm.register_forward_hook(differentiable)
-        try:
-            distribution: Any = network(self.obs, torch.full_like(self.task, task))
-        finally:
-            hook.remove()
+        obs = self.obs.float().requires_grad_()
+        distribution: Any = network(obs, torch.full_like(self.task, task))
         outputs = distribution.log_probs if isinstance(distribution, Categorical) else distribution.mean
-        (x,) = inputs
         columns = (outputs * distribution.mask).sum(0)
+        unit = obs.detach().std(0)
         return torch.cat(
-            [torch.autograd.grad(one, x, retain_graph=True)[0].reshape(len(self.obs), -1) for one in columns], 1
+            [(torch.autograd.grad(one, obs, retain_graph=True)[0] * unit).flatten(1) for one in columns], 1
         )
 
     @torch.no_grad()

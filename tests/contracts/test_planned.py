@@ -23,7 +23,7 @@ NEEDS = {
     "gradnorm": ["aggregation=pcgrad"],
     "context": ["env.history=2"],
     "language": ["env=mt10"],
-    "differences": ["env=mt10", "agent.obs_norm=none"],
+    "differences": ["env=mt10"],
     "two_hot": ["value_norm=none"],
     "hl_gauss": ["value_norm=none"],
     "alpha_softmax": ["agent=sac"],
@@ -39,7 +39,7 @@ def of_agent(agent: str) -> list[Any]:
     return [
         pytest.param(agent, group, choice)
         for group, choice in CHOICES
-        if not (agent == "sac" and group in ("torso", "core"))
+        if not (agent == "sac" and (group == "core" or (group == "torso" and choice not in OF_FLAT)))
         and not (agent == "distill" and group == "core")
         and not (agent != "sac" and choice == "alpha_softmax")
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from mtrl.optim.aggregation import Sum
 from mtrl.optim.multi_task import MultiTaskOptimizer
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
-from mtrl.types import Batch
-from tests.helpers import SCALAR, TRUNK, copy_parameters, describe, given, make_spec, naive_network
+from mtrl.types import Batch, EnvSpec
+from tests.helpers import NO_TORSO, SCALAR, TRUNK, copy_parameters, describe, given, make_spec, naive_network
 
 K, N, OBS, A = 3, 4, 4, 2
 GAMMA, TAU, LR, EPS, MAX_NORM = 0.875, 0.1, 3e-3, 1e-5, 0.5
@@ -35,15 +36,18 @@ def make_learner(
     obs_norm: str = "none",
     trunk: dict[str, Any] = TRUNK,
     value_head: dict[str, Any] = SCALAR,
+    torso: dict[str, Any] = NO_TORSO,
+    spec: EnvSpec = SPEC,
 ) -> Sac:
     torch.manual_seed(0)
-    description = describe("tanh_gaussian", obs_norm=obs_norm, trunk=trunk)
-    policy = build_policy(description, SPEC).double()
+    description = describe("tanh_gaussian", obs_norm=obs_norm, trunk=trunk, torso=torso)
+    policy = build_policy(description, spec).double()
     with torch.no_grad():  # away from the small initial weights, so that every term matters
         for parameter in policy.head.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
+    inputs = policy.torso.out_features + A
     critics, targets = (
-        Ensemble(build_value(description, SPEC, "per_task", value_head, OBS + A) for _ in range(2)).double()
+        Ensemble(build_value(description, spec, "per_task", value_head, inputs) for _ in range(2)).double()
         for _ in range(2)
     )
 
@@ -53,7 +57,7 @@ def make_learner(
         return MultiTaskOptimizer(parameters, optimizer, Uniform(), Sum(), max_norm, has_positive)
 
     norm = build("value_norm", {"name": value_norm}, num_tasks=K)
-    components = given(SPEC, policy, critics, norm, step)
+    components = given(spec, policy, critics, norm, step)
     learner = Sac(components, optimizer={}, gamma=GAMMA, tau=tau, max_grad_norm=MAX_NORM)
     learner.temperature.double()
     with torch.no_grad():
@@ -300,3 +304,18 @@ def test_an_auxiliary_loss_reaches_the_policy_alone(noise: list[Tensor]) -> None
         if parameter.grad is not None:
             difference = gradients[1][name] - gradients[0][name]
             torch.testing.assert_close(difference, 2 * parameter.grad, rtol=1e-8, atol=1e-11)
+
+
+def test_a_torso_without_weights_is_an_observation_with_more_features() -> None:
+    """With `differences`, an update is that of a learner whose observations have the differences appended."""
+    nodes = {"name": "differences", "points": [0, 2], "scales": [0.5, 2.0], "axes": 2}
+    learner = make_learner(torso=nodes)
+    batch, torso = make_batch(), learner.policy.torso
+    plain = make_learner(spec=make_spec(K, torso.out_features, A))
+    longer = replace(batch, obs=torso(batch.obs, batch.obs), next_obs=torso(batch.next_obs, batch.next_obs))
+    for one, of_one in ((learner, batch), (plain, longer)):
+        torch.manual_seed(1)
+        one.update(of_one, 0.0)
+    for (name, ours), theirs in zip(learner.networks.named_parameters(), plain.networks.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert torso.out_features == OBS + 4

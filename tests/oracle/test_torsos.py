@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from mtrl.nn.networks import build_policy
 from mtrl.nn.torsos import Differences, NatureCNN, NoTorso, PixelTorso, Torso
 from mtrl.registry import build, names
 from mtrl.types import UserError
+from tests.helpers import describe, make_spec
 
 SHAPE = (4, 84, 84)
+POINTS = {"points": [0, 1], "scales": [0.1], "axes": 1}
 PIXELS = [name for name in names("torso") if name not in ("none", "differences")]
 
 
@@ -49,11 +52,11 @@ def test_every_torso_is_counted() -> None:
 def test_leading_shapes_and_gradients(name: str) -> None:
     torso = make(name, width=8)
     obs = torch.rand(2, 3, *SHAPE)
-    whole = torso(obs)
+    whole = torso(obs, obs)
     assert whole.shape == (2, 3, 8)
     assert whole.dtype == torch.float32
-    torch.testing.assert_close(torso(obs[1]), whole[1])
-    torch.testing.assert_close(torso(obs[1, 2]), whole[1, 2])
+    torch.testing.assert_close(torso(obs[1], obs[1]), whole[1])
+    torch.testing.assert_close(torso(obs[1, 2], obs[1, 2]), whole[1, 2])
     assert not torch.equal(whole[0, 0], whole[1, 2])
     whole.square().sum().backward()
     for key, parameter in torso.named_parameters():
@@ -67,7 +70,8 @@ def test_maps_and_units() -> None:
     with torch.no_grad():
         torso.linear.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, 0.0]]))
         torso.linear.bias.zero_()
-    torch.testing.assert_close(torso(torch.tensor([[[1.0, 0.2]]])), torch.tensor([1.2, 0.0]))
+    image = torch.tensor([[[1.0, 0.2]]])
+    torch.testing.assert_close(torso(image, image), torch.tensor([1.2, 0.0]))
 
 
 def test_the_other_kind_of_observation_is_refused() -> None:
@@ -82,11 +86,14 @@ def test_the_other_kind_of_observation_is_refused() -> None:
 
 
 def test_differences() -> None:
-    """Two points in the plane, (0.1, 0.5) and (0.4, 0.1), after another number: their difference is (-0.3, 0.4)."""
+    """Two points in the plane, (0.1, 0.5) and (0.4, 0.1), after another number: their difference is (-0.3, 0.4).
+
+    They are appended to the normalised observations, here zeros.
+    """
     torso = Differences((5,), points=[1, 3], scales=[0.1, 1.0], axes=2)
-    found = torso(torch.tensor([9.0, 0.1, 0.5, 0.4, 0.1]))
+    found = torso(torch.zeros(5), torch.tensor([9.0, 0.1, 0.5, 0.4, 0.1]))
     # tanh(-3), tanh(-0.3), tanh(4), tanh(0.4)
-    torch.testing.assert_close(found[:5], torch.tensor([9.0, 0.1, 0.5, 0.4, 0.1]))
+    torch.testing.assert_close(found[:5], torch.zeros(5))
     torch.testing.assert_close(found[5:], torch.tensor([-0.9950548, -0.2913126, 0.9993293, 0.3799490]))
     assert torso.out_features == 9
 
@@ -95,3 +102,13 @@ def test_differences() -> None:
 def test_differences_of_other_observations_are_refused(points: list[int], scales: list[float]) -> None:
     with pytest.raises(ValueError, match=r"points=|scale"):
         Differences((5,), points, scales)
+
+
+def test_differences_of_raw_observations_in_a_policy() -> None:
+    """Observations are normalised, the differences beside them are not: tanh((0.2 - 0.5) / 0.1)."""
+    description = describe("gaussian", obs_norm="running", torso={"name": "differences", **POINTS})
+    policy = build_policy(description, make_spec(obs_dim=2))
+    policy.obs_norm.mean.fill_(0.1)
+    policy.obs_norm.var.fill_(0.04)
+    found = policy.torso_features(torch.tensor([0.2, 0.5]), torch.tensor(0))
+    torch.testing.assert_close(found, torch.tensor([0.5, 2.0, -0.9950548]))

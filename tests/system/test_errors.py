@@ -151,7 +151,7 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         ),
         (["env=atari5", "env.action_set=all"], "action_set must be one of minimal, full, full_masked, not 'all'"),
         (["env=toy_grid", "agent=sac"], "agent=sac needs continuous actions"),
-        (["agent=sac", "core=lstm"], "agent=sac learns from flat observations and without memory"),
+        (["agent=sac", "core=lstm"], "agent=sac learns without memory, and from flat observations"),
         (["env=toy_grid", "torso=nature_cnn"], "observations of shape (25,) are not images: use torso=none"),
         (["env=atari", "torso=none"], "observations of shape (4, 84, 84) need torso=nature_cnn"),
         (["env=toy_grid", "core=lstm", "agent.num_minibatches=99"], "99 minibatches cannot be made of 64 sequences"),
