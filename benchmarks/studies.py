@@ -59,6 +59,9 @@ Every trunk has the default's width, 256; the rest of a variant is the preset in
 parameters, and activations differ: `relu` is the default with those of the other trunks).
 """
 
+FRESH = ["data.rollout_length=50", "agent.num_minibatches=4", "agent.num_epochs=8"]
+"""A fifth of the data between updates, each sample learned from twice as often."""
+
 SPECIALISTS = Study(
     ["+experiment=mt10_distill"],
     {
@@ -96,11 +99,25 @@ DISTRAL = Study(
 )
 """Distral and the learner it is made of."""
 
+SCREEN = Study(
+    ["env=mt10", "total_steps=2000000", "schedule_steps=5000000", "eval.every=0", "eval.stop_at_success=true"],
+    {
+        "default": [],
+        "differences": ["torso=differences"],
+        "differences_raw": ["torso=differences", "agent.obs_norm=none"],
+        "differences_fresh": ["torso=differences", *FRESH],
+        "differences_narrow": ["torso=differences", "agent.initial_std=0.5", "agent.entropy_coef=0"],
+        "fresh": [*FRESH],
+    },
+)
+"""Ideas for learning in fewer steps, by the first two of the five million steps of the default."""
+
 STUDIES = {
     "mt10_components": COMPONENTS,
     "mt10_specialists": SPECIALISTS,
     "mt10_kickstart": KICKSTART,
     "mt10_distral": DISTRAL,
+    "mt10_screen": SCREEN,
 }
 
 

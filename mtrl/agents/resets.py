@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from mtrl.checks import not_negative
 from mtrl.nn.value_norm import ValueNorm
@@ -45,6 +47,9 @@ class Resets(Learner):
             self._reset()
             self._done += 1
         return self.learner.update(batch, progress)
+
+    def initialised(self, taken: Mapping[str, Bool[Tensor, "..."]]) -> None:
+        self.learner.initialised(taken)
 
     def diagnostics(self, batch: Any) -> Metrics:
         return self.learner.diagnostics(batch)

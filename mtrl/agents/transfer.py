@@ -72,6 +72,7 @@ class Transfer(Learner):
 
     def initialised(self, taken: Mapping[str, Bool[Tensor, "..."]]) -> None:
         """Remembers the start of what is pulled. Raises `UserError` if nothing of such a part was taken."""
+        self.learner.initialised(taken)
         for part in self.l2_sp:
             if not any(is_in(name, part) and entries.any() for name, entries in taken.items()):
                 raise UserError(

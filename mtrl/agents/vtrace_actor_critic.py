@@ -20,11 +20,12 @@ Differences from the papers:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtrl import per_task
@@ -33,6 +34,7 @@ from mtrl.agents.components import Components
 from mtrl.agents.losses import clipped_surrogate, per_task_standardise, require_finite, vtrace
 from mtrl.agents.minibatch import Minibatch, check_num_minibatches
 from mtrl.checks import not_negative, positive
+from mtrl.nn.heads import GaussianHead
 from mtrl.optim.multi_task import MultiTaskOptimizer, checked_once
 from mtrl.registry import register
 from mtrl.types import Learner, Metrics, Rollout
@@ -57,7 +59,7 @@ class VTraceActorCritic(Learner):
         end_factor: Factor of learning rates and entropy bonus at the end of training; it changes linearly.
         max_grad_norm: Global norm to which gradients are clipped.
         obs_norm: Registered name of the observation normalisation.
-        initial_std: Initial standard deviation of a Gaussian policy.
+        initial_std: Initial standard deviation of a Gaussian policy; None: 1, or that of the policy of `init_from`.
     """
 
     learns_from = Rollout
@@ -82,12 +84,12 @@ class VTraceActorCritic(Learner):
         end_factor: float = 1.0,
         max_grad_norm: float = 1.0,
         obs_norm: str = "running",
-        initial_std: float = 1.0,
+        initial_std: float | None = None,
     ) -> None:
         positive(num_epochs=num_epochs, num_minibatches=num_minibatches, clip_range=clip_range, clip_rho=clip_rho)
         positive(clip_c=clip_c, reward_clip=reward_clip, value_coef=value_coef)
         not_negative(entropy_coef=entropy_coef, end_factor=end_factor, gae_lambda=gae_lambda, gamma=gamma)
-        gaussian = {"name": "gaussian", "initial_std": initial_std}
+        gaussian = {"name": "gaussian", "initial_std": 1.0 if initial_std is None else initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
         # One value head per task, whatever the policy has: values differ far more between tasks than good actions do.
         # Values are zero at first: before there are rewards, others would be advantages of an arbitrary scale.
@@ -104,6 +106,11 @@ class VTraceActorCritic(Learner):
         self.normalise_advantage = normalise_advantage
         self.value_coef, self.entropy_coef, self.end_factor = value_coef, entropy_coef, end_factor
         self.max_grad_norm, self.initial_std = max_grad_norm, initial_std
+
+    def initialised(self, taken: Mapping[str, Bool[Tensor, "..."]]) -> None:
+        """Sets the standard deviation of a policy that was taken from another run, if one is given."""
+        if self.initial_std is not None and isinstance(self.policy.head, GaussianHead):
+            self.policy.head.set_std(self.initial_std)
 
     def update(self, rollout: Rollout, progress: float) -> Metrics:
         """Learns from one rollout; `progress` in [0, 1] is the fraction of training done."""

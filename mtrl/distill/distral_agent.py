@@ -87,7 +87,7 @@ class Distral(VTraceActorCritic):
         super().__init__(c, optimizer, entropy_coef=entropy_coef, **options)
         self.columns = kind(self, c, optimizer, layers)
         self.shared_policy = self.columns.shared_policy
-        self.shared_policy.set_std(self.initial_std)
+        self.shared_policy.set_std(1.0 if self.initial_std is None else self.initial_std)
         self.networks.update(self.columns.networks)
         self.optimizers = {**self.optimizers, **self.columns.optimizers}
 

@@ -92,6 +92,11 @@ class GaussianHead(ActionHead):
         self.log_std = nn.Parameter(torch.full((spec.num_tasks, spec.action_dim), initial_std).log())
         mark_per_task(self.log_std)
 
+    @torch.no_grad()
+    def set_std(self, std: float) -> None:
+        """Sets the standard deviation in all tasks."""
+        self.log_std.copy_(torch.full_like(self.log_std, std).log())
+
     def forward(self, features: Float[Tensor, "*batch H"], context: TaskContext) -> Distribution:
         log_std = self.log_std[context.task].clamp(min=self.min_log_std)
         return Gaussian(self.head(features, context), log_std, self.action_mask[context.task])

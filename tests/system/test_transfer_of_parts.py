@@ -47,6 +47,17 @@ def test_the_start_is_resumed(agent: str, tmp_path: Path) -> None:
     assert "l2_sp_start" in load_state(checkpoint(parts) / "training_state" / "learner")
 
 
+@pytest.mark.parametrize(("given", "expected"), [("null", 0.5), ("0.2", 0.2)])
+def test_the_noise_of_a_policy_that_is_taken(given: str, expected: float, tmp_path: Path) -> None:
+    """By default its own; otherwise the one that is asked for, whatever wraps the learner."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    assert run(*tiny(), *SHORT, "total_steps=80", "agent.initial_std=0.5", "freeze.policy=1", f"run_dir={before}") == 0
+    command = [*tiny(), *SHORT, "total_steps=80", f"init_from={before}", f"agent.initial_std={given}"]
+    assert run(*command, "freeze.policy=1", f"run_dir={after}") == 0
+    log_std = load_state(checkpoint(after) / "training_state" / "learner")["networks"]["policy.head.log_std"]
+    torch.testing.assert_close(log_std.exp(), torch.full_like(log_std, expected))
+
+
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
