@@ -20,8 +20,10 @@ Differences from the papers:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,6 +54,8 @@ class VTraceActorCritic(Learner):
         clip_range: Clip range of the ratio to the policy at the beginning of the update; infinity: no clipping.
         num_minibatches: Minibatches per epoch, all of the same size. Samples left over, different ones in each epoch,
             are not used in it.
+        target_kl: An update ends after the first minibatch in which the KL divergence from the policy at its beginning
+            exceeds this, as estimated by the mean of r - 1 - log r; infinity for no end.
         normalise_advantage: Standardise the advantages of each task over the actions of the rollout that the policy
             chose, dividing by at least `ValueNorm.floor`.
         value_coef: Weight of the value loss.
@@ -78,6 +82,7 @@ class VTraceActorCritic(Learner):
         reward_clip: float = float("inf"),
         num_epochs: int = 1,
         num_minibatches: int = 1,
+        target_kl: float = math.inf,
         normalise_advantage: bool = False,
         value_coef: float = 1.0,
         entropy_coef: float = 0.01,
@@ -87,7 +92,7 @@ class VTraceActorCritic(Learner):
         initial_std: float | None = None,
     ) -> None:
         positive(num_epochs=num_epochs, num_minibatches=num_minibatches, clip_range=clip_range, clip_rho=clip_rho)
-        positive(clip_c=clip_c, reward_clip=reward_clip, value_coef=value_coef)
+        positive(target_kl=target_kl, clip_c=clip_c, reward_clip=reward_clip, value_coef=value_coef)
         not_negative(entropy_coef=entropy_coef, end_factor=end_factor, gae_lambda=gae_lambda, gamma=gamma)
         gaussian = {"name": "gaussian", "initial_std": 1.0 if initial_std is None else initial_std}
         self.policy = c.policy(obs_norm, gaussian if c.spec.action_kind == "continuous" else None)
@@ -102,7 +107,7 @@ class VTraceActorCritic(Learner):
         self.num_tasks, self.aux_losses = c.spec.num_tasks, c.aux_losses
         self.gamma, self.gae_lambda, self.reward_clip = gamma, gae_lambda, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
-        self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
+        self.num_epochs, self.num_minibatches, self.target_kl = num_epochs, num_minibatches, target_kl
         self.normalise_advantage = normalise_advantage
         self.value_coef, self.entropy_coef, self.end_factor = value_coef, entropy_coef, end_factor
         self.max_grad_norm, self.initial_std = max_grad_norm, initial_std
@@ -148,9 +153,11 @@ class VTraceActorCritic(Learner):
         aux_coefs = aux_loss.coefficients(self.aux_losses, progress, self.num_tasks, like=advantage)
         steps: list[Metrics] = []
         with checked_once(self.optimizers.values()):
-            for _ in range(self.num_epochs):
-                for batch in whole.shuffled(self.num_minibatches):
-                    steps.append(self._step(batch, entropy_coef, aux_coefs))
+            epochs = (whole.shuffled(self.num_minibatches) for _ in range(self.num_epochs))
+            for batch in chain.from_iterable(epochs):
+                steps.append(self._step(batch, entropy_coef, aux_coefs))
+                if self.target_kl < math.inf and steps[-1]["approximate_kl"] > self.target_kl:
+                    break
         # Last, so that the policy learned with the normalisation with which it acted.
         self.policy.obs_norm.update(rollout.obs, task)
 

@@ -295,6 +295,19 @@ def test_clipping_holds_the_policy_back() -> None:
     assert kl[0.05] < 0.5 * kl[math.inf]
 
 
+def test_an_update_ends_beyond_the_target_kl() -> None:
+    """Before the first step the policy is the one that acted, with a KL divergence of 0, and afterwards it is not."""
+    learner = make_learner(num_epochs=3, num_minibatches=2, target_kl=1e-9)
+    twice = make_learner(num_epochs=1, num_minibatches=2)
+    changes = []
+    for one in (learner, twice):
+        torch.manual_seed(1)
+        changes.append(moved(one, on_policy(make_rollout(), one)))
+    for name, change in changes[0].items():
+        assert torch.equal(change, changes[1][name])
+    assert changes[0]["policy.trunk.input.weight"].any()
+
+
 class Samples(Weighting):
     """A task's loss counts as often as it has samples in a rollout."""
 
