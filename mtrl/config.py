@@ -590,8 +590,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
-    """Runs a command. A `UserError` becomes one line on standard error and exit code 2."""
+def run_or_exit(
+    function: Callable[[list[str]], int],
+    arguments: list[str],
+    reports: Callable[[BaseException], bool] = lambda error: True,
+) -> None:
+    """Runs a command. A `UserError` becomes one line on standard error and exit code 2.
+
+    Args:
+        reports: Whether to print it; called only if there is one.
+    """
     if "--version" in arguments:
         print(f"mtrl {mtrl.__version__}")
         sys.exit(0)
@@ -599,9 +607,11 @@ def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> N
         try:
             code = function(arguments)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if reports(error):
+                print(f"error: {error}", file=sys.stderr)
             code = 2
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            if reports(error):
+                print("Interrupted.", file=sys.stderr)
             code = 130
     sys.exit(code)
