@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from mtrl import per_task
@@ -43,6 +44,8 @@ def started_ranks() -> Iterator[Ranks]:
         yield Ranks()
         return
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # The store outlives ranks that are started again, with the addresses of those before them.
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     # Tensors are exchanged where they are.
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"

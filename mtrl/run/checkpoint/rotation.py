@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -203,7 +203,7 @@ class Checkpointer:
     def _load(self, path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
         states = path / "training_state"
         listed = {name.split("/")[1] for name in read_manifest(path).files if name.startswith("training_state/")}
-        saved_by = max((_rank(name) for name in listed), default=0) + 1
+        saved_by = number_of_ranks(listed)
         anew = self.own if saved_by != self.ranks.size else ()
         names = {name: _of_rank(name, self._rank_of(name)) for name in self.savables if name not in anew}
         if lacking := sorted(set(names.values()) - listed):
@@ -254,10 +254,9 @@ def _of_rank(name: str, rank: int) -> str:
     return f"{name}-rank{rank}" if rank else name
 
 
-def _rank(stored: str) -> int:
-    """The rank that saved it."""
-    match = _OF_RANK.fullmatch(stored)
-    return int(match[2]) if match else 0
+def number_of_ranks(stored: Iterable[str]) -> int:
+    """Number of ranks that saved a checkpoint, from the names in its `training_state`."""
+    return 1 + max((int(match[2]) for name in stored if (match := _OF_RANK.fullmatch(name))), default=0)
 
 
 @contextmanager
