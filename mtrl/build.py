@@ -14,7 +14,7 @@ from mtrl.agents.resets import Resets
 from mtrl.data.experience import Collector, EpisodeStatistics, JointEpisodes, OffPolicy, OnPolicy
 from mtrl.data.replay import Replay, transition_columns
 from mtrl.parallel.actors import AsyncOnPolicy
-from mtrl.parallel.transport import LocalProcesses
+from mtrl.parallel.ray_actors import RayActors  # noqa: F401  # registers a transport
 from mtrl.registry import build, register
 from mtrl.types import ONE_PROCESS, DataSource, EnvSpec, Learner, PhaseTimer, Ranks, UserError, VecEnv
 
@@ -71,6 +71,7 @@ def on_policy(
     seed: int,
     report: Callable[[str], None],
     actors: int,
+    transport: str,
     rollout_length: int = 20,
     slots_per_task: int = 16,
     exploring_start_fraction: float = 0.0,
@@ -80,6 +81,7 @@ def on_policy(
 
     Args:
         env: The environment to step; with actors, an example of those that they make.
+        transport: Registered name of what connects the learner to actors.
         rollout_length: Steps of every slot between updates.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
         exploring_start_fraction: See `Collector`.
@@ -93,8 +95,8 @@ def on_policy(
         return OnPolicy(Collector(env, episodes, device, timer, **options), rollout_length)
     num_envs = actors * env.num_envs
     env.close()  # only made for its spec, and so that errors in its settings are raised here
-    transport = LocalProcesses(device)
-    return AsyncOnPolicy(actors, num_envs, make_env, episodes, transport, timer, options, seed, report, rollout_length)
+    connection = build("transport", {"name": transport}, device=device, actors=actors)
+    return AsyncOnPolicy(actors, num_envs, make_env, episodes, connection, timer, options, seed, report, rollout_length)
 
 
 @register("data", "replay")

@@ -63,6 +63,7 @@ CHANGEABLE = (
     "device",
     "precision",
     "compile",
+    "transport",
     "eval",
     "checkpoint",
     "log",
@@ -156,6 +157,8 @@ class TrainConfig:
     log: LogConfig
     actors: int = 0
     """Processes that act in parallel with the learner and share the slots; 0: the learner's process acts."""
+    transport: str = "local"
+    """Where actors run: local, or ray for the machines of a Ray cluster."""
     precision: str = "float32"
     """Precision of torsos and trunks: float32 or bfloat16."""
     compile: bool = False
@@ -181,6 +184,8 @@ class TrainConfig:
             if vars(self)[key] is not None:
                 positive(**{key: vars(self)[key]})
         not_negative(seed=self.seed, actors=self.actors, resets=self.resets)
+        if self.transport != "local" and not self.actors:
+            raise ValueError(f"transport={self.transport} connects to actors: choose their number with actors=...")
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for part, factor in self.lr_factors.items():

@@ -243,6 +243,7 @@ def make_source(
         seed=config.seed,
         report=report,
         actors=config.actors,
+        transport=config.transport,
     )
     held.callback(source.close)
     if ranks.size > 1 and not source.joins_ranks:
