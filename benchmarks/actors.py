@@ -41,13 +41,13 @@ class Candidate:
         self.timer, self.config = PhaseTimer(), config
         self.held = ExitStack()
         self.source, episodes, _ = make_source(config, self.timer, print, self.held)
-        self.learner = make_learner(config, episodes, self.source.yields, self.source.batch_shape)
+        self.learner = make_learner(config, episodes, self.source)
         self.source.connect(self.learner.policy)
         self.waited = 0.0
 
     def iterate(self) -> int:
         """Collects and learns once; returns the number of steps."""
-        steps = self.source.collect(self.learner)
+        steps = self.source.collect(self.learner, 0.0)
         for batch in self.source.batches():
             metrics = self.learner.update(batch, 0.0)
         assert all(torch.isfinite(value).all() for value in metrics.values())  # waits for the device, too

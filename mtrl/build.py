@@ -11,20 +11,25 @@ import mtrl.distill  # noqa: F401  # registers teachers, losses and schedules
 from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
-from mtrl.data.experience import Collector, EpisodeStatistics, OffPolicy, OnPolicy
+from mtrl.data.experience import Collector, EpisodeStatistics, JointEpisodes, OffPolicy, OnPolicy
 from mtrl.data.replay import Replay, transition_columns
 from mtrl.parallel.actors import AsyncOnPolicy
-from mtrl.parallel.transport import LocalProcesses
+from mtrl.parallel.ray_actors import RayActors  # noqa: F401  # registers a transport
 from mtrl.registry import build, register
-from mtrl.types import DataSource, EnvSpec, Learner, PhaseTimer, UserError, VecEnv
+from mtrl.types import ONE_PROCESS, DataSource, EnvSpec, Learner, PhaseTimer, Ranks, UserError, VecEnv
 
 Node = Mapping[str, Any]
 
 
-def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int) -> EpisodeStatistics:
-    """Builds the task sampler and the `EpisodeStatistics` that notify it."""
+def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int, ranks: Ranks = ONE_PROCESS) -> EpisodeStatistics:
+    """Builds the task sampler and the `EpisodeStatistics` that notify it.
+
+    Args:
+        num_slots: Slots of all `ranks`.
+    """
     runtime = {"num_tasks": spec.num_tasks, "num_slots": num_slots, "silent_tasks": spec.silent_tasks}
-    return EpisodeStatistics(spec, build("task_sampling", task_sampling, **runtime))
+    sampler = build("task_sampling", task_sampling, **runtime)
+    return EpisodeStatistics(spec, sampler) if ranks.size == 1 else JointEpisodes(spec, sampler, ranks)
 
 
 def build_learner(
@@ -45,6 +50,9 @@ def build_learner(
     if yields is not object and not issubclass(yields, learner.learns_from):
         expected, found = learner.learns_from.__name__, yields.__name__
         raise UserError(f"agent={node['name']} learns from {expected}, but this data source yields {found}: see data=.")
+    if components.ranks.size > 1 and not learner.joins_ranks:
+        raise UserError(f"agent={node['name']} learns in one process: start it without torchrun.")
+    components.ranks.make_alike(learner.networks)
     for loss in learner.aux_losses.values():
         loss.check(learner.policy)
     set_precision(learner.networks, precision)
@@ -63,6 +71,7 @@ def on_policy(
     seed: int,
     report: Callable[[str], None],
     actors: int,
+    transport: str,
     rollout_length: int = 20,
     slots_per_task: int = 16,
     exploring_start_fraction: float = 0.0,
@@ -72,6 +81,7 @@ def on_policy(
 
     Args:
         env: The environment to step; with actors, an example of those that they make.
+        transport: Registered name of what connects the learner to actors.
         rollout_length: Steps of every slot between updates.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
         exploring_start_fraction: See `Collector`.
@@ -85,8 +95,8 @@ def on_policy(
         return OnPolicy(Collector(env, episodes, device, timer, **options), rollout_length)
     num_envs = actors * env.num_envs
     env.close()  # only made for its spec, and so that errors in its settings are raised here
-    transport = LocalProcesses(device)
-    return AsyncOnPolicy(actors, num_envs, make_env, episodes, transport, timer, options, seed, report, rollout_length)
+    connection = build("transport", {"name": transport}, device=device, actors=actors)
+    return AsyncOnPolicy(actors, num_envs, make_env, episodes, connection, timer, options, seed, report, rollout_length)
 
 
 @register("data", "replay")
@@ -107,7 +117,7 @@ def off_policy(
     """Batches from a replay of all collected transitions, stratified by task.
 
     Args:
-        batch_size: Samples per task in a batch.
+        batch_size: Samples per task in a batch, of which each rank has its share; likewise below.
         samples_per_insert: Samples learned from per collected transition.
         capacity: Transitions per task.
         learning_starts: Transitions per task with random actions before the first update.
@@ -118,5 +128,8 @@ def off_policy(
     if actors:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
     collector = Collector(env, episodes, device, timer, float(exploring_start_fraction), max_episode_steps)
+    ranks = episodes.ranks
+    capacity, learning_starts = -(-capacity // ranks.size), -(-learning_starts // ranks.size)  # rounded up
     replay = Replay(env.spec.num_tasks, capacity, transition_columns(env.spec), device)
+    batch_size = ranks.share("data.batch_size", batch_size)
     return OffPolicy(collector, replay, batch_size, samples_per_insert, learning_starts)

@@ -63,6 +63,7 @@ CHANGEABLE = (
     "device",
     "precision",
     "compile",
+    "transport",
     "eval",
     "checkpoint",
     "log",
@@ -156,6 +157,8 @@ class TrainConfig:
     log: LogConfig
     actors: int = 0
     """Processes that act in parallel with the learner and share the slots; 0: the learner's process acts."""
+    transport: str = "local"
+    """Where actors run: local, or ray for the machines of a Ray cluster."""
     precision: str = "float32"
     """Precision of torsos and trunks: float32 or bfloat16."""
     compile: bool = False
@@ -181,6 +184,8 @@ class TrainConfig:
             if vars(self)[key] is not None:
                 positive(**{key: vars(self)[key]})
         not_negative(seed=self.seed, actors=self.actors, resets=self.resets)
+        if self.transport != "local" and not self.actors:
+            raise ValueError(f"transport={self.transport} connects to actors: choose their number with actors=...")
         if self.init_from_parts is not None and self.init_from is None:
             raise ValueError("init_from_parts says what to take, but init_from does not say where from.")
         for part, factor in self.lr_factors.items():
@@ -590,8 +595,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> None:
-    """Runs a command. A `UserError` becomes one line on standard error and exit code 2."""
+def run_or_exit(
+    function: Callable[[list[str]], int],
+    arguments: list[str],
+    reports: Callable[[BaseException], bool] = lambda error: True,
+) -> None:
+    """Runs a command. A `UserError` becomes one line on standard error and exit code 2.
+
+    Args:
+        reports: Whether to print it; called only if there is one.
+    """
     if "--version" in arguments:
         print(f"mtrl {mtrl.__version__}")
         sys.exit(0)
@@ -599,9 +612,11 @@ def run_or_exit(function: Callable[[list[str]], int], arguments: list[str]) -> N
         try:
             code = function(arguments)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if reports(error):
+                print(f"error: {error}", file=sys.stderr)
             code = 2
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            if reports(error):
+                print("Interrupted.", file=sys.stderr)
             code = 130
     sys.exit(code)

@@ -14,7 +14,7 @@ from mtrl.config import TrainConfig
 from mtrl.data.experience import EpisodeStatistics
 from mtrl.policy import read_policy, stored_tasks
 from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
-from mtrl.run.checkpoint.rotation import checkpoints, newest_valid
+from mtrl.run.checkpoint.rotation import checkpoints, newest_valid, number_of_ranks
 from mtrl.run.checkpoint.transfer import networks_of
 from mtrl.run.reading import check_inside, check_sizes, count, ordinary, reason
 from mtrl.state import check_like, planned, shown
@@ -69,8 +69,9 @@ def _check_fits(
     num_envs = config.env.get("num_envs") or config.data.get("slots_per_task", 1) * spec.num_tasks
     collector = data.get("collector")
     task = collector.get("task") if isinstance(collector, Mapping) else None  # no collector with actors
-    if isinstance(task, Tensor) and len(task) != num_envs:
-        raise ValueError(f"expected {num_envs:,} slots, found {len(task):,}")
+    ranks = number_of_ranks(folder.name for folder in (path / "training_state").iterdir())
+    if isinstance(task, Tensor) and ranks * len(task) != num_envs:
+        raise ValueError(f"expected {num_envs:,} slots, found {ranks * len(task):,}")
     networks = networks_of(learner)
     described = ("network", "torso", "core", "task_encoder", "value_head")
     check_sizes({key: getattr(config, key) for key in described}, count(networks), "")

@@ -16,6 +16,7 @@ WITHIN = {
     "agent.optimizer.name": "optimizer",
     "agent.obs_norm": "obs_norm",
     "env.physics": "physics",
+    "transport": "transport",
     "aux_losses.<name>": "aux_loss",
     "data.teacher.name": "teacher",
     "agent.loss.name": "distill_loss",

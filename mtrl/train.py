@@ -4,6 +4,7 @@ python -m mtrl.train env=mt10                                   # the default ag
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # continues exactly where it stopped
 python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins or continues: for jobs that are restarted
+torchrun --nproc-per-node=4 -m mtrl.train env=mt10 device=cuda  # learners in several processes, a GPU for each
 python -m mtrl.train --help                                     # every choice and every setting
 """
 
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import mtrl.envs
@@ -43,6 +45,7 @@ from mtrl.config import train_config as check_config
 from mtrl.data.experience import EpisodeStatistics
 from mtrl.foreign import check_planned, check_run_dir, check_tasks, save_settings
 from mtrl.help import help_text
+from mtrl.parallel.ranks import started_ranks
 from mtrl.policy import check_device, find_policy, read_policy, save_policy, stored_tasks
 from mtrl.registry import build
 from mtrl.run.checkpoint.rng import RngStates
@@ -53,14 +56,14 @@ from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.run.evaluation.report import show
 from mtrl.run.folder import check_unused, clear_dead_start, describe_run, drop_evaluations, new_run_dir, writing
 from mtrl.run.lock import locked
-from mtrl.run.logger import Logger
+from mtrl.run.logger import Logger, NoLogger
 from mtrl.run.loop import Loop, seed_everything
 from mtrl.run.schedule import Every, Until
 from mtrl.run.sinks import Sink, TensorBoardSink, WandbSink, check_wandb
 from mtrl.run.summary import print_summary
 from mtrl.run.timing import PhaseTimer
 from mtrl.system.tuning import keep_freed_memory, threads_beside
-from mtrl.types import DataSource, Learner, UserError
+from mtrl.types import ONE_PROCESS, DataSource, Learner, Ranks, UserError
 
 PATHS = ("run_dir", "resume", "init_from")
 """Settings that are paths."""
@@ -68,14 +71,18 @@ FLAGS_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--experim
 """Hydra's flags that are followed by a value."""
 
 
-def train(config: TrainConfig, resume: Path | None = None) -> int:
+def train(config: TrainConfig, resume: Path | None = None, ranks: Ranks = ONE_PROCESS) -> int:
     """Trains until the end, in a new run or in the one in the folder `resume`. Returns the exit code.
+
+    Args:
+        ranks: The processes that call this together.
 
     Raises:
         UserError: The configuration or the run folder is invalid, before training begins; or training failed, after
             which everything up to the last checkpoint is safe.
     """
     check_device(config.device)
+    check_ranks(config, ranks)
     if config.log.wandb:
         check_wandb()
     keep_freed_memory()
@@ -87,11 +94,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
                 check_unused(Path(config.run_dir))
         else:
             check_run_dir(resume)
-            with writing(resume):
-                held.enter_context(locked(resume / "env.txt"))
+            ranks.first(lambda: lock(resume, held))
             check_planned(config, resume, make_learner)
-        seed_everything(config.seed)
-        source, episodes, num_envs = make_source(config, timer, progress.print, held)
+        seed_everything(seed_of_rank(config.seed, ranks.rank))
+        source, episodes, num_envs = make_source(config, timer, progress.print, held, ranks)
         evaluator = make_evaluator(config)
         held.callback(evaluator.close)
         held.enter_context(threads_beside(config.actors))
@@ -101,9 +107,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         if resume is None:
             if config.init_from is not None:
                 initialise(learner, config.init_from, config.init_from_parts, spec.task_names, progress.print)
-            name = f"{config.env['name']}_{config.agent['name']}_seed{config.seed}"
-            run_dir = new_run_dir(Path(config.run_dir) if config.run_dir else None, name, held)
-            describe_run(run_dir, to_yaml(config.plain()))
+            run_dir = ranks.first(lambda: begin_run(config, held))
         else:
             run_dir = resume
 
@@ -111,7 +115,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             save_policy(checkpoint / "policy", learner.policy, learner.policy.description, spec)
             save_settings(config, checkpoint)
 
-        logger = Logger(run_dir, spec.task_names)
+        logger = Logger(run_dir, spec.task_names) if ranks.rank == 0 else NoLogger(spec.task_names)
         loop = Loop(
             learner,
             source,
@@ -127,28 +131,36 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
             log_now=Every(config.log.every),
             evaluate_now=Every(config.eval.every),
             save_now=Every(config.checkpoint.every),
+            ranks=ranks,
         )
-        savables = {**loop.savables(), "rng": RngStates()}
-        checkpointer = Checkpointer(run_dir / "checkpoints", savables, config.checkpoint.keep, report=progress.print)
+        checkpointer = Checkpointer(
+            run_dir / "checkpoints",
+            {**loop.savables(), "rng": RngStates()},
+            config.checkpoint.keep,
+            report=progress.print,
+            own=("data", "metrics", "rng"),
+            ranks=ranks,
+        )
         step = env_steps = 0
         if resume is not None:
             step = checkpointer.restore(check=lambda path: check_tasks(path / "policy", spec.task_names))
             logger.truncate(step, loop.state.evaluating)
             progress.print(f"Resuming {run_dir} at step {step:,}.")
             report_schedules(config, load_train_yaml(run_dir / "config.yaml"), progress.print)
-            describe_run(run_dir, to_yaml(config.plain()))
-            drop_evaluations(run_dir, step)
+            ranks.first(lambda: go_on(config, run_dir, step))
             env_steps = loop.state.env_steps
             if step >= config.total:
                 key = "total_steps" if config.total_updates is None else "total_updates"
                 progress.print(f"The run has done its {key}={config.total}: increase it to continue.")
-        logger.sinks += make_sinks(config, run_dir, step)
-        progress.print(f"Run folder: {run_dir}. {num_envs} slots, {spec.num_tasks} tasks.")
+        if ranks.rank == 0:
+            logger.sinks += make_sinks(config, run_dir, step)
+        shared = f" in {ranks.size} ranks" if ranks.size > 1 else ""
+        progress.print(f"Run folder: {run_dir}. {num_envs} slots{shared}, {spec.num_tasks} tasks.")
         timer.reset()
         stopped_by = loop.run(checkpointer)
         logger.close()
         if stopped_by is not None:
-            command = shlex.join(["python", "-m", "mtrl.train", f"resume={run_dir}"])
+            command = shlex.join([*ranks.launcher, "-m", "mtrl.train", f"resume={run_dir}"])
             print(f"Stopped at step {loop.state.step:,}. Go on with: {command}")
             return 128 + stopped_by
         if loop.last_evaluation is not None:
@@ -157,21 +169,68 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
     return 0
 
 
+def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises `UserError` for settings that make no sense in several ranks."""
+    if ranks.size == 1:
+        return
+    if config.actors:
+        raise UserError(f"actors={config.actors} act for one learner: use actors=0 in {ranks.size} ranks.")
+    if config.device.startswith("cuda:"):
+        raise UserError(f"device={config.device} is one GPU, and each rank has its own: use device=cuda.")
+    gpus = torch.cuda.device_count()
+    if config.device == "cuda" and gpus < ranks.local_size:
+        raise UserError(
+            f"device=cuda needs a GPU for each of the {ranks.local_size} ranks of a machine, but it has {gpus}."
+        )
+
+
+def lock(run_dir: Path, held: ExitStack) -> None:
+    """Locks a run folder against other processes until `held` closes. Raises `UserError`."""
+    with writing(run_dir):
+        held.enter_context(locked(run_dir / "env.txt"))
+
+
+def begin_run(config: TrainConfig, held: ExitStack) -> Path:
+    """Makes and describes the folder of a new run, locked until `held` closes. Raises `UserError`."""
+    name = f"{config.env['name']}_{config.agent['name']}_seed{config.seed}"
+    run_dir = new_run_dir(Path(config.run_dir) if config.run_dir else None, name, held)
+    describe_run(run_dir, to_yaml(config.plain()))
+    return run_dir
+
+
+def go_on(config: TrainConfig, run_dir: Path, step: int) -> None:
+    """Describes a run that is resumed at a step, and drops what came later. Raises `UserError`."""
+    describe_run(run_dir, to_yaml(config.plain()))
+    drop_evaluations(run_dir, step)
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """Seed of a rank's episodes and actions; that of the first one is the run's."""
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed
+
+
 def make_source(
-    config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None], held: ExitStack
+    config: TrainConfig, timer: PhaseTimer, report: Callable[[str], None], held: ExitStack, ranks: Ranks = ONE_PROCESS
 ) -> tuple[DataSource, EpisodeStatistics, int]:
-    """Makes the data source (closed by `held`). Returns it, its statistics of episodes and the number of slots."""
+    """Makes the data source of a rank (closed by `held`).
+
+    Returns it, its statistics of episodes and the number of slots of all ranks.
+    """
     node, shares = dict(config.env), max(config.actors, 1)  # each actor has its share of the slots
     if node.get("num_envs") is not None:
-        node["num_envs"] //= shares
+        node["num_envs"] = ranks.share("env.num_envs", node["num_envs"]) // shares
     if config.actors and "num_workers" in node and node["num_workers"] is None:
         node["num_workers"] = 0  # the actor itself
-    slots_per_task = config.data.get("slots_per_task", 1) // shares
+    slots_per_task = config.data.get("slots_per_task", 1)
+    if node.get("num_envs") is None:
+        slots_per_task = ranks.share("data.slots_per_task", slots_per_task) // shares
     make_env = partial(mtrl.envs.make, **node, seed=config.seed, slots_per_task=slots_per_task)
     env = make_env()
     held.callback(env.close)
-    num_envs = shares * env.num_envs
-    episodes = build_episodes(config.task_sampling, env.spec, num_envs)
+    if ranks.rank:
+        env.reset(seed_of_rank(config.seed, ranks.rank))
+    num_envs = ranks.size * shares * env.num_envs
+    episodes = build_episodes(config.task_sampling, env.spec, num_envs, ranks)
     source: DataSource = build(
         "data",
         config.data,
@@ -184,8 +243,11 @@ def make_source(
         seed=config.seed,
         report=report,
         actors=config.actors,
+        transport=config.transport,
     )
     held.callback(source.close)
+    if ranks.size > 1 and not source.joins_ranks:
+        raise UserError(f"data={config.data['name']} is for one process: start it without torchrun.")
     if not source.makes_steps and config.total_updates is None:
         raise UserError(f"data={config.data['name']} steps no environment: set its end with total_updates=...")
     return source, episodes, num_envs
@@ -283,40 +345,48 @@ def report_schedules(config: TrainConfig, stored: TrainConfig, report: Callable[
 
 def main() -> None:
     """Command line."""
-    run_or_exit(_main, sys.argv[1:])
+    with started_ranks() as ranks:
+        run_or_exit(partial(_main, ranks=ranks), sys.argv[1:], ranks.reports)
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], ranks: Ranks = ONE_PROCESS) -> int:
     arguments, folders = split_folders(arguments)
     if {"-h", "--help"} & set(arguments):
         print(help_text(__doc__, folders), end="")
         return 0
     if any(argument.startswith("-") for argument in arguments):
-        return _hydra_main(arguments, folders)
+        return _hydra_main(arguments, folders, ranks)
     overrides, paths = split_paths(arguments, PATHS)
     resume = paths.pop("resume", None)
     if resume == "auto":
-        return _resume_or_start(check_config({**composed(overrides, "train", folders), **paths}))
+        return _resume_or_start(check_config({**composed(overrides, "train", folders), **paths}), ranks)
     if resume is not None:
         stored = load_train_yaml(Path(resume) / "config.yaml").plain()
-        return train(check_config(resumed(stored, parse(overrides), paths)), Path(resume))
-    return train(check_config({**composed(overrides, "train", folders), **paths}))
+        return train(check_config(resumed(stored, parse(overrides), paths)), Path(resume), ranks)
+    return train(check_config({**composed(overrides, "train", folders), **paths}), None, ranks)
 
 
-def _resume_or_start(config: TrainConfig) -> int:
+def _resume_or_start(config: TrainConfig, ranks: Ranks) -> int:
     """Continues the run in `run_dir`, or begins it there, so that schedulers can repeat the same command."""
     if config.run_dir is None:
         raise UserError("resume=auto needs the run's folder: run_dir=...")
     run_dir = Path(config.run_dir)
-    if not any_checkpoint(run_dir / "checkpoints"):
-        clear_dead_start(run_dir, load_train_yaml)
-        return train(config)
+    if not ranks.first(lambda: _can_resume(run_dir)):
+        return train(config, None, ranks)
     if differ := differing(config, load_train_yaml(run_dir / "config.yaml")):
         raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
-    return train(config, run_dir)
+    return train(config, run_dir, ranks)
 
 
-def _hydra_main(arguments: list[str], folders: list[Path]) -> int:
+def _can_resume(run_dir: Path) -> bool:
+    """Whether there is something to resume. If not, what is left of a dead start is removed. Raises `UserError`."""
+    if any_checkpoint(run_dir / "checkpoints"):
+        return True
+    clear_dead_start(run_dir, load_train_yaml)
+    return False
+
+
+def _hydra_main(arguments: list[str], folders: list[Path], ranks: Ranks) -> int:
     """Sweeps (`-m`), `--cfg job` and Hydra's other flags."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -331,13 +401,15 @@ def _hydra_main(arguments: list[str], folders: list[Path]) -> int:
     sweep = not {"-m", "--multirun"}.isdisjoint(flags)
     if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides, sweep)):
         raise UserError("resume and run_dir name one run: they cannot be combined with a sweep (-m) or another flag.")
+    if ranks.size > 1 and sweep:
+        raise UserError("A sweep (-m) starts its runs one after another in one process: start it without torchrun.")
     if flags in (["--cfg", "job"], ["-c", "job"]):
         print(to_yaml(composed(overrides, "train", folders)), end="")
         return 0
 
     def job(_: Any) -> None:
         try:
-            code = train(check_config(composed(HydraConfig.get().overrides.task, "train", folders)))
+            code = train(check_config(composed(HydraConfig.get().overrides.task, "train", folders)), None, ranks)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2

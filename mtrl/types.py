@@ -5,15 +5,17 @@ Letters in shapes: K tasks, B environment slots, T time steps of a rollout, n sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 State = dict[str, Any]
 """Result of `state_dict`: nested dicts and lists of tensors and JSON scalars (nothing that needs pickle)."""
@@ -291,6 +293,84 @@ class PhaseTimer(Protocol):
     def __call__(self, phase: str) -> AbstractContextManager[None]: ...
 
 
+class Ranks:
+    """The processes of one run ("ranks"), each of which acts in its share of the slots and learns from what it saw.
+
+    This class is one process alone: what it adds up, gathers or tells is its own. `mtrl.parallel.ranks.ProcessGroup` is
+    several, which call the same methods in the same order and wait for one another in each. Together they compute what
+    one process would with the joint batch, which is all of their samples.
+    """
+
+    rank: int = 0
+    """Number of this process."""
+    size: int = 1
+    """Number of processes."""
+    local_size: int = 1
+    """Number of processes on this machine."""
+    launcher: tuple[str, ...] = ("python",)
+    """Command that starts them."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the ranks, the same to the last bit in all of them."""
+        return x
+
+    def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over the ranks of several tensors, which are exchanged as one."""
+        return list(tensors)
+
+    def each(self, x: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in their order. All have the same shape."""
+        return [x]
+
+    def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of the first rank, in every rank. All have the same shapes."""
+        return list(tensors)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in their order. It must be possible to pickle it."""
+        return [value]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any rank."""
+        return flag
+
+    def all(self, flag: bool) -> bool:
+        """Whether it is true in every rank."""
+        return not self.any(not flag)
+
+    def first(self, function: Callable[[], T]) -> T:
+        """Calls a function in the first rank only. Its result is returned, or its exception raised, in every rank."""
+        return function()
+
+    def joint(self, losses: Float[Tensor, "M K"], task: Int[Tensor, "*samples"]) -> Float[Tensor, "M K"]:
+        """Losses of the joint batch, from the means over this rank's samples of each task.
+
+        Their gradient is only that of this rank's samples; the sum over the ranks is that of the joint batch.
+
+        Args:
+            losses: M losses of each task, 0 for a task without samples.
+            task: Task of each sample.
+        """
+        return losses
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], mean: bool = False) -> None:
+        """Replaces `.grad` of parameters by its sum or mean over the ranks, where no gradient counts as zero."""
+
+    def make_alike(self, module: nn.Module) -> None:
+        """Gives parameters and buffers the values that they have in the first rank."""
+
+    def share(self, name: str, total: int) -> int:
+        """A rank's share of a number that the setting `name` gives for all. Raises `UserError` for a remainder."""
+        return total
+
+    def reports(self, error: BaseException) -> bool:
+        """Whether it is for this rank to report an error that others may have met, too. Does not wait for them."""
+        return True
+
+
+ONE_PROCESS = Ranks()
+
+
 @runtime_checkable
 class Actor(Protocol):
     """Chooses actions; this is all that evaluation needs."""
@@ -323,6 +403,8 @@ class Learner(Actor, Protocol):
     """Class of the batches."""
     compilable: tuple[str, ...] = ()
     """Names of the functions from networks to losses that `compile=true` compiles."""
+    joins_ranks: bool = False
+    """Whether several of it in different processes learn as one (`Ranks`)."""
 
     def initial_state(self, num: int) -> Tensor:
         state: Tensor = self.policy.initial_state(num)
@@ -372,6 +454,8 @@ class DataSource(Protocol):
     """Leading axes of every batch, if they are known in advance: (T, B) for rollouts."""
     teacher: Any = None
     """What its batches are labelled by, if they are (`mtrl.distill.teachers.Teacher`)."""
+    joins_ranks: bool = False
+    """Whether several of it in different processes, with as many batches each, are one source (`Ranks`)."""
     makes_steps: bool = True
     """Whether it steps environments. If not, training ends by `total_updates`."""
 

@@ -20,7 +20,7 @@ from mtrl.nn.value_norm import ValueNorm
 from mtrl.optim.aggregation import JacobianAggregation
 from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer, SeparateSteps
 from mtrl.registry import build
-from mtrl.types import EnvSpec, UserError
+from mtrl.types import EnvSpec, Ranks, UserError
 
 Node = Mapping[str, Any]
 
@@ -55,6 +55,11 @@ class Components:
     compile: bool = False
     """Whether losses will be compiled."""
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that learn as one."""
+        return self.episodes.ranks
+
     def policy(self, obs_norm: str = "none", action_head: Node | None = None) -> PolicyNetwork:
         """Builds the policy. Its `description` is the argument of `build_policy`.
 
@@ -76,7 +81,9 @@ class Components:
             "column": dict(self.column),
         }
         json.dumps(description, allow_nan=False)  # raises for infinite settings now, not when the policy is saved
-        return build_policy(description, self.spec).to(self.device)
+        policy = build_policy(description, self.spec).to(self.device)
+        policy.obs_norm.ranks = self.ranks
+        return policy
 
     def value(self, policy: PolicyNetwork, head: str, action: bool = False, gain: float = 1.0) -> ValueNetwork:
         """Builds a value network on the features of a policy; `network.value` overrides options of the trunk.
@@ -104,6 +111,7 @@ class Components:
         """
         runtime |= {"num_tasks": self.spec.num_tasks, "gamma": gamma}
         norm: ValueNorm = build("value_norm", self.value_norm, **runtime).to(self.device)
+        norm.ranks = norm.rewards.ranks = self.ranks
         self.episodes.discount = norm.discount
         self.episodes.episode_listeners.append(norm.observe)
         name, value_head = self.value_norm["name"], self.value_head["name"]
@@ -135,6 +143,7 @@ class Components:
             weighting = build("weighting", {"name": "uniform"}, num_tasks=num_tasks)
         self.episodes.listeners.append(weighting.observe)
         aggregation = build("aggregation", self.aggregation, num_tasks=num_tasks).to(self.device)
+        aggregation.ranks = self.ranks
         if self.compile and isinstance(aggregation, JacobianAggregation):
             raise UserError(
                 f"compile=true has one gradient for all tasks, but aggregation={self.aggregation['name']} takes each "

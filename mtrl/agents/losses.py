@@ -7,14 +7,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtrl import per_task
-from mtrl.types import NonFiniteLossError
+from mtrl.types import ONE_PROCESS, NonFiniteLossError, Ranks
 
 
-def require_finite(values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"]) -> None:
-    """Raises `NonFiniteLossError` with the tasks of NaN or infinite samples."""
+def require_finite(
+    values: Float[Tensor, "*samples"], task: Int[Tensor, "*samples"], ranks: Ranks = ONE_PROCESS
+) -> None:
+    """Raises `NonFiniteLossError` in every rank, with the tasks of NaN or infinite samples of any of them."""
     finite = torch.isfinite(values)
-    if not finite.all():
-        raise NonFiniteLossError(task[~finite].unique().tolist())
+    if not ranks.all(bool(finite.all())):
+        tasks = ranks.gather(task[~finite].unique().tolist())
+        raise NonFiniteLossError(sorted({one for of_rank in tasks for one in of_rank}))
 
 
 def per_task_standardise(
@@ -22,8 +25,11 @@ def per_task_standardise(
     task: Int[Tensor, "*samples"],
     chosen: Bool[Tensor, "*samples"],
     floor: Float[Tensor, " K"],
+    ranks: Ranks = ONE_PROCESS,
 ) -> Float[Tensor, "*samples"]:
     """Shifts and scales each task's samples so that the `chosen` have mean 0 and (population) standard deviation 1.
+
+    Mean and standard deviation are those of all ranks together.
 
     The divisor is at least `floor` (K,), so a smaller standard deviation is not scaled up to 1. If it is no larger than
     the rounding error of the values in their precision, all samples of the task become 0.
@@ -31,9 +37,16 @@ def per_task_standardise(
     index = chosen.flatten().nonzero().squeeze(1)  # indices once, as each boolean mask would wait for the device
     num_tasks, chosen_task = len(floor), task.flatten()[index]
     chosen_values = values.flatten()[index].double()
-    centred = values.double() - per_task.mean_or_zero(chosen_values, chosen_task, num_tasks)[task]
-    spread = per_task.mean_or_zero(centred.flatten()[index].square(), chosen_task, num_tasks).sqrt()
-    rounding = torch.finfo(values.dtype).eps * per_task.mean_or_zero(chosen_values.abs(), chosen_task, num_tasks)
+
+    def totals(*of_each: Tensor) -> Float[Tensor, "n K"]:
+        return ranks.sum(torch.stack([per_task.total(x, chosen_task, num_tasks) for x in of_each]))
+
+    count, first, size = totals(torch.ones_like(chosen_values), chosen_values, chosen_values.abs())
+    count = count.clamp(min=1)
+    centred = values.double() - (first / count)[task]
+    (second,) = totals(centred.flatten()[index].square())
+    spread = (second / count).sqrt()
+    rounding = torch.finfo(values.dtype).eps * size / count
     divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)
     return (centred / divisor[task]).to(values.dtype)
 

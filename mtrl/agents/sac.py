@@ -59,6 +59,7 @@ class Sac(Learner):
     """
 
     learns_from = Batch
+    joins_ranks = True
     compilable = ("_target", "_critic_loss", "_policy_loss")
 
     def __init__(
@@ -107,7 +108,8 @@ class Sac(Learner):
                 "value_norm": self.value_norm,
             }
         )
-        self.gamma, self.tau, self.num_tasks, self.aux_losses = gamma, tau, c.spec.num_tasks, c.aux_losses
+        self.gamma, self.tau, self.num_tasks = gamma, tau, c.spec.num_tasks
+        self.aux_losses, self.ranks = c.aux_losses, c.ranks
 
     def _entropy_reward(self) -> Float[Tensor, " K"]:
         """Approximate contribution of the entropy to the reward of a step."""
@@ -119,7 +121,7 @@ class Sac(Learner):
         obs, next_obs = (self.policy.torso_features(raw, task) for raw in (batch.obs, batch.next_obs))
 
         target = self._target(batch, next_obs)
-        require_finite(target, task)  # before it reaches the statistics
+        require_finite(target, task, self.ranks)  # before it reaches the statistics
         heads = [critic.head for critic in (*self.critics, *self.target_critics)]
         self.value_norm.update(target, batch.reward, task, heads)
         normalised = self.value_norm.normalise(target, task)

@@ -67,6 +67,7 @@ class VTraceActorCritic(Learner):
     """
 
     learns_from = Rollout
+    joins_ranks = True
     compilable: tuple[str, ...] = ("_features", "_policy_loss", "_value_loss")
 
     def __init__(
@@ -104,7 +105,7 @@ class VTraceActorCritic(Learner):
         self.value_norm = c.value_scaling("per_task", gamma=gamma)
         self.networks = nn.ModuleDict({"policy": self.policy, "value": self.value, "value_norm": self.value_norm})
         self.optimizers: dict[str, MultiTaskOptimizer] = self.steps.by_name
-        self.num_tasks, self.aux_losses = c.spec.num_tasks, c.aux_losses
+        self.num_tasks, self.aux_losses, self.ranks = c.spec.num_tasks, c.aux_losses, c.ranks
         self.gamma, self.gae_lambda, self.reward_clip = gamma, gae_lambda, reward_clip
         self.clip_rho, self.clip_c, self.clip_pg_rho, self.clip_range = clip_rho, clip_c, clip_pg_rho, clip_range
         self.num_epochs, self.num_minibatches, self.target_kl = num_epochs, num_minibatches, target_kl
@@ -126,12 +127,12 @@ class VTraceActorCritic(Learner):
         rollout = replace(rollout, reward=rollout.reward.clamp(-self.reward_clip, self.reward_clip))
         log_prob, target, advantage, weight = self._targets(rollout)
         task = rollout.task
-        require_finite(target + advantage, task)  # before they reach statistics or parameters
+        require_finite(target + advantage, task, self.ranks)  # before they reach statistics or parameters
         # Actions of the policy, not of exploring starts (`Collector.exploring_start_fraction`), for its statistics.
         chosen = weight > 0
         self.value_norm.update(target, rollout.reward * chosen, task, [self.value.head])
         if self.normalise_advantage:
-            advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor)
+            advantage = per_task_standardise(advantage, task, chosen, self.value_norm.floor, self.ranks)
         else:
             advantage = advantage / self.value_norm.sigma[task].to(advantage.dtype)
         advantage = weight * advantage

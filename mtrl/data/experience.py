@@ -15,7 +15,20 @@ from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
 from mtrl.finite import check_actions, check_first, check_step, invalid_actions
-from mtrl.types import Actor, Batch, DataSource, EnvSpec, Metrics, PhaseTimer, Rollout, State, Step, VecEnv
+from mtrl.types import (
+    ONE_PROCESS,
+    Actor,
+    Batch,
+    DataSource,
+    EnvSpec,
+    Metrics,
+    PhaseTimer,
+    Ranks,
+    Rollout,
+    State,
+    Step,
+    VecEnv,
+)
 
 
 class EpisodeStatistics:
@@ -26,6 +39,9 @@ class EpisodeStatistics:
         episode_listeners: Functions that are called with the arguments of each `add`.
         discount: Discount of the `largest_return` that listeners receive; None if none of them needs it.
     """
+
+    ranks: Ranks = ONE_PROCESS
+    """Whose episodes are counted."""
 
     def __init__(self, spec: EnvSpec, sampler: TaskSampler) -> None:
         self.spec, self.sampler = spec, sampler
@@ -53,6 +69,9 @@ class EpisodeStatistics:
         for listener in self.episode_listeners:
             listener(task, results)
 
+    def exchange(self) -> None:
+        """Adds the episodes of other ranks. Called after each `collect` of a data source."""
+
     def statistics(self) -> Metrics:
         """Results of the episodes finished since the last call, shares of the tasks, and means over tasks.
 
@@ -77,6 +96,37 @@ class EpisodeStatistics:
     def load_state_dict(self, state: State) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self._finished = state["finished"].to("cpu", copy=True)  # modified in place
+
+
+class JointEpisodes(EpisodeStatistics):
+    """Statistics of the episodes of several ranks, the same in all of them.
+
+    Every rank counts all episodes, in the order of the ranks, when they are exchanged. So a task sampler learns of
+    those that ended during a rollout after it, where with one process it does at once.
+    """
+
+    def __init__(self, spec: EnvSpec, sampler: TaskSampler, ranks: Ranks) -> None:
+        super().__init__(spec, sampler)
+        self.ranks = ranks
+        self._ended: list[tuple[list[int], dict[str, list[float]]]] = []
+
+    def add(self, task: Int[Tensor, " E"], results: Metrics) -> None:
+        self._ended.append((task.tolist(), {name: values.tolist() for name, values in results.items()}))
+
+    def exchange(self) -> None:
+        if self.ranks.any(bool(self._ended)):
+            ended, self._ended = self._ended, []
+            for of_rank in self.ranks.gather(ended):
+                for task, results in of_rank:
+                    columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in results.items()}
+                    super().add(torch.tensor(task), columns)
+
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "ended": self._ended}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._ended = [(task, results) for task, results in state["ended"]]
 
 
 UNSETTLED = 64
@@ -323,6 +373,7 @@ class OnPolicy(DataSource):
     """
 
     yields = Rollout
+    joins_ranks = True
 
     def __init__(self, collector: Collector, rollout_length: int) -> None:
         positive(rollout_length=rollout_length)
@@ -355,6 +406,7 @@ class OnPolicy(DataSource):
             for key, tensor in row.items():
                 columns.setdefault(key, []).append(tensor)
         collector.settle()
+        collector.episodes.exchange()
         stacked = {key: torch.stack(tensors).to(collector.device) for key, tensors in columns.items()}
         self._rollouts = [Rollout(**stacked, core_state=core_state)]
         return self.rollout_length * collector.env.num_envs
@@ -420,6 +472,7 @@ class ReplaySource(DataSource):
         self.batch_size, self.samples_per_insert, self.learning_starts = batch_size, samples_per_insert, learning_starts
         self._cost = batch_size * replay.num_tasks
         self._owed = 0.0
+        self._warm = False
 
     def _step(self, actor: Actor, progress: float) -> Samples:
         """Steps every slot of the environment. Returns the samples to add."""
@@ -430,7 +483,9 @@ class ReplaySource(DataSource):
         raise NotImplementedError
 
     def _is_warm(self) -> bool:
-        return self.replay.has(max(self.learning_starts, 1))
+        if not self._warm:
+            self._warm = self.collector.episodes.ranks.all(self.replay.has(max(self.learning_starts, 1)))
+        return self._warm
 
     def collect(self, actor: Actor, progress: float = 0.0) -> int:
         added = 0
@@ -441,6 +496,7 @@ class ReplaySource(DataSource):
             self._owed += added * self.samples_per_insert
         if self._owed >= self._cost:
             self.collector.settle()  # never learn from steps that have not been checked
+        self.collector.episodes.exchange()
         return self.collector.env.num_envs
 
     def batches(self) -> Iterator[Any]:
@@ -461,13 +517,14 @@ class ReplaySource(DataSource):
     def load_state_dict(self, state: State) -> None:
         self.collector.load_state_dict(state["collector"])
         self.replay.load_state_dict(state[self.stored_as])
-        self._owed = state["owed"]
+        self._owed, self._warm = state["owed"], False
 
 
 class OffPolicy(ReplaySource):
     """Transitions, with random actions until learning begins. For the arguments see `ReplaySource`."""
 
     yields = Batch
+    joins_ranks = True
 
     def __init__(
         self, collector: Collector, replay: Replay, batch_size: int, samples_per_insert: float, learning_starts: int

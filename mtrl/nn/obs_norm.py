@@ -13,7 +13,7 @@ from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.nn.torsos import check_pixels
 from mtrl.registry import register
-from mtrl.types import TaskAxes
+from mtrl.types import ONE_PROCESS, Ranks, TaskAxes
 
 
 class ObsNorm(nn.Module):
@@ -21,6 +21,8 @@ class ObsNorm(nn.Module):
 
     reads_task: bool = True
     """Whether the output depends on the task id."""
+    ranks: Ranks = ONE_PROCESS
+    """Whose observations an `update` is with: the statistics must become the same in all of them."""
 
     def forward(self, obs: Shaped[Tensor, "..."], task: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
         """Returns the normalised observations (*batch, *obs), without modifying `obs`."""
@@ -73,13 +75,14 @@ class RunningNorm(ObsNorm):
     @torch.no_grad()
     def _observe(self, obs: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]) -> None:
         batch = obs.flatten(0, -2).double()
-        n = batch.shape[0]
-        delta = batch.mean(0) - self.mean
-        total = self.count + n
-        squares = self.var * self.count + batch.var(0, unbiased=False) * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
-        self.var.copy_(squares / total)
-        self.count.copy_(total)
+        n = batch.shape[0]  # the same in all ranks
+        for mean, var in self.ranks.each(torch.stack([batch.mean(0), batch.var(0, unbiased=False)])):
+            delta = mean - self.mean
+            total = self.count + n
+            squares = self.var * self.count + var * n + delta.square() * self.count * n / total
+            self.mean += delta * n / total
+            self.var.copy_(squares / total)
+            self.count.copy_(total)
 
 
 @register("obs_norm", "scaled_images")
@@ -138,6 +141,7 @@ class CentredImages(ObsNorm):
         newest = obs[..., -1, :, :].reshape(-1, *self.mean.shape[1:]).double()
         sums = torch.zeros_like(self.mean).index_add_(0, task.flatten(), newest)
         counts = per_task.count(task, len(self.mean)).reshape(self.count.shape)
+        sums, counts = self.ranks.sum(sums), self.ranks.sum(counts)
         self.count += counts
         self.mean += (sums - counts * self.mean) / self.count.clamp(min=1)
 

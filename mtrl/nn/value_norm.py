@@ -13,12 +13,14 @@ from mtrl import per_task
 from mtrl.checks import positive
 from mtrl.nn.heads import PerTaskHead
 from mtrl.registry import register
-from mtrl.types import Metrics, TaskAxes
+from mtrl.types import ONE_PROCESS, Metrics, Ranks, TaskAxes
 
 
 class RewardSizes(nn.Module):
     """Statistics of the size of each task's rewards."""
 
+    ranks: Ranks = ONE_PROCESS
+    """Whose rewards are added up."""
     task_axes: ClassVar[TaskAxes] = {"sizes": (0,), "squares": (0,)}
     sizes: Tensor
     squares: Tensor
@@ -38,13 +40,17 @@ class RewardSizes(nn.Module):
 
     def add(self, reward: Float[Tensor, "*batch"], task: Int[Tensor, "*batch"]) -> None:
         """Adds rewards to the statistics."""
-        self.sizes += per_task.total(reward.abs().double(), task, len(self.sizes))
-        self.squares += per_task.total(reward.double().square(), task, len(self.sizes))
+        of = (reward.abs().double(), reward.double().square())
+        sizes, squares = self.ranks.sum(torch.stack([per_task.total(x, task, len(self.sizes)) for x in of]))
+        self.sizes += sizes
+        self.squares += squares
 
 
 class ValueNorm(nn.Module):
     """Base of the value scalings, which keep the value targets of all tasks at one scale."""
 
+    ranks: Ranks = ONE_PROCESS
+    """Whose samples an `update` is with: the statistics must become the same in all of them."""
     requires_per_task_head = False
     discount: float | None = None
     """Discount of the `largest_return` of episodes that `observe` needs, for which rewards are kept; None for none."""
@@ -162,12 +168,15 @@ class PopArt(ValueNorm):
         num_tasks = self.mu.shape[0]
         old_mu, old_sigma = self.mu.clone(), self.sigma.clone()
         super().update(target, reward, task, heads)
-        count = per_task.count(task, num_tasks)
+        target = target.double()
+        of = (torch.ones_like(target), target, target.square())
+        sums = torch.stack([per_task.total(x, task, num_tasks) for x in of])
+        count, first, second = self.ranks.sum(sums)
         present = count > 0
         self.updates += present
         step = (1.0 / self.updates.clamp(min=1).double()).clamp(min=self.beta) * present
-        self.mu.lerp_(per_task.total(target.double(), task, num_tasks) / count.clamp(min=1), step)
-        self.nu.lerp_(per_task.total(target.double().square(), task, num_tasks) / count.clamp(min=1), step)
+        self.mu.lerp_(first / count.clamp(min=1), step)
+        self.nu.lerp_(second / count.clamp(min=1), step)
         scale, shift = old_sigma / self.sigma, (old_mu - self.mu) / self.sigma
         for head in heads:
             if not isinstance(head, PerTaskHead):

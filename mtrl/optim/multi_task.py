@@ -61,14 +61,18 @@ class MultiTaskOptimizer:
     ) -> Metrics:
         """One step on the losses of K tasks, computed from samples of the tasks `task`.
 
+        Losses and gradients are joined over the ranks of the aggregation, so that all of them take the same step.
+
         Args:
             aux: A loss that belongs to no task: its gradient is added to the combined gradient of the tasks.
 
         Raises:
             NonFiniteLossError: A loss is NaN or infinite. No parameter is changed. (See `checked_once`.)
         """
+        ranks = self.aggregation.ranks
         given = [losses for losses in (signed, positive) if losses is not None]
-        total = torch.stack(given).sum(0)
+        joint = ranks.joint(torch.stack(given), task)
+        total = joint.sum(0)
         if self._bad is not None:
             self._bad.append(~torch.isfinite(total))
             # With this the optimiser itself skips the step, as it does for `torch.amp.GradScaler`.
@@ -77,17 +81,18 @@ class MultiTaskOptimizer:
             raise NonFiniteLossError((~torch.isfinite(total)).nonzero().flatten().tolist())
         if self.weighting.requires_positive:
             assert positive is not None
-            to_weight, unweighted = positive, signed
+            to_weight, unweighted = joint[-1], None if signed is None else joint[0]
         else:
             to_weight, unweighted = total, None
         weighted = self.weighting(to_weight)
         needs_norm = self.weighting.requires_task_norm
-        norm = {"task_norm": task_norm(weighted, self.parameters, task)} if needs_norm else {}
+        norm = {"task_norm": task_norm(weighted, self.parameters, task, ranks)} if needs_norm else {}
         self.optimizer.zero_grad(set_to_none=True)
         losses = weighted if unweighted is None else weighted + unweighted
         metrics = self.aggregation.backward(losses, self.parameters, task)
         if aux is not None and aux.requires_grad:
             aux.backward()
+            ranks.sum_gradients(self.parameters, mean=True)  # of the tasks' gradient, too, which is the same everywhere
         for parameter in self.frozen:
             parameter.grad = None  # which torch's optimisers skip, with momentum and weight decay
         metrics["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)

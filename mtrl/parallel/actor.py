@@ -22,7 +22,7 @@ from mtrl.data.experience import Collector, EpisodeStatistics, OnPolicy
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.nn.networks import build_policy
 from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, copy_into
-from mtrl.types import Metrics, VecEnv
+from mtrl.types import Metrics, Rollout, VecEnv
 
 Ended = list[tuple[list[int], dict[str, list[float]]]]
 """Arguments of the calls of `EpisodeStatistics.add` during a rollout, as lists because a pipe would share tensors."""
@@ -81,7 +81,7 @@ def main(fd: int) -> None:
         try:
             _act(connection)
         except Exception as error:
-            connection.send(_one_line(error))
+            connection.send(one_line(error))
 
 
 def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
@@ -99,32 +99,49 @@ def _act(connection: Connection) -> None:
     broadcast = WeightBroadcast(SharedTensors.receive(connection))
     free: SimpleQueue[None] = SimpleQueue()
     Thread(target=_listen, args=(connection, free), daemon=True).start()
-    torch.manual_seed(recipe.seed)
-    env = recipe.make_env()
-    env.reset(recipe.seed)
-    policy, sampler = build_policy(recipe.policy, env.spec), RemoteTaskSampler(env.spec.num_tasks)
-    state = broadcast_tree(policy, sampler.shares)
-    broadcast.read(state)
-    episodes = EpisodeStatistics(env.spec, sampler)
-    episodes.discount = recipe.discount
-    collector = Collector(env, episodes, "cpu", lambda phase: nullcontext(), **recipe.options)
-    collector.core_state = policy.initial_state(env.num_envs)
-    experience = OnPolicy(collector, recipe.rollout_length)
+    acting = Acting(recipe, broadcast.read)
     slot: SharedTensors | None = None
     while True:
-        version = broadcast.read(state)
-        experience.collect(policy)
-        (rollout,) = experience.batches()
+        rollout, version, ended = acting.rollout()
         first = slot is None
         slot = slot or SharedTensors.like(vars(rollout))
         copy_into(slot.tensors, vars(rollout))
-        connection.send((version, sampler.take()))
+        connection.send((version, ended))
         if first:
             slot.send(connection)
         free.get()
 
 
-def _one_line(error: Exception) -> str:
+class Acting:
+    """The environment and the policy of an actor, in whatever process it runs.
+
+    Args:
+        read: Copies the newest weights into a `broadcast_tree`, and returns their version.
+    """
+
+    def __init__(self, recipe: Recipe, read: Callable[[Tree], int]) -> None:
+        torch.manual_seed(recipe.seed)
+        env = recipe.make_env()
+        env.reset(recipe.seed)
+        self.policy, self.sampler = build_policy(recipe.policy, env.spec), RemoteTaskSampler(env.spec.num_tasks)
+        self._state, self.read = broadcast_tree(self.policy, self.sampler.shares), read
+        read(self._state)
+        episodes = EpisodeStatistics(env.spec, self.sampler)
+        episodes.discount = recipe.discount
+        collector = Collector(env, episodes, "cpu", lambda phase: nullcontext(), **recipe.options)
+        collector.core_state = self.policy.initial_state(env.num_envs)
+        self._experience = OnPolicy(collector, recipe.rollout_length)
+
+    def rollout(self) -> tuple[Rollout, int, Ended]:
+        """The next rollout, the version of the weights that acted, and the episodes that ended in it."""
+        version = self.read(self._state)
+        self._experience.collect(self.policy)
+        (rollout,) = self._experience.batches()
+        return rollout, version, self.sampler.take()
+
+
+def one_line(error: Exception) -> str:
+    """An error and where it was raised, for the learner."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = str(error).strip().split("\n")[0] or "no message"
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}, line {place.lineno})"

@@ -10,6 +10,7 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol, runtime_checkable
 
 from mtrl.parallel.actor import Ended, Recipe
+from mtrl.registry import register
 from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, build_tree, leaves
 from mtrl.system.process import EnvironmentFailedError, ServingProcess, close_all, patiently
 from mtrl.types import Rollout, UserError
@@ -38,6 +39,11 @@ class Death:
     actor: int
     description: str
     """For example "Actor 1 (process 77) ended with exit code 3"."""
+
+
+def failed(message: str) -> ActorError:
+    """The error for an actor that reports why it failed."""
+    return ActorError(f"An actor failed: {message}. actors=0 shows a traceback.")
 
 
 @runtime_checkable
@@ -70,6 +76,7 @@ class Transport(Protocol):
         ...
 
 
+@register("transport", "local")
 class LocalProcesses:
     """Actors in processes of this machine, which share memory with the learner's process.
 
@@ -145,7 +152,7 @@ class ActorProcess(ServingProcess):
         """
         message = self.connection.recv()
         if isinstance(message, str):
-            raise ActorError(f"An actor failed: {message}. actors=0 shows a traceback.")
+            raise failed(message)
         version, ended = message
         if self._slot is None:
             self._slot = SharedTensors.receive(self.connection)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtrl.files import json_text, write_atomic
 from mtrl.run.sinks import Sink
-from mtrl.types import Metrics, State, UserError
+from mtrl.types import ONE_PROCESS, Metrics, Ranks, State, UserError
 
 _warn = logging.getLogger(__name__).warning
 
@@ -126,6 +126,22 @@ class Logger:
                 _warn(f"Cannot write {self.path}: {error.strerror}. Training goes on; rows wait until there is room.")
 
 
+class NoLogger(Logger):
+    """Logs nothing: for the ranks beside the first, which logs for all."""
+
+    def __init__(self, task_names: Sequence[str]) -> None:
+        self.task_names, self.sinks = tuple(task_names), []
+
+    def log(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        pass
+
+    def truncate(self, step: int, evaluating: bool = False) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _superseded(line: str, step: int, evaluating: bool) -> bool:
     """Whether a row was logged after a checkpoint, or is incomplete."""
     try:
@@ -141,12 +157,16 @@ class MetricAccumulator:
     """Means of metrics between two rows of the log. Nothing is read from the device before the row is logged.
 
     In vectors (K,), NaN marks an absent task and does not count. A scalar NaN is an error and stays visible.
+
+    Args:
+        ranks: Whose values the means are of.
     """
 
     _FOLD = 256
     """Number of values of a metric that are summed at once; summing them one by one is several times slower."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ONE_PROCESS) -> None:
+        self.ranks = ranks
         self._recent: dict[str, list[Tensor]] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
@@ -163,9 +183,11 @@ class MetricAccumulator:
         """Means of the values added since the last call; NaN for a task that was always absent."""
         for name in list(self._recent):
             self._fold(name)
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        names, n = list(self._sums), len(self._sums)
+        counts = [self._counts[name].double() for name in names]
+        joint = self.ranks.sum_all([*self._sums.values(), *counts])
         self._sums, self._counts = {}, {}
-        return means
+        return {name: total / count for name, total, count in zip(names, joint[:n], joint[n:], strict=True)}
 
     def state_dict(self) -> State:
         # Not summed yet: a run's sums must not depend on when it was saved.

@@ -25,7 +25,7 @@ from mtrl.run.schedule import Every, Until
 from mtrl.run.timing import PhaseTimer
 from mtrl.system.process import STOP_SIGNALS, EnvironmentFailedError, ServingProcess
 from mtrl.system.usage import peak_memory_bytes
-from mtrl.types import DataSource, EvalResult, Learner, NonFiniteLossError, State, UserError
+from mtrl.types import DataSource, EvalResult, Learner, NonFiniteLossError, Ranks, State, UserError
 
 PATIENCE = 5.0
 """Seconds to wait for a process after a stop was requested, so that one that hangs does not prevent saving."""
@@ -35,7 +35,11 @@ Evaluate = Callable[[Callable[[int, int], None]], EvalResult]
 
 
 class InterruptedRunError(Exception):
-    """The run was stopped by a signal."""
+    """The run was stopped by the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 Clock = Literal["steps", "updates"]
@@ -85,6 +89,7 @@ class Loop:
         run_dir: Run folder; evaluations are written to `eval/<step>.json`.
         save_policy: Writes the policy into a checkpoint.
         schedule_steps: Where the learner's schedules end.
+        ranks: The processes that run this loop together, each with its share of the slots.
     """
 
     def __init__(
@@ -103,14 +108,15 @@ class Loop:
         log_now: Every,
         evaluate_now: Every,
         save_now: Every,
+        ranks: Ranks,
     ) -> None:
         self.learner, self.source, self.evaluate = learner, source, evaluate
         self.logger, self.progress, self.timer = logger, progress, timer
         self.run_dir, self.save_policy = run_dir, save_policy
         self.until, self.log_now, self.evaluate_now, self.save_now = until, log_now, evaluate_now, save_now
-        self.schedule_steps = schedule_steps
+        self.schedule_steps, self.ranks = schedule_steps, ranks
         self.state = RunState(clock)
-        self.metrics = MetricAccumulator()
+        self.metrics = MetricAccumulator(ranks)
         self.last_evaluation: EvalResult | None = None
         self._results = NO_RESULTS
         self._batch: Any = None  # the last batch of this iteration
@@ -139,12 +145,14 @@ class Loop:
         with self._signals(), self.progress:
             try:
                 self._run(checkpointer)
-            except InterruptedRunError:
-                pass
+            except InterruptedRunError as stopped:
+                self._stop = stopped.number
             except Exception as error:
                 # An evaluation changes nothing, and a failed environment leaves the state before its step.
                 if not (state.evaluating or isinstance(error, EnvironmentFailedError)):
                     raise
+                if self.ranks.size > 1 and not state.evaluating:  # the others have gone on
+                    raise UserError(f"{error} The last checkpoint is intact.") from error
                 failure = error
             # After a failure the steps of the unfinished rollout are missing: keep an exact checkpoint of this step.
             if failure is None or not checkpointer.has(state.step):
@@ -172,7 +180,7 @@ class Loop:
                 self._evaluate()
             if save and not at_end:
                 self._save(checkpointer)
-            self._raise_if_stopped()
+            self._raise_if_any_stopped()
 
     def _report(self, failure: Exception) -> None:
         """Raises a failure, or only prints it if the run was stopping anyway."""
@@ -190,7 +198,7 @@ class Loop:
         progress = min(1.0, state.step / self.schedule_steps)
         self._batch = None
         try:
-            state.env_steps += self.source.collect(self.learner, progress)
+            state.env_steps += self.ranks.size * self.source.collect(self.learner, progress)
         except (ValueError, RuntimeError) as error:
             if all(parameter.isfinite().all() for parameter in self.learner.policy.parameters()):
                 raise
@@ -248,12 +256,18 @@ class Loop:
             self.progress.update(done, total, rate, NO_RESULTS, {}, f"evaluation at {state.step:,}", "episodes")
 
         state.evaluating = True
-        self._raise_if_stopped()
+        self._raise_if_any_stopped()
         with self.timer("evaluation"):
-            result = self.evaluate(show)
+            result = self.ranks.first(lambda: self.evaluate(show))
         state.evaluating = False
         state.wall_time += time.perf_counter() - began
         self.last_evaluation = result
+        self.ranks.first(lambda: self._write(result))
+        self.logger.log(state.step, {**eval_metrics(result), "time/wall_s": state.wall_time})
+        self.progress.print(f"step {state.step:,}: evaluation {headline(result)}")
+
+    def _write(self, result: EvalResult) -> None:
+        state = self.state
         try:
             write_eval(
                 self.run_dir / "eval" / f"{state.step:012d}.json",
@@ -267,8 +281,6 @@ class Loop:
         except OSError as error:
             reason = error.strerror or error
             self.progress.print(f"WARNING: Could not save the evaluation: {reason}. Training goes on.")
-        self.logger.log(state.step, {**eval_metrics(result), "time/wall_s": state.wall_time})
-        self.progress.print(f"step {state.step:,}: evaluation {headline(result)}")
 
     def _save(self, checkpointer: Checkpointer) -> None:
         with self.timer("checkpoint"):
@@ -279,10 +291,10 @@ class Loop:
 
     def _dump(self, batch: Any, error: NonFiniteLossError) -> UserError:
         tasks = ", ".join(self.logger.task_names[task] for task in error.tasks)
-        folder = self.run_dir / "nan_batch"
+        folder, rank = self.run_dir / "nan_batch", self.ranks.rank
         fields = asdict(batch) if is_dataclass(batch) and not isinstance(batch, type) else {"batch": batch}
         try:
-            save_state(folder, fields)
+            save_state(folder / f"rank{rank}" if rank else folder, fields)
             where = f"The batch is in {folder}"
         except (OSError, TypeError) as failed:
             where = f"The batch could not be saved ({failed})"
@@ -293,7 +305,12 @@ class Loop:
 
     def _raise_if_stopped(self) -> None:
         if self._stop is not None:
-            raise InterruptedRunError
+            raise InterruptedRunError(self._stop)
+
+    def _raise_if_any_stopped(self) -> None:
+        """Also if the signal reached another rank."""
+        if self.ranks.any(self._stop is not None):
+            raise InterruptedRunError(max(number or 0 for number in self.ranks.gather(self._stop)))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -79,6 +79,7 @@ TASKS = "reach-0, reach-1, reach-2, reach-3"
         ("env.num_envs=15", "not 15: use for example 16"),
         ("actors=-1", "actors must not be negative, but is -1"),
         ("actors=two", "actors must be an integer, not 'two'"),
+        ("transport=ray", "transport=ray connects to actors: choose their number with actors="),
         ("actors=3", "env.num_envs=8 cannot be shared by actors=3: use a multiple of it"),
         ("actors=4", "num_envs must be a positive multiple of the number of tasks (4), not 2"),
         ("precision=bfloat", "Unknown precision 'bfloat'. Did you mean 'bfloat16'? Valid: float32, bfloat16"),
@@ -159,6 +160,10 @@ def test_bad_argument(run_dir: Path, capsys: pytest.CaptureFixture[str], argumen
         (["compile=true", "weighting=gradnorm"], "weighting=gradnorm takes each task's: use another weighting"),
         (["agent=sac", "network.head=shared", "value_norm=popart"], "value_norm=popart needs network.head=per_task"),
         (["env=toy_reach", "agent=sac", "data.slots_per_task=2", "actors=2"], "use actors=0, or agent=impala"),
+        (
+            ["env=toy_reach", "actors=2", "transport=rey"],
+            "Unknown transport 'rey'. Did you mean 'ray'? Valid: local, ray.",
+        ),
         (["env=toy_reach", "actors=3"], "data.slots_per_task=16 cannot be shared by actors=3"),
         (["value_head=two_hot", "value_norm=popart"], "use value_norm=none with two_hot"),
         (

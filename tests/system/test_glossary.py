@@ -16,7 +16,7 @@ from mtrl.train import _main
 from tests.system.commands import AGENTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "glossary.md"
-FROM_THE_RUN = {"c", "env", "make_env", "spec", "episodes", "device", "timer", "seed", "report", "actors"}
+FROM_THE_RUN = {"c", "env", "make_env", "spec", "episodes", "device", "timer", "seed", "report", "actors", "transport"}
 """What learners and data sources are given beside their settings."""
 
 

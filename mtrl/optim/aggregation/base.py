@@ -10,19 +10,22 @@ from torch import Tensor, nn
 
 from mtrl.optim.gradients import per_task_gradients
 from mtrl.registry import register
-from mtrl.types import Metrics
+from mtrl.types import ONE_PROCESS, Metrics, Ranks
 
 
 class Aggregation(nn.Module):
     """Base of all aggregations."""
 
+    ranks: Ranks = ONE_PROCESS
+    """Whose gradients are added up before tasks are combined."""
+
     def backward(
         self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
     ) -> Metrics:
-        """Fills `.grad` and returns diagnostics.
+        """Fills `.grad` with the gradient of the joint batch and returns diagnostics.
 
         Args:
-            losses: Loss k depends on samples of task k only.
+            losses: Loss k depends on samples of task k only. See `Ranks.joint`.
             task: Task of each sample, in the order in which networks hold their samples.
         """
         raise NotImplementedError
@@ -37,6 +40,7 @@ class Sum(Aggregation):
     ) -> Metrics:
         """Fills `.grad`; there are no diagnostics."""
         losses.sum().backward()
+        self.ranks.sum_gradients(parameters)
         return {}
 
 
@@ -49,6 +53,7 @@ class Mean(Aggregation):
     ) -> Metrics:
         """Fills `.grad`; there are no diagnostics."""
         losses.mean().backward()
+        self.ranks.sum_gradients(parameters)
         return {}
 
 
@@ -70,9 +75,11 @@ class JacobianAggregation(Aggregation):
         """Fills `.grad` and returns the diagnostics of the shared parameters."""
         shared, per_task = shared_and_per_task(parameters)
         gradients, gradients_of_sum = per_task_gradients(losses, shared, per_task, task)
-        blocks = [gradient.flatten(1) for gradient in gradients]
+        joint = self.ranks.sum_all([*gradients, *gradients_of_sum])
+        blocks, gradients_of_sum = [gradient.flatten(1) for gradient in joint[: len(shared)]], joint[len(shared) :]
         gramian = gramian_of(blocks, losses)
-        for parameter, gradient in zip(shared, self._combine_blocks(blocks, gramian), strict=True):
+        combined = self.ranks.same(self._combine_blocks(blocks, gramian))  # some draw random numbers
+        for parameter, gradient in zip(shared, combined, strict=True):
             parameter.grad = gradient.view_as(parameter)
         for parameter, gradient in zip(per_task, gradients_of_sum, strict=True):
             parameter.grad = (gradient / len(losses)).contiguous()  # as torch expects where it accumulates
@@ -112,13 +119,14 @@ class MeasuredMean(GramianAggregation):
 
 
 def task_norm(
-    losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
+    losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"], ranks: Ranks
 ) -> Float[Tensor, " K"]:
     """Norm of the gradient of each loss in the parameters that tasks share; NaN where there is none. Keeps the graph.
 
     For the arguments see `Aggregation.backward`.
     """
     gradients, _ = per_task_gradients(losses, shared_and_per_task(parameters)[0], [], task)
+    gradients = ranks.sum_all(gradients)
     return diagnostics(gramian_of([gradient.flatten(1) for gradient in gradients], losses))["task_norm"]
 
 

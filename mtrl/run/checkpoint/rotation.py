@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from mtrl.run.checkpoint.codec import CheckpointError, load_state, save_state
 from mtrl.run.checkpoint.manifest import read_manifest, verify, write_manifest
 from mtrl.run.reading import reason
 from mtrl.state import check_like
-from mtrl.types import State
+from mtrl.types import ONE_PROCESS, Ranks, State
 
 Report = Callable[[str], None]
 """Takes a one-line warning about something that went wrong but could be worked around."""
@@ -81,26 +81,40 @@ class Checkpointer:
     """Saves and restores a run's savables. Must be the only writer of its folder.
 
     Args:
-        folder: Where the checkpoints are; made if missing.
+        folder: Where the checkpoints are; made if missing. All ranks must see it.
         savables: What to save, by name. Pass compiled modules uncompiled, so that names stay the same.
         keep: How many of the newest checkpoints to keep.
         report: Called with a line for each damaged checkpoint that is skipped.
+        own: Names of savables of which every rank has its own. Others are the same in all, and the first saves them.
+        ranks: The processes that save and restore together.
 
     Raises:
         CheckpointError: The folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, savables: Mapping[str, Savable], keep: int = 2, report: Report = _warn) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        savables: Mapping[str, Savable],
+        keep: int = 2,
+        report: Report = _warn,
+        own: Collection[str] = (),
+        ranks: Ranks = ONE_PROCESS,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}.")
         self.folder, self.savables, self.keep, self.report = folder, dict(savables), keep, report
+        self.own, self.ranks = own, ranks
         self._abandoned: list[Path] = []
         try:
-            # Fail now rather than after hours of training.
-            write_atomic(folder / ".tmp-probe", "0" * 4096)
-            (folder / ".tmp-probe").unlink()
+            ranks.first(self._probe)
         except OSError as error:
             raise CheckpointError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+
+    def _probe(self) -> None:
+        """Fails now rather than after hours of training."""
+        write_atomic(self.folder / ".tmp-probe", "0" * 4096)
+        (self.folder / ".tmp-probe").unlink()
 
     def save(self, step: int, extra: Callable[[Path], None] | None = None) -> Path:
         """Writes the checkpoint of a step (replacing one of the same step) and removes old ones.
@@ -112,17 +126,11 @@ class Checkpointer:
         Raises:
             CheckpointError: The disk is full or cannot be written. Earlier checkpoints are untouched.
         """
-        temporary = self.folder / f".tmp-{step:012d}-{os.getpid()}"
+        temporary = self.folder / f".tmp-{step:012d}-{self.ranks.first(os.getpid)}"
         try:
-            for leftover in self.folder.glob(".tmp-*"):
-                _remove(leftover)
-            for name, savable in self.savables.items():
-                save_state(temporary / "training_state" / name, savable.state_dict())
-            if extra is not None:
-                extra(temporary)
-            write_manifest(temporary, step)
-            path = self._publish(temporary, step)
-            self._prune(path)
+            self.ranks.first(self._clean)
+            self._write(temporary / "training_state")
+            path = self.ranks.first(lambda: self._complete(temporary, step, extra))
         except OSError as error:
             raise CheckpointError(
                 f"Could not save the checkpoint of step {step} in {self.folder}: {error.strerror or error}. "
@@ -130,6 +138,35 @@ class Checkpointer:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self._abandoned = []
+        return path
+
+    def _clean(self) -> None:
+        for leftover in self.folder.glob(".tmp-*"):
+            _remove(leftover)
+
+    def _write(self, folder: Path) -> None:
+        """Writes what this rank saves. Raises `OSError` in all ranks if one fails."""
+        failure = None
+        try:
+            for name, savable in self.savables.items():
+                if name in self.own or self.ranks.rank == 0:
+                    save_state(folder / _of_rank(name, self._rank_of(name)), savable.state_dict())
+        except OSError as error:
+            failure = error
+        for failed in self.ranks.gather(failure):
+            if failed is not None:
+                raise failed
+
+    def _rank_of(self, name: str) -> int:
+        return self.ranks.rank if name in self.own else 0
+
+    def _complete(self, temporary: Path, step: int, extra: Callable[[Path], None] | None) -> Path:
+        if extra is not None:
+            extra(temporary)
+        write_manifest(temporary, step)
+        path = self._publish(temporary, step)
+        self._prune(path)
         return path
 
     def has(self, step: int) -> bool:
@@ -155,6 +192,10 @@ class Checkpointer:
 
         path = newest_valid(self.folder, self.report, use)
         restored = read_manifest(path).step
+        if len(set(self.ranks.gather(restored))) > 1:
+            raise CheckpointError(
+                f"The ranks found different checkpoints in {self.folder}: do all see the same folder?"
+            )
         # Checkpoints after the restored step do not belong to the past of the steps that follow.
         self._abandoned = [path for path in checkpoints(self.folder) if _step(path) > restored]
         return restored
@@ -162,16 +203,25 @@ class Checkpointer:
     def _load(self, path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> None:
         states = path / "training_state"
         listed = {name.split("/")[1] for name in read_manifest(path).files if name.startswith("training_state/")}
-        if lacking := sorted(self.savables.keys() - listed):
+        saved_by = number_of_ranks(listed)
+        anew = self.own if saved_by != self.ranks.size else ()
+        names = {name: _of_rank(name, self._rank_of(name)) for name in self.savables if name not in anew}
+        if lacking := sorted(set(names.values()) - listed):
             has = ", ".join(sorted(listed)) or "none"
             raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {has}.")
         # All are checked before any is loaded. They are loaded one at a time because a replay is large.
-        for name in self.savables:
-            with _usable(states / name):
-                check_like(load_state(states / name, headers_only=True), fresh[name])
-        for name, savable in self.savables.items():
-            with _usable(states / name):
-                savable.load_state_dict(load_state(states / name))
+        for name, stored in names.items():
+            with _usable(states / stored):
+                check_like(load_state(states / stored, headers_only=True), fresh[name])
+        for name, stored in names.items():
+            with _usable(states / stored):
+                self.savables[name].load_state_dict(load_state(states / stored))
+        if anew:
+            self.report(
+                f"Saved by {saved_by} rank{'s' if saved_by > 1 else ''}, resumed by {self.ranks.size}: networks, "
+                "optimisers and their statistics go on exactly; environments, replay, task sampling and random numbers "
+                "begin anew."
+            )
 
     def _publish(self, temporary: Path, step: int) -> Path:
         path = self.folder / f"{step:012d}"
@@ -194,7 +244,19 @@ class Checkpointer:
         past = [path for path in checkpoints(self.folder) if _step(path) <= step and path not in replaced]
         for path in {*replaced, *past[self.keep :], *self._abandoned} - {newest}:
             _remove(path)
-        self._abandoned = []
+
+
+_OF_RANK = re.compile(r"(.+)-rank(\d+)")
+
+
+def _of_rank(name: str, rank: int) -> str:
+    """Name of a rank's own savable in a checkpoint. That of the first one, like that of a process alone, is `name`."""
+    return f"{name}-rank{rank}" if rank else name
+
+
+def number_of_ranks(stored: Iterable[str]) -> int:
+    """Number of ranks that saved a checkpoint, from the names in its `training_state`."""
+    return 1 + max((int(match[2]) for name in stored if (match := _OF_RANK.fullmatch(name))), default=0)
 
 
 @contextmanager

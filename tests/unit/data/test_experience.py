@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import mtrl.envs
-from mtrl.data.experience import Collector, EpisodeStatistics, OffPolicy, OnPolicy, RandomActor
+from mtrl.data.experience import Collector, EpisodeStatistics, JointEpisodes, OffPolicy, OnPolicy, RandomActor
 from mtrl.data.replay import Replay, transition_columns
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
-from mtrl.types import Batch, Rollout, State, UserError
+from mtrl.types import Batch, Ranks, Rollout, State, UserError
 from tests.helpers import make_spec, no_timer
 
 K = 3
@@ -243,6 +243,50 @@ def test_statistics_of_tasks_that_are_not_alike(comparable: bool) -> None:
     if comparable:
         assert float(row["return_mean"]) == 2
     assert float(row["episode_length_mean"]) == 1.5  # (1.5 + 1 + 2) / 3
+
+
+class WithATwin(Ranks):
+    """The first of two ranks; the other one does the same."""
+
+    size = 2
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+    def sum_all(self, tensors: Any) -> list[Tensor]:
+        return [2 * tensor for tensor in tensors]
+
+
+def test_episodes_of_all_ranks_count_once_they_are_exchanged() -> None:
+    """Two episodes here, two there: the sampler hears of each, in the order of the ranks."""
+    heard: list[list[int]] = []
+    sampler = Uniform(3)
+    sampler.update = lambda task, results: heard.append(task.tolist())  # type: ignore[method-assign, assignment]
+    episodes = JointEpisodes(make_spec(3), sampler, WithATwin())
+    for task, success in ((0, 1.0), (1, 0.0)):
+        results = {"return": 3 * torch.ones(1), "success": torch.tensor([success]), "length": torch.ones(1)}
+        episodes.add(torch.tensor([task]), results)
+    assert heard == []
+    restored = JointEpisodes(make_spec(3), sampler, WithATwin())
+    restored.load_state_dict(episodes.state_dict())  # as saved between the end of an episode and the exchange
+    restored.exchange()
+    assert heard == [[0], [1], [0], [1]]
+    assert restored.statistics()["success_rate"].nan_to_num(-1).tolist() == [1, 0, -1]
+    restored.exchange()
+    assert len(heard) == 4
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_learning_starts_when_every_rank_has_enough(others: bool) -> None:
+    class Waiting(Ranks):
+        def all(self, flag: bool) -> bool:
+            return flag and others
+
+    collector = make_collector(num_envs=K, sampler=Uniform(K))
+    collector.episodes.ranks = Waiting()
+    source = OffPolicy(collector, Replay(K, 10, transition_columns(collector.env.spec), "cpu"), 2, 2, 1)
+    source.collect(RandomActor(collector.env.spec))
+    assert bool(list(source.batches())) == others
 
 
 def test_first_episodes_end_at_different_times() -> None:

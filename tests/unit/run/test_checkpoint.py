@@ -4,6 +4,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from mtrl.run.checkpoint.manifest import verify
 from mtrl.run.checkpoint.rng import RngStates
 from mtrl.run.checkpoint.rotation import Checkpointer, newest_valid
 from mtrl.run.checkpoint.transfer import load_parts
-from mtrl.types import UserError
+from mtrl.types import Ranks, UserError
 
 # --- save_state / load_state ----------------------------------------------------------------------------------------
 
@@ -168,6 +169,47 @@ def checkpointer(folder, *, value=0, keep=2, report=None, **savables):
     counter = Counter(value)
     made = Checkpointer(folder, {"counter": counter, **savables}, keep, report or (lambda line: None))
     return made, counter
+
+
+class OneOf(Ranks):
+    """A rank whose turn it is; what the first one does is done in its turn only."""
+
+    size = 2
+
+    def __init__(self, rank, folder):
+        self.rank, self.folder = rank, folder
+
+    def gather(self, value):
+        return [value, value]
+
+    def first(self, function):
+        return function() if self.rank == 0 else self.folder
+
+
+def test_ranks_restore_their_own(tmp_path):
+    """The second one's part is added by hand: in a run, both write before the first one completes the checkpoint."""
+    own = {0: Counter(10), 1: Counter(11)}
+    for rank in (1, 0):
+        made = Checkpointer(tmp_path, {"counter": Counter(5), "own": own[rank]}, own=("own",), ranks=OneOf(rank, 7))
+        if rank:
+            made._write(tmp_path / "part")
+        else:
+            made.save(
+                5, lambda folder: shutil.copytree(tmp_path / "part", folder / "training_state", dirs_exist_ok=True)
+            )
+    assert sorted(path.name for path in (tmp_path / "last" / "training_state").iterdir()) == [
+        "counter",
+        "own",
+        "own-rank1",
+    ]
+    for rank in (0, 1):
+        shared, mine = Counter(), Counter()
+        Checkpointer(tmp_path, {"counter": shared, "own": mine}, own=("own",), ranks=OneOf(rank, 7)).restore()
+        assert (shared.value, mine.value) == (5, 10 + rank)
+    shared, mine, said = Counter(), Counter(), []
+    Checkpointer(tmp_path, {"counter": shared, "own": mine}, report=said.append, own=("own",)).restore()
+    assert (shared.value, mine.value) == (5, 0)
+    assert said[0].startswith("Saved by 2 ranks, resumed by 1: ")
 
 
 def write_policy(folder):

@@ -18,7 +18,7 @@ from mtrl.run.logger import Logger, MetricAccumulator
 from mtrl.run.sinks import TensorBoardSink, WandbSink, check_wandb
 from mtrl.run.timing import PhaseTimer
 from mtrl.system.usage import peak_memory_bytes
-from mtrl.types import UserError
+from mtrl.types import Ranks, UserError
 
 TASKS = ("reach-v3", "push-v3", "door/x")
 
@@ -188,6 +188,20 @@ def test_means_ignore_absent_tasks():
     torch.testing.assert_close(means["loss"], torch.tensor([2.0, 5.0, nan], dtype=torch.float64), equal_nan=True)
     assert (means["x"], means["rare"]) == (1.0, 4.0)
     assert accumulator.mean() == {}
+
+
+def test_means_over_ranks():
+    """This one: 1 and 3 in task 0, nothing in task 1. The other one: 5 in task 0, 7 in task 1."""
+
+    class WithAnother(Ranks):
+        def sum_all(self, tensors):
+            total, count = tensors
+            return [total + torch.tensor([5.0, 7.0]), count + torch.tensor([1, 1])]
+
+    accumulator = MetricAccumulator(WithAnother())
+    accumulator.add({"loss": torch.tensor([1.0, math.nan])})
+    accumulator.add({"loss": torch.tensor([3.0, math.nan])})
+    assert accumulator.mean()["loss"].tolist() == [3, 7]
 
 
 def test_faults_stay_visible():

@@ -1,0 +1,92 @@
+"""`transport=ray`: actors in a Ray cluster of two nodes on this machine. Takes minutes, and needs the extra `ray`.
+
+Ray listens on the machine's network address. To keep it on the loopback interface, and to end it whatever happens:
+unshare --net --pid --fork --kill-child --mount-proc sh -c 'ip link set lo up; pytest -m slow tests/system/test_ray.py'
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.commands import ON_POLICY, TINY, alive, environment, rows, start, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray"),
+]
+ADDRESS = "127.0.0.1:6399"
+RUN = ("env=toy_reach", "env.num_envs=12", "agent=impala", *ON_POLICY, *TINY, "eval.every=0", "transport=ray")
+
+
+def ray(*arguments: str) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments, "--disable-usage-stats"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def processes(words: str) -> set[int]:
+    """Processes with these words in their titles."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if words in title and alive(int(path.name)):
+            found.add(int(path.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The head, with one core, and a node with three."""
+    before = processes("/ray/")
+    folder = tmp_path_factory.mktemp("r")
+    limits = ["--object-store-memory=80000000"]
+    head = [f"--port={ADDRESS.partition(':')[2]}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}"]
+    ray("start", "--head", "--node-ip-address=127.0.0.1", *head, *limits)
+    ray("start", f"--address={ADDRESS}", "--num-cpus=3", *limits)
+    yield
+    for process in processes("/ray/") - before:
+        os.kill(process, signal.SIGKILL)
+
+
+def test_actors_and_a_node_die(cluster: None, tmp_path: Path) -> None:
+    """Training goes on, and nothing of it is left at the end."""
+    learner = start(*RUN, "actors=3", "total_steps=24000", "run_dir=run", cwd=tmp_path)
+    wait_for(lambda: len(processes("ray::RayActor")) == 3)
+    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "last").exists())
+    os.kill(min(processes("ray::RayActor")), signal.SIGKILL)
+    wait_for(lambda: len(processes("ray::RayActor")) == 3)
+    node = max(processes("/raylet/raylet "))  # the last one that was started
+    os.kill(node, signal.SIGKILL)
+    out, err = learner.communicate(timeout=400)
+    assert learner.returncode == 0, err
+    assert out.count("was started again") >= 2, out
+    assert rows(tmp_path / "run")[-1]["step"] >= 24000
+    wait_for(lambda: not processes("ray::RayActor"))
+
+
+def test_a_killed_learner_leaves_no_actor(cluster: None, tmp_path: Path) -> None:
+    learner = start(*RUN, "actors=1", "total_steps=1000000", "run_dir=run", cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "last").exists())
+    assert processes("ray::RayActor")
+    learner.kill()
+    learner.communicate()
+    wait_for(lambda: not processes("ray::RayActor"))
+
+
+def test_too_few_cores(cluster: None, tmp_path: Path) -> None:
+    learner = start(*RUN, "env.num_envs=48", "actors=12", cwd=tmp_path)
+    _, err = learner.communicate(timeout=200)
+    assert learner.returncode == 2
+    assert "error: actors=12 need a core each, but the Ray cluster has " in err
