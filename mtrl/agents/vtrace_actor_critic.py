@@ -157,8 +157,10 @@ class VTraceActorCritic(Learner):
             epochs = (whole.shuffled(self.num_minibatches) for _ in range(self.num_epochs))
             for batch in chain.from_iterable(epochs):
                 steps.append(self._step(batch, entropy_coef, aux_coefs))
-                if self.target_kl < math.inf and steps[-1]["approximate_kl"] > self.target_kl:
-                    break
+                if self.target_kl < math.inf:
+                    kl = self.ranks.sum(steps[-1]["approximate_kl"]) / self.ranks.size
+                    if kl > self.target_kl:
+                        break
         # Last, so that the policy learned with the normalisation with which it acted.
         self.policy.obs_norm.update(rollout.obs, task)
 
