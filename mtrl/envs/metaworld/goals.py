@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtrl.envs.metaworld.cache import cache_path, read_arrays, write_arrays
 from mtrl.envs.metaworld.catalog import MT50
+from mtrl.envs.metaworld.pinned import with_pinned_mujoco
 from mtrl.registry import unknown
 from mtrl.types import UserError
 
@@ -62,6 +63,11 @@ def official_goals(benchmark: Benchmark, seed: int) -> tuple[NDArray[np.float64]
 
 
 def _draw_goals(benchmark: Benchmark, seed: int, num_goals: int = NUM_GOALS) -> tuple[NDArray[np.float64], ...]:
+    goals: tuple[NDArray[np.float64], ...] = with_pinned_mujoco(_draw_all, benchmark, seed, num_goals)
+    return goals
+
+
+def _draw_all(benchmark: Benchmark, seed: int, num_goals: int) -> tuple[NDArray[np.float64], ...]:
     # As in `metaworld._make_tasks` for the lists of each class. Only `ML1` has another seed for its test split.
     if benchmark.name == "ML1" and benchmark.split == "test":
         seed += 1

@@ -145,7 +145,7 @@ def outcomes(
                 touching=group.untouched,
             )
             matters = ~group.untouched if exact_info else group.task.touching_matters(state)
-            if matters is not None and matters.any():
+            if matters is not None:
                 state = replace(state, touching=touching(group, matters))
             results.append(group.task.evaluate(state))
     return results

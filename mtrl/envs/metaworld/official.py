@@ -1,4 +1,8 @@
-"""Physics `official`: the published Meta-World environments, stepped in Python. The reference for parity."""
+"""Physics `official`: the published Meta-World environments, stepped in Python. The reference for parity.
+
+Importing this module loads neither Meta-World nor MuJoCo: a process may need another mujoco (physics `warp`), and have
+these environments in workers.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import mujoco
 import numpy as np
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-from metaworld.sawyer_xyz_env import SawyerXYZEnv
-from metaworld.types import Task
 from numpy.typing import NDArray
 
 from mtrl.envs.rendering import image
@@ -36,7 +36,7 @@ class OfficialSlot:
 
     def __init__(
         self,
-        pool: EnvPool[SawyerXYZEnv],
+        pool: EnvPool[Any],
         task_names: Sequence[str],
         goals: Sequence[NDArray[np.float64]],
         goal_visible: bool,
@@ -45,7 +45,7 @@ class OfficialSlot:
         self._pool, self._names, self._goals, self._horizon = pool, task_names, goals, horizon
         self._goal_visible = goal_visible
         self._task: int | None = None
-        self._env: SawyerXYZEnv | None = None
+        self._env: Any = None
         self._steps = 0
 
     def reset(self, task: int, goal: int) -> NDArray[np.float64]:
@@ -77,8 +77,11 @@ class OfficialSlot:
         self._env = self._task = None
 
 
-def official_task(name: str, rand_vec: NDArray[np.float64], goal_visible: bool = True) -> Task:
+def official_task(name: str, rand_vec: NDArray[np.float64], goal_visible: bool = True) -> Any:
     """The argument of `set_task`."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    from metaworld.types import Task
+
     data = {"rand_vec": rand_vec, "env_cls": ALL_V3_ENVIRONMENTS[name], "partially_observable": not goal_visible}
     return Task(env_name=name, data=pickle.dumps(data))
 
@@ -86,10 +89,12 @@ def official_task(name: str, rand_vec: NDArray[np.float64], goal_visible: bool =
 class SharedCompilation:
     """Compiles each scene once per process; further environments get a copy of the model, in a fifth of the time."""
 
-    compiled: ClassVar[dict[str, mujoco.MjModel]] = {}
-    """Models by the path of the scene; never modified."""
+    compiled: ClassVar[dict[str, Any]] = {}
+    """`MjModel`s by the path of the scene; never modified."""
 
-    def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
+    def _initialize_simulation(self: Any) -> tuple[Any, Any]:
+        import mujoco
+
         path = self.fullpath
         if path not in self.compiled:
             self.compiled[path], _ = super()._initialize_simulation()  # type: ignore[misc]
@@ -97,8 +102,10 @@ class SharedCompilation:
         return model, mujoco.MjData(model)
 
 
-def make_env(name: str, **keywords: Any) -> SawyerXYZEnv:
-    """A published environment that shares its compiled scene."""
+def make_env(name: str, **keywords: Any) -> Any:
+    """A published environment (`SawyerXYZEnv`) that shares its compiled scene."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
     published = ALL_V3_ENVIRONMENTS[name]
     return type(published.__name__, (SharedCompilation, published), {})(**keywords)
 
@@ -117,7 +124,7 @@ def make_slots(
     if render:
         keywords |= {"render_mode": "rgb_array", "camera_name": "corner2", "width": PICTURE, "height": PICTURE}
 
-    def make(task: int) -> SawyerXYZEnv:
+    def make(task: int) -> Any:
         env = make_env(task_names[task], **keywords)
         # Affects images only. Without a graphics card, shadows take most of the time.
         env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0

@@ -7,6 +7,7 @@ computed once, with the official package, and cached on disk; a reset is then a 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import threading
@@ -16,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.envs.metaworld.cache import cache_path, read_arrays, write_arrays
 from mtrl.envs.metaworld.official import SharedCompilation, make_env, official_task
+from mtrl.envs.metaworld.pinned import with_pinned_mujoco
 from mtrl.system.cores import available_cores
 
 Array = NDArray[np.float64]
 
-STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-"""Everything that the future of a simulation depends on, including the solver's warm start."""
+STATE = 8191
+"""`mujoco.mjtState.mjSTATE_INTEGRATION`: everything that the future of a simulation depends on, including the solver's
+warm start."""
 FORMAT = 3
 """Part of the file name; increase it when the content changes."""
 LONGEST_CONSTANT = 14
@@ -63,9 +65,10 @@ class TaskResets:
 
 def scene_path(scene: str) -> Path:
     """The file of a scene."""
-    import metaworld
-
-    return Path(metaworld.__file__).parent / scene
+    spec = importlib.util.find_spec("metaworld")  # imports nothing
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / scene
 
 
 def reset_pool(task_names: Sequence[str], goals: Sequence[Array], num_threads: int | None = None) -> list[TaskResets]:
@@ -81,14 +84,21 @@ def reset_pool(task_names: Sequence[str], goals: Sequence[Array], num_threads: i
     arrays = read_arrays(path)
     pool = None if arrays is None else _unpack(path, arrays, task_names, goals)
     if pool is None:
-        with ThreadPoolExecutor(num_threads or available_cores()) as executor:
-            pool = list(executor.map(_make, task_names, goals))
-        write_arrays(path, _pack(task_names, pool))
+        made: list[TaskResets] = with_pinned_mujoco(_make_all, task_names, goals, num_threads or available_cores())
+        write_arrays(path, _pack(task_names, made))
+        return made
     return pool
+
+
+def _make_all(task_names: Sequence[str], goals: Sequence[Array], num_threads: int) -> list[TaskResets]:
+    with ThreadPoolExecutor(num_threads) as executor:
+        return list(executor.map(_make, task_names, goals))
 
 
 def _make(name: str, goals: Array) -> TaskResets:
     """Resets one official environment to each goal."""
+    import mujoco
+
     with _compiling:
         env: Any = make_env(name)
     compiled = _fields(SharedCompilation.compiled[env.fullpath])
@@ -138,7 +148,7 @@ def _record(scene: str, columns: dict[str, Array], bounds: Sequence[Array]) -> T
     return TaskResets(scene, columns["state"], columns["obs"], group("model."), group("constant."), *bounds)
 
 
-def _fields(model: mujoco.MjModel) -> dict[str, NDArray[Any]]:
+def _fields(model: Any) -> dict[str, NDArray[Any]]:
     """Arrays of the model that physics depends on and that goals may change."""
     names = [name for name in dir(model) if name.split("_")[0] in ("body", "jnt", "dof", "geom", "site", "eq")]
     return {name: value for name in names if isinstance(value := getattr(model, name), np.ndarray)}
