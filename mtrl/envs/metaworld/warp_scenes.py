@@ -149,6 +149,14 @@ def _rows(name: str, model: Any, resets: TaskResets) -> Array:
     if name in resets.model:
         edited = resets.model[name]
         rows[..., : edited.shape[-1]] = edited  # constraints have a number more in later versions of mujoco
+    what, _, part = name.partition("_")
+    if what in ("geom", "site") and part in ("pos", "quat"):
+        # MuJoCo reads no pose, edited or not, of what coincides with its body; Warp adds it to the body's.
+        frame, same = getattr(model, f"{what}_sameframe"), mujoco.mjtSameFrame
+        as_body = (same.mjSAMEFRAME_BODY, same.mjSAMEFRAME_INERTIA)
+        turned = (*as_body, same.mjSAMEFRAME_BODYROT, same.mjSAMEFRAME_INERTIAROT)
+        fixed = np.isin(frame, as_body if part == "pos" else turned)
+        rows[:, fixed] = compiled[fixed]
     return rows
 
 

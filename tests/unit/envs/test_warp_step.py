@@ -9,6 +9,7 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mtrl.envs.metaworld.suite import Suite
 from mtrl.envs.metaworld.tasks import TASKS
 from mtrl.envs.metaworld.warp_packages import Packages
 from mtrl.envs.metaworld.warp_physics import ControlStep, Inputs, Settings
+from mtrl.envs.metaworld.warp_scenes import shared_scenes
 from tests.counting_device import counting
 
 NAMES = ("reach-v3", "stick-push-v3", "push-v3")
@@ -72,15 +74,20 @@ class RandomWorlds:
 
 
 @pytest.fixture
-def control_step(monkeypatch: pytest.MonkeyPatch) -> Any:
+def fake() -> Packages:
+    packages = Packages(*map(ModuleType, ("mujoco", "mujoco_warp", "warp")))
+    packages.mujoco_warp.Model = Model  # type: ignore[attr-defined]
+    return packages
+
+
+@pytest.fixture
+def control_step(monkeypatch: pytest.MonkeyPatch, fake: Packages) -> Any:
     """Makes a `ControlStep` on a device."""
     monkeypatch.setattr(warp_physics, "Worlds", RandomWorlds)
     monkeypatch.setattr(warp_physics, "_prepare", lambda packages, model: None)
     goals = official_goals(Benchmark("", NAMES), 1)
     pool, suite = reset_pool(NAMES, goals), Suite(NAMES, goals, True, "v2", 500)
-    packages = Packages(*map(ModuleType, ("mujoco", "mujoco_warp", "warp")))
-    packages.mujoco_warp.Model = Model  # type: ignore[attr-defined]
-    return lambda device: ControlStep(packages, Settings(), suite, pool, STARTS.to(device), torch.device(device))
+    return lambda device: ControlStep(fake, Settings(), suite, pool, STARTS.to(device), torch.device(device))
 
 
 def make_inputs(control_step: ControlStep, device: str) -> Inputs:
@@ -130,3 +137,24 @@ def test_a_step_does_not_wait(control_step: Any) -> None:
         device.take()
         step(inputs)
         assert device.take() == 0, device.waits
+
+
+def test_poses_follow_from_fields(fake: Packages) -> None:
+    """Also of sites that coincide with their body, whose places goals edit without effect on MuJoCo."""
+    names = ("basketball-v3", "peg-insert-side-v3")
+    pool = reset_pool(names, official_goals(Benchmark("", names), 1))
+    scenes = shared_scenes([TASKS[name] for name in names], pool, fake.mujoco_warp, lambda model: None)
+    assert [scene.tasks for scene in scenes] == [(0,), (1,)]
+    for scene in scenes:
+        model, row = scene.model, 7
+        for name, rows in scene.fields.items():
+            getattr(model, name)[:] = rows[row]
+        data = mujoco.MjData(model)
+        data.qpos[:] = scene.qpos[row]
+        mujoco.mj_kinematics(model, data)
+        matrix = data.xmat.reshape(-1, 3, 3)
+        for kind, expected in (("site", data.site_xpos), ("geom", data.geom_xpos)):
+            body, place = getattr(model, f"{kind}_bodyid"), getattr(model, f"{kind}_pos")
+            found = data.xpos[body] + np.einsum("nij,nj->ni", matrix[body], place)
+            np.testing.assert_allclose(found, expected, atol=1e-9)
+        np.testing.assert_allclose(scene.static_pos[row], data.geom_xpos[scene.static_geoms], atol=1e-9)
