@@ -7,7 +7,8 @@ Both learn from the same numbers of slots and samples. Everything is timed that 
 evaluations and checkpoints. The two take turns in short rounds, in which the other ranks wait for the first one while
 that trains alone, with all cores. Each is compared with the other of the same round; the numbers are medians.
 
-`exchange` is the share of the first rank's time that passes in exchanges, which includes the waiting for slower ranks.
+`exchange` is the share of the first rank's time in which it adds up gradients and statistics with the others, and
+includes the waiting for slower ranks.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mtrl.types import ONE_PROCESS, Ranks
 
 
 class TimedGroup(ProcessGroup):
-    """Adds up the time of exchanges of tensors, and their bytes."""
+    """Measures the time in which tensors are added up, and their bytes."""
 
     seconds = 0.0
     sent = 0
