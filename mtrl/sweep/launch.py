@@ -84,8 +84,7 @@ def sweep(arguments: Sequence[str], folders: Sequence[Path], sweep_dir: str | No
         print(f"Sweep folder: {folder}.", flush=True)
         tried = [_text(override) for override in varied]
         task = Task(folder, same, keys)
-        offer_components(folders)
-        with _reporting(folder), _hydra() as hydra:
+        with _reporting(folder), _hydra(folders) as hydra:
             hydra.multirun("train", task, [*search_path(folders), *tried, *of_hydra, _sweep_dir(folder)])
     return _exit_code(folder)
 
@@ -211,8 +210,9 @@ def _stored_launcher(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _hydra() -> Iterator[Any]:
-    """Hydra with our configuration."""
+def _hydra(folders: Sequence[Path] = ()) -> Iterator[Any]:
+    """Hydra with our configuration and all components."""
+    offer_components(folders)
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         try:
             yield GlobalHydra.instance().hydra

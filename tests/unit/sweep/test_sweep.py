@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 import mtrl.sweep.__main__
 import mtrl.train
@@ -113,6 +114,7 @@ def test_restart_runs_what_failed_or_waits(place: Path, capsys: pytest.CaptureFi
     done = Path("mine/000_seed=1.log").read_text()
     Path("script").write_text(SCRIPT.replace("2) echo", "20) echo"))
     multirun = Path("mine/multirun.yaml").read_text()
+    ConfigStore.instance().repo.pop("task_sampling")  # as in another process, which has registered no components
     assert run("restart", "mine", command=mtrl.sweep.__main__) == 0
     assert set(states(Path("mine")).values()) == {"done"}
     assert Path("mine/000_seed=1.log").read_text() == done
