@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import mtrl.compare
 import mtrl.evaluate
 import mtrl.plot
+import mtrl.report.__main__
 import mtrl.sweep.__main__
 import mtrl.train
 from mtrl.config import GROUPS, TrainConfig, composed, load_yaml, options, train_config
@@ -318,7 +319,7 @@ def test_cfg(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-COMMANDS = [mtrl.train, mtrl.evaluate, mtrl.plot, mtrl.compare, mtrl.sweep.__main__]
+COMMANDS = [mtrl.train, mtrl.evaluate, mtrl.plot, mtrl.compare, mtrl.report.__main__, mtrl.sweep.__main__]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
