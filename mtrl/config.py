@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +12,6 @@ from typing import Any, cast
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
@@ -112,6 +110,12 @@ class LogConfig:
     """Environment steps over all slots."""
     tensorboard: bool
     wandb: bool
+    wandb_project: str = "mtrl"
+    wandb_entity: str | None = None
+    """User or team; None: the default one of the account."""
+    wandb_group: str | None = None
+    """None: the name of the sweep that the run is a job of, if any."""
+    wandb_tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         positive(every=self.every)
@@ -358,6 +362,14 @@ def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) ->
     return value
 
 
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key; an empty group is a value."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Atomically writes plain values. Raises `OSError`."""
     write_atomic(path, to_yaml(values))
@@ -529,9 +541,8 @@ def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path]
         settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         return to_plain(settings), choices
 
-    in_sweep = GlobalHydra.instance().is_initialized()
     try:
-        with nullcontext() if in_sweep else initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
             values, choices = without(())
             if "experiment" in choices:
                 (_, of_experiment), (plain, _) = without(GROUPS), without(["experiment"])
@@ -545,9 +556,15 @@ def composed(arguments: Sequence[str], config_name: str, folders: Sequence[Path]
 
 def search_path(folders: Sequence[Path]) -> list[str]:
     """The override with which Hydra finds presets in the user's folders."""
+    paths = [quoted(f"file://{folder.resolve()}") for folder in folders]
+    return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
+
+
+def quoted(text: str) -> str:
+    """Text as a value in an override, whatever its characters."""
     # Hydra's quoting: only backslashes before a quote are escaped.
-    paths = [re.sub(r'\\+(?="|$)', r"\g<0>\g<0>", str(folder.resolve())).replace('"', r"\"") for folder in folders]
-    return ["hydra.searchpath=[" + ",".join(f'"file://{path}"' for path in paths) + "]"] if paths else []
+    escaped = re.sub(r'\\+(?="|$)', r"\g<0>\g<0>", text).replace('"', r"\"")
+    return f'"{escaped}"'
 
 
 def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Iterable[str] = ()) -> dict[str, Any]:

@@ -4,6 +4,7 @@ python -m mtrl.train env=mt10                                   # the default ag
 python -m mtrl.train env=mt10 agent=sac seed=3                  # a choice from each group, and any setting
 python -m mtrl.train resume=runs/...                            # continues exactly where it stopped
 python -m mtrl.train env=mt10 run_dir=runs/a resume=auto        # begins or continues: for jobs that are restarted
+python -m mtrl.train -m env=mt10 aggregation=mean,pcgrad seed=1,2,3    # a sweep, in a folder for python -m mtrl.sweep
 torchrun --nproc-per-node=4 -m mtrl.train env=mt10 device=cuda  # learners in several processes, a GPU for each
 python -m mtrl.train --help                                     # every choice and every setting
 """
@@ -31,6 +32,7 @@ from mtrl.config import (
     composed,
     config_dir,
     differing,
+    flat,
     load_train_yaml,
     offer_components,
     parse,
@@ -54,7 +56,7 @@ from mtrl.run.checkpoint.transfer import load_networks, load_parts, task_axes
 from mtrl.run.console import Progress
 from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.run.evaluation.report import show
-from mtrl.run.folder import check_unused, clear_dead_start, describe_run, drop_evaluations, new_run_dir, writing
+from mtrl.run.folder import SWEEP, check_unused, clear_dead_start, describe_run, drop_evaluations, new_run_dir, writing
 from mtrl.run.lock import locked
 from mtrl.run.logger import Logger, NoLogger
 from mtrl.run.loop import Loop, seed_everything
@@ -327,9 +329,21 @@ def make_sinks(config: TrainConfig, run_dir: Path, step: int) -> list[Sink]:
     """Makes the places besides `metrics.jsonl` where metrics go. Rows after `step` are superseded there."""
     chosen: list[Sink] = []
     if config.log.tensorboard:
-        chosen.append(TensorBoardSink(run_dir / "tensorboard", purge_step=step or None))
+        settings = {key: value for key, value in flat(config.plain()).items() if key != "run_dir"}
+        chosen.append(TensorBoardSink(run_dir / "tensorboard", settings, purge_step=step or None))
     if config.log.wandb:
-        chosen.append(WandbSink(run_dir, project="mtrl", name=run_dir.name, config=config.plain()))
+        in_sweep = (run_dir.parent / SWEEP).is_file()
+        chosen.append(
+            WandbSink(
+                run_dir,
+                project=config.log.wandb_project,
+                entity=config.log.wandb_entity,
+                group=config.log.wandb_group or (run_dir.resolve().parent.name if in_sweep else None),
+                tags=config.log.wandb_tags,
+                name=run_dir.name,
+                config=config.plain(),
+            )
+        )
     return chosen
 
 
@@ -389,7 +403,8 @@ def _can_resume(run_dir: Path) -> bool:
 def _hydra_main(arguments: list[str], folders: list[Path], ranks: Ranks) -> int:
     """Sweeps (`-m`), `--cfg job` and Hydra's other flags."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
+
+    from mtrl.sweep.launch import sweep
 
     if not {"--config-path", "-cp", "--config-name", "-cn"}.isdisjoint(flag.split("=")[0] for flag in arguments):
         raise UserError("A run's settings are those of train.yaml: change them in an experiment, in a --config-dir.")
@@ -398,28 +413,25 @@ def _hydra_main(arguments: list[str], folders: list[Path], ranks: Ranks) -> int:
     for argument in arguments:
         follows = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
         (flags if argument.startswith("-") or follows else overrides).append(argument)
-    sweep = not {"-m", "--multirun"}.isdisjoint(flags)
-    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides, sweep)):
+    sweeps = bool(flags) and flags[0] in ("-m", "--multirun")
+    if any(override.key_or_group in ("resume", "run_dir") for override in parse(overrides, sweeps)):
         raise UserError("resume and run_dir name one run: they cannot be combined with a sweep (-m) or another flag.")
-    if ranks.size > 1 and sweep:
-        raise UserError("A sweep (-m) starts its runs one after another in one process: start it without torchrun.")
+    if ranks.size > 1 and sweeps:
+        raise UserError("A sweep (-m) starts its runs itself, each in one process: start it without torchrun.")
+    if sweeps:
+        settings, paths = split_paths(overrides, ("sweep_dir",))
+        return sweep(settings, folders, paths.get("sweep_dir"))
     if flags in (["--cfg", "job"], ["-c", "job"]):
         print(to_yaml(composed(overrides, "train", folders)), end="")
         return 0
-
-    def job(_: Any) -> None:
-        try:
-            code = train(check_config(composed(HydraConfig.get().overrides.task, "train", folders)), None, ranks)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = 2
-        if code:
-            sys.exit(code)
-
     offer_components(folders)
-    sys.argv[1:] = [*flags, *search_path(folders), *checked(overrides, "train", sweep, folders)]
-    hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(job)()
+    sys.argv[1:] = [*flags, *search_path(folders), *checked(overrides, "train", folders=folders)]
+    hydra.main(str(config_dir().resolve()), "train", version_base="1.3")(_no_job)()
     return 0
+
+
+def _no_job(_: Any) -> None:
+    raise UserError("This flag of Hydra's runs nothing here: python -m mtrl.train without it does.")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from mtrl.config import load_yaml, stored_entry
+from mtrl.config import flat, load_yaml, stored_entry
 from mtrl.registry import unknown
 from mtrl.run.reading import read_json, read_text, reason
 from mtrl.types import UserError
@@ -22,6 +24,8 @@ Clock = Literal["steps", "minutes"]
 NOT_COMPARED = ("seed", "run_dir", "log", "checkpoint", "eval")
 """Settings that make no other group: what is logged and when. How a policy is evaluated is told by its protocol."""
 
+NONE = (math.nan, math.nan)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -31,10 +35,14 @@ class Evaluation:
     """At the end the `total_steps` of the run, which the last rollout may exceed."""
     minutes: float
     """Of collecting and learning, without evaluations."""
+    wall_minutes: float
+    """With evaluations."""
     protocol: Mapping[str, Any]
     """In words, without the number of the run's seed."""
     measures: Mapping[str, Mapping[str, float]]
     """By measure ("success", the name of a score, "return") and task."""
+    intervals: Mapping[str, tuple[float, float]]
+    """Of the success in a task, over the episodes of the one policy."""
     comparable_returns: bool
 
 
@@ -50,6 +58,8 @@ class FinishedRun:
     """Whether its end was given in updates, which then count as its steps."""
     evaluations: tuple[Evaluation, ...]
     """In the order of training."""
+    environment: tuple[str, ...]
+    """Lines of `env.txt`: versions, device and command of each session."""
 
     def times(self, clock: Clock) -> list[float]:
         """When it was evaluated."""
@@ -69,7 +79,7 @@ def read_runs(paths: Sequence[str]) -> list[FinishedRun]:
             protocol than the first one.
     """
     if not paths:
-        raise UserError("compare needs runs: python -m mtrl.compare runs/a* runs/b*")
+        raise UserError("Expected the folders of runs, found none: runs/a* runs/b*")
     runs = [read_run(Path(path)) for path in paths]
     given: dict[str, str] = {}
     for run, path in zip(runs, paths, strict=True):
@@ -83,7 +93,7 @@ def read_runs(paths: Sequence[str]) -> list[FinishedRun]:
                 f"{run.path} cannot be compared with {first.path}: only one of them has {_some(sorted(other))}."
             )
         for evaluation in run.evaluations:
-            if differ := _differing([protocol, evaluation.protocol]):
+            if differ := differing_keys([protocol, evaluation.protocol]):
                 key = differ[0]
                 raise UserError(
                     f"{run.path} cannot be compared with {first.path}: it was evaluated by another protocol, "
@@ -94,14 +104,18 @@ def read_runs(paths: Sequence[str]) -> list[FinishedRun]:
 
 def read_run(path: Path) -> FinishedRun:
     """Reads a run folder, or a file that benchmarks/results.py stored. Raises `UserError` unless it is finished."""
+    environment: list[str] = []
     try:
         if path.suffix == ".json":
             stored = json.loads(read_text(path, path.parent))  # settings may be infinite
             source, config, found = path, stored["config"], stored["evaluations"]
+            environment = stored.get("environment", [])
         else:
             source, config = path / "config.yaml", load_yaml(path / "config.yaml")
             files = [file for file in sorted((path / "eval").glob("*.json")) if file.stem.isdecimal()]
             found = [read_json(file, path) for file in files]
+            with suppress(OSError, ValueError):
+                environment = read_text(path / "env.txt", path).splitlines()
         seed = stored_entry(config, "seed", int, source)
         counts_updates = config.get("total_updates") is not None
         total = stored_entry(config, "total_updates" if counts_updates else "total_steps", int, source)
@@ -111,22 +125,33 @@ def read_run(path: Path) -> FinishedRun:
     if not evaluations or evaluations[-1].steps < total:
         reached = f"{evaluations[-1].steps:,.0f}" if evaluations else "no step"
         raise UserError(f"{path} is not finished: its last evaluation is of {reached}, and it ends at {total:,}.")
-    settings = {key: value for key, value in _flat(config).items() if key.split(".")[0] not in NOT_COMPARED}
-    return FinishedRun(str(path), settings, seed, counts_updates, evaluations)
+    settings = {key: value for key, value in flat(config).items() if key.split(".")[0] not in NOT_COMPARED}
+    return FinishedRun(str(path), settings, seed, counts_updates, evaluations, tuple(environment))
 
 
 def _evaluation(stored: Mapping[str, Any], seed: int, total: int) -> Evaluation:
     measures: dict[str, dict[str, float]] = {}
+    by_task = stored["summary"]["tasks"].items()
     for key, measure in (("success_rate", "success"), ("mean_return", "return")):
-        by_task = stored["summary"]["tasks"].items()
         measures[measure] = {task: float(found[key]) for task, found in by_task if key in found}
+    intervals = {
+        task: (float(low), float(high)) for task, found in by_task for low, high in [found.get("interval", NONE)]
+    }
     for name, value in stored.get("scores", {}).items():
         score, slash, task = name.partition("/")
         if slash:
             measures.setdefault(score.replace("_", " "), {})[task] = float(value)
     words = {key: re.sub(rf"\bseed {seed}\b", "the seed", str(word)) for key, word in stored["protocol"].items()}
-    minutes, comparable = float(stored["training_s"]) / 60, bool(stored.get("comparable_returns", True))
-    return Evaluation(min(float(stored["step"]), total), minutes, words, measures, comparable)
+    seconds = float(stored["training_s"])
+    return Evaluation(
+        steps=min(float(stored["step"]), total),
+        minutes=seconds / 60,
+        wall_minutes=float(stored.get("wall_s", seconds)) / 60,
+        protocol=words,
+        measures=measures,
+        intervals=intervals,
+        comparable_returns=bool(stored.get("comparable_returns", True)),
+    )
 
 
 def common_measure(runs: Sequence[FinishedRun]) -> tuple[str, list[str]]:
@@ -157,7 +182,7 @@ def groups(runs: Sequence[FinishedRun], by: Sequence[str] = ()) -> dict[str, lis
     for run in runs:
         if (before := seen.setdefault((run.seed, repr(sorted(run.settings.items()))), run.path)) is not run.path:
             raise UserError(f"{run.path} has the settings and the seed of {before}: it is no other sample.")
-    differ = _differing([run.settings for run in runs])
+    differ = differing_keys([run.settings for run in runs])
     for key in by:
         valid = {key for run in runs for key in run.settings}
         if not any(_inside(name, [key]) for name in valid):
@@ -178,7 +203,7 @@ def _label(run: FinishedRun, keys: Sequence[str]) -> str:
 
 def differing_inside(found: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
     """Settings in which runs of the same group differ."""
-    return sorted({key for runs in found.values() for key in _differing([run.settings for run in runs])})
+    return sorted({key for runs in found.values() for key in differing_keys([run.settings for run in runs])})
 
 
 def _telling(runs: Sequence[FinishedRun], keys: Sequence[str]) -> list[str]:
@@ -194,7 +219,7 @@ def _telling(runs: Sequence[FinishedRun], keys: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _differing(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing_keys(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys that do not have the same value everywhere."""
     keys = dict.fromkeys(key for node in nodes for key in node)
     return [key for key in keys if any(repr(node.get(key)) != repr(nodes[0].get(key)) for node in nodes)]
@@ -202,14 +227,6 @@ def _differing(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _inside(key: str, nodes: Sequence[str]) -> bool:
     return any(f"{key}.".startswith(f"{node}.") for node in nodes)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _some(names: Sequence[str]) -> str:

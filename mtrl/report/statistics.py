@@ -47,6 +47,33 @@ def mean(scores: np.ndarray) -> Estimate:
     return Estimate(found.value, found.low, found.high)
 
 
+def band(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means (N,) of scores (S, N) with the limits of `mean`'s intervals, each column for itself."""
+    from scipy.stats import ttest_1samp
+
+    value, scores = scores.mean(0), np.round(scores, DIGITS)
+    if len(scores) < 2:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # in columns that do not vary
+        with np.errstate(divide="ignore", invalid="ignore"):
+            low, high = ttest_1samp(scores, 0).confidence_interval(0.95)
+    known = np.ptp(scores, axis=0) > 0
+    return value, np.where(known, low, np.nan), np.where(known, high, np.nan)
+
+
+def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Performance profiles (S, N): the share of the tasks in which each run scores more than a threshold.
+
+    Agarwal et al. 2021, equation 5, for each run by itself.
+
+    Args:
+        scores: Scores (S, K).
+        thresholds: Thresholds (N,).
+    """
+    return (scores[:, :, None] > thresholds).mean(1)
+
+
 def interquartile_mean(scores: np.ndarray) -> Estimate:
     """Mean of the middle half of all scores (S, K), with a stratified bootstrap interval."""
     return _stratified(list(scores.T), lambda *samples: _iqm(np.concatenate(samples, axis=-1)))

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from rich.console import Console
@@ -44,6 +45,13 @@ class Table:
         rows = [self.heading, ["---", *["---:"] * (len(self.heading) - 1)], *self.rows]
         lines = (" | ".join(re.sub(r"([|*_])", r"\\\1", cell) for cell in row) for row in rows)
         return [f"**{self.title}**", "", *(f"| {line} |" for line in lines)]
+
+    def html(self) -> list[str]:
+        """Lines of HTML."""
+        rows = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows]
+        heading = "".join(f"<th>{escape(cell)}</th>" for cell in self.heading)
+        body = [f"<tr>{row}</tr>" for row in (heading, *rows)]
+        return ["<div class=table><table>", f"<caption>{escape(self.title)}</caption>", *body, "</table></div>"]
 
     def latex(self) -> list[str]:
         """Lines of LaTeX, for the package booktabs."""

@@ -23,6 +23,9 @@ from mtrl.types import UserError
 WRITTEN = ("metrics.jsonl", "tensorboard", "wandb", "eval", "checkpoints", "nan_batch", "env.txt", "config.yaml")
 """What a run writes into its folder. The files that identify the folder come last."""
 
+SWEEP = "sweep.json"
+"""What tells the folder of a sweep, which holds those of its runs."""
+
 
 @contextmanager
 def writing(run_dir: Path) -> Iterator[None]:
@@ -47,11 +50,12 @@ def _in_use(run_dir: Path) -> UserError:
     return UserError(f"run_dir={run_dir} is not empty: choose another, or {resume} to go on with that run.")
 
 
-def new_run_dir(run_dir: Path | None, name: str, held: ExitStack) -> Path:
+def new_run_dir(run_dir: Path | None, name: str, held: ExitStack, lock: str = "env.txt") -> Path:
     """Makes the folder of a new run, locked against other processes until `held` closes.
 
     Args:
         run_dir: The folder; None for one in `runs`, called by the time and `name`.
+        lock: The file in it that is locked.
 
     Raises:
         UserError: Another run has the folder, or it cannot be written.
@@ -61,7 +65,7 @@ def new_run_dir(run_dir: Path | None, name: str, held: ExitStack) -> Path:
         path = run_dir or Path("runs") / (f"{stem}-{number}" if number else stem)
         with writing(path), suppress(FileExistsError):
             path.mkdir(parents=True, exist_ok=run_dir is not None)
-            held.enter_context(locked(path / "env.txt", new=True))
+            held.enter_context(locked(path / lock, new=True))
             return path
         if run_dir is not None:
             raise _in_use(run_dir)

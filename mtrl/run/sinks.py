@@ -23,25 +23,35 @@ class Sink(Protocol):
 
 
 class TensorBoardSink:
-    """TensorBoard event files in `folder`.
+    """TensorBoard event files in `folder`, with the run's settings for its HParams tab.
 
     Args:
         folder: Made if missing.
+        settings: By dotted key. What is no number, truth value or text is shown as text.
         purge_step: On resume, the checkpoint's step. TensorBoard hides rows that were logged after it.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    MEASURES = ("eval/success_rate", "eval/return")
+    """Metrics that the HParams tab shows beside the settings, where they are logged."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         # The row of the checkpoint's step was logged before the checkpoint, and stays.
         first = None if purge_step is None else purge_step + 1
         self._writer = SummaryWriter(str(folder), purge_step=first)
+        shown = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
+        experiment, session, self._end = hparams(shown, dict.fromkeys(self.MEASURES, 0.0))
+        for summary in (experiment, session):
+            self._writer._get_file_writer().add_summary(summary)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        self._writer._get_file_writer().add_summary(self._end)
         self._writer.close()
 
 

@@ -86,7 +86,7 @@ def test_runs_that_begin_at_once(tmp_path: Path) -> None:
 def test_sweeps_that_begin_at_once(tmp_path: Path) -> None:
     command = [*tiny(total_steps=80), *SHORT, "-m", "seed=1,2"]
     assert at_once(tmp_path, command, command) == [0, 0]
-    seeds = [load_yaml(path)["seed"] for path in (tmp_path / "runs").glob("*/config.yaml")]
+    seeds = [load_yaml(path)["seed"] for path in (tmp_path / "runs").glob("*/*/config.yaml")]
     assert sorted(seeds) == [1, 1, 2, 2]
 
 

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 import mtrl.compare
 import mtrl.evaluate
 import mtrl.plot
+import mtrl.report.__main__
+import mtrl.sweep.__main__
 import mtrl.train
 from mtrl.config import GROUPS, TrainConfig, composed, load_yaml, options, train_config
 from mtrl.registry import names
@@ -300,9 +302,21 @@ def test_sweep(tmp_path: Path) -> None:
     command = [*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1"]
     code, _, err = finish(start("-m", "seed=0,1", *command, cwd=tmp_path))
     assert (code, err) == (0, "")
-    runs = sorted(path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    (folder,) = (tmp_path / "runs").iterdir()
+    runs = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert [path.name for path in runs] == ["000_seed=0", "001_seed=1"]
     assert [load_yaml(path / "config.yaml")["seed"] for path in runs] == [0, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing else is left behind"
+
+
+def test_sweep_in_parallel(tmp_path: Path) -> None:
+    """With a job that fails, in Hydra's own launcher for several processes."""
+    pytest.importorskip("joblib")
+    command = [*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1", "hydra.launcher.n_jobs=2"]
+    code, out, _ = finish(start("-m", "task_encoder=one_hot,language", *command, "hydra/launcher=joblib", cwd=tmp_path))
+    assert code == 1
+    assert "\n1 done, 1 failed.\n" in out
+    assert re.search(r"\nfailed +001_task_encoder=language +exit code 2: error: ", out)
 
 
 def test_cfg(tmp_path: Path) -> None:
@@ -313,7 +327,10 @@ def test_cfg(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [mtrl.train, mtrl.evaluate, mtrl.plot, mtrl.compare])
+COMMANDS = [mtrl.train, mtrl.evaluate, mtrl.plot, mtrl.compare, mtrl.report.__main__, mtrl.sweep.__main__]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_version(capsys: pytest.CaptureFixture[str], command: ModuleType) -> None:
     assert run("--version", command=command) == 0
     assert capsys.readouterr().out == f"mtrl {mtrl.__version__}\n"
@@ -333,7 +350,7 @@ def test_sweep_over_a_pattern(tmp_path: Path) -> None:
     command = [*tiny(total_steps=80), "eval.every=0", "eval.episodes_per_task=1"]
     code, _, err = finish(start("-m", "aggregation=glob(m*n,exclude=measured*)", *command, cwd=tmp_path))
     assert (code, err) == (0, "")
-    (path,) = tmp_path.glob("runs/*/config.yaml")
+    (path,) = tmp_path.glob("runs/*/*/config.yaml")
     assert load_yaml(path)["aggregation"] == {"name": "mean"}
 
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from mtrl.config import composed, train_config
 from mtrl.run.console import NO_RESULTS, Progress, TaskResults, duration
 from mtrl.run.logger import Logger, MetricAccumulator
 from mtrl.run.sinks import TensorBoardSink, WandbSink, check_wandb
 from mtrl.run.timing import PhaseTimer
 from mtrl.system.usage import peak_memory_bytes
+from mtrl.train import make_sinks
 from mtrl.types import Ranks, UserError
 
 TASKS = ("reach-v3", "push-v3", "door/x")
@@ -157,7 +159,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def log(steps, value, purge_step=None):
-        sink = TensorBoardSink(tmp_path / "events", purge_step)
+        sink = TensorBoardSink(tmp_path / "events", {"agent.gamma": 0.9}, purge_step)
         for step in steps:
             sink.write(step, {"eval/success_rate/reach-v3": value})
         sink.close()
@@ -168,6 +170,26 @@ def test_tensorboard(tmp_path):
     log([25], 2.0, purge_step=20)
     events = EventAccumulator(str(tmp_path / "events")).Reload().Scalars("eval/success_rate/reach-v3")
     assert [(event.step, event.value) for event in events] == [(10, 1.0), (20, 1.0), (25, 2.0)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_settings_in_tensorboard(tmp_path):
+    """As its HParams tab reads them, with the metrics that belong to them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    settings = {"agent.gamma": 0.9, "seed": 3, "compile": False, "agent.name": "ppo", "init_from": None, "tags": ["a"]}
+    sink = TensorBoardSink(tmp_path, settings)
+    sink.write(1, {"eval/success_rate": 0.5})
+    sink.close()
+    stored = EventAccumulator(str(tmp_path)).Reload().SummaryMetadata
+    content = plugin_data_pb2.HParamsPluginData.FromString
+    begun = content(stored("_hparams_/session_start_info").plugin_data.content).session_start_info.hparams
+    assert (begun["agent.gamma"].number_value, begun["seed"].number_value) == (0.9, 3)
+    assert begun["compile"].bool_value is False
+    assert [begun[key].string_value for key in ("agent.name", "init_from", "tags")] == ["ppo", "None", "['a']"]
+    experiment = content(stored("_hparams_/experiment").plugin_data.content).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["eval/success_rate", "eval/return"]
 
 
 def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
@@ -380,7 +402,9 @@ class FakeWandb(ModuleType):
 
     def init(self, dir, id=None, resume=None, **options):
         assert id is None or resume == "allow"
-        return self.runs.setdefault(id or f"id{len(self.runs)}", FakeRun(id or f"id{len(self.runs)}"))
+        run = self.runs.setdefault(id or f"id{len(self.runs)}", FakeRun(id or f"id{len(self.runs)}"))
+        run.options = options
+        return run
 
 
 class FakeRun:
@@ -406,6 +430,27 @@ def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
         "id0": [(0, {"x": 1.0}), (1, {"x": 1.0}), (2, {"x": 1.0})],
         "id1": [],
     }
+
+
+def test_wandb_settings(tmp_path, monkeypatch):
+    """The group is by default the sweep's; a run outside of a sweep has none."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    arguments = ["log.tensorboard=false", "log.wandb=true", "log.wandb_project=arms", "log.wandb_entity=lab"]
+    config = train_config(composed([*arguments, "log.wandb_tags=[a,b]"], "train"))
+    (tmp_path / "sweep" / "000_seed=1").mkdir(parents=True)
+    make_sinks(config, tmp_path / "sweep" / "000_seed=1", 0)
+    assert wandb.runs["id0"].options == {
+        "project": "arms", "entity": "lab", "group": None, "tags": ["a", "b"], "name": "000_seed=1",
+        "config": config.plain(),
+    }  # fmt: skip
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    make_sinks(config, tmp_path / "sweep" / "000_seed=1", 10)
+    assert wandb.runs["id0"].options["group"] == "sweep"
+    config = train_config(composed([*arguments, "log.wandb_group=mine"], "train"))
+    make_sinks(config, tmp_path / "sweep" / "000_seed=1", 10)
+    assert wandb.runs["id0"].options["group"] == "mine"
+    assert len(wandb.runs) == 1
 
 
 def test_wandb_does_not_know_its_user(tmp_path, monkeypatch):
