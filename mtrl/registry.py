@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mtrl.state import shown
@@ -70,8 +71,13 @@ def unknown(what: str, found: str, valid: Iterable[str]) -> str:
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:
-    """The error for an optional package that is not installed. `mtrl` is installed from a checkout."""
-    return UserError(f'{what} needs {package}: pip install -c constraints.txt -e ".[{extra}]" in the checkout of mtrl.')
+    """The error for an optional package that is not installed, with the command that installs it."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "constraints.txt").is_file():
+        command = f'pip install -c constraints.txt -e ".[{extra}]" in {checkout}'
+    else:
+        command = f'pip install "mtrl-suite[{extra}]"'
+    return UserError(f"{what} needs {package}: {command}")
 
 
 def build(kind: str, node: Any, **runtime: Any) -> Any:
