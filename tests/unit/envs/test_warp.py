@@ -30,7 +30,7 @@ with_warp = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 CLOSE = 2e-3
 """Metres within which hand and object are after a step from an official state, in nine of ten states (measured: at most
-1.3e-3 in MT10, where the gripper holds the peg)."""
+1.3e-3 in MT10 but for the door, where the gripper holds the peg)."""
 LESS_CLOSE = {"door-open-v3": 2e-2}
 """The same where it is more (measured: 9e-3, while the gripper pulls the handle, a mesh)."""
 
