@@ -17,7 +17,9 @@ COMMANDS = {
     "report": ("mtrl.report.__main__", "makes a page about runs"),
     "plot": ("mtrl.plot", "plots the metrics of a run"),
     "relate": ("mtrl.relate.__main__", "measures which tasks belong together"),
+    "relate-runs": ("mtrl.relate.runs", "measures in short runs what tasks gain from one another"),
     "zoo": ("mtrl.zoo.__main__", "lists the policies that come with the package, and makes others"),
+    "install-warp": ("mtrl.install_warp", "installs what env.physics=warp needs"),
 }
 """Modules by command, and what they do."""
 
@@ -35,7 +37,7 @@ def _main(arguments: list[str]) -> int:
     if arguments and arguments[0] not in ("-h", "--help"):
         raise UserError(unknown("command", arguments[0], list(COMMANDS)))
     print("\n".join(["mtrl COMMAND ..., and mtrl COMMAND --help:", ""]))
-    print("\n".join(f"  {name:<9} {what}" for name, (_, what) in COMMANDS.items()))
+    print("\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items()))
     return 0
 
 
