@@ -347,7 +347,8 @@ def maps(
             if times is None:
                 axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
             else:
-                image.set_extent((times[name][0], times[name][-1], len(rows) - 0.5, -0.5))
+                first, last = times[name][0], times[name][-1]
+                image.set_extent((first, last if last > first else first + 1, len(rows) - 0.5, -0.5))
                 axes.set_xlabel(time_label)
             axes.grid(visible=False)
             axes.set_title(textwrap.fill(name, 50), loc="left")

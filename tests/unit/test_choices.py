@@ -70,7 +70,7 @@ def test_a_name_within_a_group_replaces_its_node(mine: None, key: str) -> None:
     group, _, node = key.partition(".")
     assert config[group].pop(node) == {"name": "mine", "a": 1, "b": 2}
     assert {k: v for k, v in config[group].items() if v is not None} == {
-        k: v for k, v in before[group].items() if k != node
+        k: v for k, v in before[group].items() if k != node and v is not None
     }
 
 
