@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from mtrl.envs.metaworld.catalog import MT10
 from mtrl.registry import unknown
+from mtrl.report.runs import is_finished
 from results import RESULTS, store
 
 
@@ -123,7 +124,7 @@ STUDIES = {
 
 def train(run: Path, options: Sequence[str]) -> None:
     """Runs or resumes a run, unless it is finished."""
-    if any((run / "eval").glob("*.json")):  # written at the end
+    if is_finished(run):
         return
     subprocess.run([sys.executable, "-m", "mtrl.train", *options, f"run_dir={run}", "resume=auto"], check=True)
 

@@ -29,6 +29,7 @@ import numpy as np
 from mtrl.envs.metaworld.catalog import MT50
 from mtrl.registry import unknown
 from mtrl.relate.transfer import Curve, auc, forward_transfer
+from mtrl.report.runs import is_finished
 from mtrl.run.evaluation.statistics import bootstrap_interval
 from results import DOCS, RESULTS, _pyplot, store
 
@@ -58,7 +59,7 @@ def steps_to(curve: Curve, rate: float) -> float:
 
 def train(run: Path, tasks: Sequence[str], options: Sequence[str]) -> None:
     """Runs or resumes a run, unless it is finished."""
-    if any((run / "eval").glob("*.json")):  # written at the end
+    if is_finished(run):
         return
     given = ["env=metaworld", f"env.tasks=[{','.join(tasks)}]", *options, f"run_dir={run}", "resume=auto"]
     subprocess.run([sys.executable, "-m", "mtrl.train", *given], check=True)

@@ -26,13 +26,14 @@ from mtrl.config import parse_with_env, run_or_exit, split_paths, stored_entry
 from mtrl.files import json_text, replacing, write_atomic
 from mtrl.origin import origin
 from mtrl.policy import Policy, check_device, find_policy, load_policy
-from mtrl.registry import build, construct, lookup, missing_extra, names, parameters
+from mtrl.registry import build, construct, lookup, names, parameters
 from mtrl.relate.agreement import agreement
 from mtrl.relate.grouping import best_partition, structure_p_value, total
 from mtrl.relate.measures import Relation
 from mtrl.relate.pairs import matrix_of
 from mtrl.relate.probe import Probe, Recorder
 from mtrl.relate.report import agreement_lines, csv_text, draw, matrix_lines, named, setting
+from mtrl.report.figures import check_matplotlib
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.system.cores import available_cores
@@ -76,7 +77,7 @@ def relate(
     runs = [origin(folder, env or {}).run for folder in folders]
     target = Path(out) if out else runs[0] / "relate" if len(runs) == 1 and runs[0] else None
     if target is not None:
-        _check_matplotlib()
+        check_matplotlib()
     probe = _probe([load_policy(folder, device) for folder in folders], folders, env or {}, observations,
                    episodes_per_task, seed, device, runs[0] if len(runs) == 1 else None)  # fmt: skip
     relations: dict[str, Relation] = {name: build("relation", {"name": name}, probe=probe) for name in measures}
@@ -126,15 +127,6 @@ def _transfer(folder: Path, tasks: Sequence[str]) -> np.ndarray:
 def _mean_of_pairs(matrix: Any) -> float:
     K = len(matrix)
     return float((matrix.sum() - matrix.trace()) / (K * (K - 1)))
-
-
-def _check_matplotlib() -> None:
-    try:
-        import matplotlib as mpl
-
-        mpl.use("agg")
-    except ImportError as error:
-        raise missing_extra("A figure", "matplotlib", "plot") from error
 
 
 def _probe(

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtrl.files import stored_number
 from mtrl.relate.transfer import auc, transfer_matrix
+from mtrl.report.runs import is_finished
 from mtrl.run.logger import read_rows
 from mtrl.types import UserError
 
@@ -19,11 +20,6 @@ SCRATCH = "scratch"
 def run_dir(folder: Path, before: str | None, task: str) -> Path:
     """Where a run of `task` is that begins with the policy of `before`, or from scratch."""
     return folder / (SCRATCH if before is None else f"from_{quote(before, safe=' ')}") / quote(task, safe=" ")
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run was evaluated, which is the last thing that it does."""
-    return any((run / "eval").glob("*.json"))
 
 
 def matrix_of(folder: Path, tasks: Sequence[str]) -> np.ndarray:

@@ -67,11 +67,12 @@ def csv_text(tasks: Sequence[str], relations: Mapping[str, np.ndarray]) -> str:
 
 def draw(path: Path, title: str, tasks: Sequence[str], matrix: np.ndarray) -> Path:
     """Writes a heat map in the order of a dendrogram, which is beside it. Needs matplotlib. Returns the path."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from scipy.cluster.hierarchy import dendrogram as draw_tree
 
     side = 3 + 0.25 * len(tasks)
-    figure, (tree, axes) = plt.subplots(1, 2, figsize=(side + 1, side), width_ratios=(1, 4))
+    figure = Figure(figsize=(side + 1, side))
+    tree, axes = figure.subplots(1, 2, width_ratios=(1, 4))
     drawn = draw_tree(dendrogram(matrix), orientation="left", ax=tree, no_labels=True, color_threshold=0)
     tree.axis("off")
     order = drawn["leaves"]
@@ -88,5 +89,4 @@ def draw(path: Path, title: str, tasks: Sequence[str], matrix: np.ndarray) -> Pa
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, metadata={"Date": None})
-    plt.close(figure)
     return path

@@ -20,8 +20,9 @@ from typing import NamedTuple
 from mtrl.checks import positive
 from mtrl.config import parse, run_or_exit, split_paths
 from mtrl.registry import construct
-from mtrl.relate.pairs import is_finished, matrix_of, run_dir
+from mtrl.relate.pairs import matrix_of, run_dir
 from mtrl.relate.report import matrix_lines
+from mtrl.report.runs import is_finished
 from mtrl.types import UserError
 
 TASK = "{task}"

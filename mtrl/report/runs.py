@@ -129,6 +129,15 @@ def read_run(path: Path) -> FinishedRun:
     return FinishedRun(str(path), settings, seed, counts_updates, evaluations, tuple(environment))
 
 
+def is_finished(path: Path) -> bool:
+    """Whether a run has reached its end, and its final policy was evaluated."""
+    try:
+        read_run(path)
+    except UserError:
+        return False
+    return True
+
+
 def _evaluation(stored: Mapping[str, Any], seed: int, total: int) -> Evaluation:
     measures: dict[str, dict[str, float]] = {}
     by_task = stored["summary"]["tasks"].items()

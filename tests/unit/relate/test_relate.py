@@ -104,7 +104,7 @@ def test_what_runs_say(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     np.testing.assert_allclose(relations["gradient"]["matrix"], expected)
     gained = np.array([0.4, 0.2, 0.2, 0.2])[:, None] * (1 - np.eye(4))  # (.55 - .25) / .75, (.4 - .25) / .75
     np.testing.assert_allclose(relations["transfer"]["matrix"], gained)
-    (tmp_path / "pairs" / "from_reach-0" / "reach-1" / "eval" / "0200.json").unlink()
+    (tmp_path / "pairs" / "from_reach-0" / "reach-1" / "eval" / "000000000400.json").unlink()
     capsys.readouterr()
     assert relate(*arguments, f"transfer={tmp_path / 'pairs'}") == 2
     assert "1 of 12 pairs of these tasks have no finished run" in the_error(capsys)

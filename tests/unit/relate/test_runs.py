@@ -13,16 +13,14 @@ from mtrl.relate.pairs import matrix_of, run_dir
 from mtrl.relate.runs import plan
 from mtrl.types import UserError
 from tests.system.commands import run, the_error, tiny
+from tests.unit.report.test_compare import write_run
 
 
 def store(where: Path, rates: list[float | None], finished: bool = True) -> None:
     """A run of which only its log and its end are there; a row every 100 steps."""
-    where.mkdir(parents=True)
+    write_run(where, 1, [[1.0]], minutes=[5], steps=[400 if finished else 200])  # an evaluation alone is no end
     rows = [{"step": 100 * (i + 1), "train/success_rate_mean": rate} for i, rate in enumerate(rates)]
     (where / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if finished:
-        (where / "eval").mkdir()
-        (where / "eval" / "0200.json").write_text("{}")
 
 
 def test_matrix(tmp_path: Path) -> None:
