@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from mtrl.config import parse, run_or_exit, split_paths
+from mtrl.config import parse_with_runs, run_or_exit
 from mtrl.files import write_atomic
 from mtrl.registry import construct
 from mtrl.report.comparison import Comparison, compare
@@ -74,10 +74,7 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nKeys: by, at, format, out")
         return 0
-    remaining, texts = split_paths(arguments, ("by", "out"))
-    runs = [argument for argument in remaining if "=" not in argument or Path(argument).exists()]
-    keywords = {o.key_or_group: o.value() for o in parse([one for one in remaining if one not in runs])}
-    construct("compare", compare_runs, {**keywords, **texts, "runs": runs})
+    construct("compare", compare_runs, parse_with_runs(arguments, ("by", "out")))
     return 0
 
 

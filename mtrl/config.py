@@ -405,6 +405,14 @@ def split_paths(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str
     return remaining, paths
 
 
+def parse_with_runs(arguments: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    """Parses paths, as `runs`, and `key=value` arguments, of which those of `keys` are text as it stands."""
+    remaining, texts = split_paths(arguments, keys)
+    runs = [argument for argument in remaining if "=" not in argument or Path(argument).exists()]
+    keywords = {o.key_or_group: o.value() for o in parse([one for one in remaining if one not in runs])}
+    return {**keywords, **texts, "runs": runs}
+
+
 def parse_with_env(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parses `key=value` arguments, and apart from them the settings of an environment: `env=name`, `env.key=value`."""
     keywords: dict[str, Any] = {}

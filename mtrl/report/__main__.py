@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mtrl.config import parse, run_or_exit, split_paths
+from mtrl.config import parse_with_runs, run_or_exit
 from mtrl.files import write_atomic
 from mtrl.registry import construct
 from mtrl.report.comparison import Comparison, compare
@@ -79,10 +79,7 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nKeys: by, out, figures")
         return 0
-    remaining, texts = split_paths(arguments, ("by", "out", "figures"))
-    runs = [argument for argument in remaining if "=" not in argument or Path(argument).exists()]
-    keywords = {o.key_or_group: o.value() for o in parse([one for one in remaining if one not in runs])}
-    for path in construct("report", report, {**keywords, **texts, "runs": runs}):
+    for path in construct("report", report, parse_with_runs(arguments, ("by", "out", "figures"))):
         print(path)
     return 0
 
