@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mtrl.envs.metaworld.catalog import MT10
+from mtrl.envs.metaworld.catalog import MT10, MT50
 from mtrl.registry import unknown
 from mtrl.report.runs import is_finished
 from results import RESULTS, store
@@ -32,7 +32,12 @@ class Study(NamedTuple):
     budget: Sequence[str]
     variants: Mapping[str, Sequence[str]]
     before: Mapping[str, Sequence[str]] = {}
-    """Runs that the variants start from, with one seed; `{runs}` in an option is the folder of these runs."""
+    """Runs that the variants start from, in this order, with one seed; `{runs}` in an option is their folder."""
+
+
+def _paths(teachers: Mapping[str, str]) -> str:
+    """The option for tasks with teachers from among the runs before."""
+    return f"data.teacher.paths={{{','.join(f'{task}: {{runs}}/{run}' for task, run in teachers.items())}}}"
 
 
 COMPONENTS = Study(
@@ -68,7 +73,7 @@ SPECIALISTS = Study(
     {
         variant: [
             "data.teacher.name=specialists",
-            f"data.teacher.paths={{{','.join(f'{task}: {{runs}}/{task}' for task in MT10)}}}",
+            _paths({task: task for task in MT10}),
             f"aggregation={variant}",
         ]
         for variant in ("sum", "pcgrad")
@@ -88,6 +93,53 @@ SPECIALISTS = Study(
 )
 """Ten policies, each trained in one task with rewards and a scripted teacher, into one."""
 
+HARD = (
+    "soccer-v3",
+    "basketball-v3",
+    "disassemble-v3",
+    "stick-pull-v3",
+    "push-back-v3",
+    "peg-insert-side-v3",
+    "peg-unplug-side-v3",
+    "button-press-wall-v3",
+    "pick-out-of-hole-v3",
+    "hand-insert-v3",
+)
+"""The tasks of MT50 in which the first policy of BEYOND, a student of scripted teachers, does not always succeed."""
+
+BEYOND = Study(
+    ["+experiment=mt50_distill", "total_steps=400000"],
+    {
+        "student": [
+            "init_from={runs}/first",
+            "data.teacher.name=specialists",
+            _paths({task: "hard" if task in HARD else "first" for task in MT50}),
+        ]
+    },
+    before={
+        "first": ["+experiment=mt50_distill", "seed=2"],
+        "hard": [
+            "env=metaworld",
+            f"env.tasks=[{','.join(HARD)}]",
+            "init_from={runs}/first",
+            "agent.obs_norm=none",
+            "network.trunk.activation=relu",
+            "network.trunk.width=400",
+            "freeze.policy=0.1",
+            "agent.optimizer.lr=2e-4",
+            "agent.entropy_coef=0",
+            "distill=kickstart",
+            "aux_losses.teacher.teacher.path={runs}/first",
+            "aux_losses.teacher.loss.name=mse",
+            "aux_losses.teacher.coefficient=1",
+            "total_steps=800000",
+            "eval.every=0",
+            "eval.stop_at_success=true",
+        ],
+    },
+)
+"""A student of scripted teachers goes on with ten tasks and rewards; then it learns from that policy and from itself."""
+
 KICKSTART = Study(
     ["env=mt10", "total_steps=1000000", "eval.every=0", "eval.episodes_per_task=10", "log.every=50000"],
     {"scratch": [], "teacher": ["distill=kickstart", "aux_losses.teacher.teacher.path=mt10"]},
@@ -104,11 +156,10 @@ SCREEN = Study(
     ["env=mt10", "total_steps=2000000", "schedule_steps=5000000", "eval.every=0", "eval.stop_at_success=true"],
     {
         "default": [],
-        "differences": ["torso=differences"],
-        "differences_raw": ["torso=differences", "agent.obs_norm=none"],
-        "differences_fresh": ["torso=differences", *FRESH],
-        "differences_narrow": ["torso=differences", "agent.initial_std=0.5", "agent.entropy_coef=0"],
+        "no_differences": ["torso=none"],
+        "raw": ["agent.obs_norm=none"],
         "fresh": [*FRESH],
+        "narrow": ["agent.initial_std=0.5", "agent.entropy_coef=0"],
     },
 )
 """Ideas for learning in fewer steps, by the first two of the five million steps of the default."""
@@ -116,6 +167,7 @@ SCREEN = Study(
 STUDIES = {
     "mt10_components": COMPONENTS,
     "mt10_specialists": SPECIALISTS,
+    "mt50_beyond": BEYOND,
     "mt10_kickstart": KICKSTART,
     "mt10_distral": DISTRAL,
     "mt10_screen": SCREEN,
@@ -129,17 +181,20 @@ def train(run: Path, options: Sequence[str]) -> None:
     subprocess.run([sys.executable, "-m", "mtrl.train", *options, f"run_dir={run}", "resume=auto"], check=True)
 
 
+def _within(runs: Path, options: Sequence[str]) -> list[str]:
+    return [option.replace("{runs}", str(runs)) for option in options]
+
+
 def train_variant(name: str, variant: str, seed: str) -> None:
     """Trains one variant, after the runs that it starts from, unless its result is stored."""
     if (RESULTS / name / variant / f"seed{seed}.json").exists():
         return
     study, runs = STUDIES[name], Path("runs") / name
-    options = " ".join(study.variants[variant])
-    for before in study.before if "{runs}" in options else ():
-        train(runs / before, study.before[before])
-    own = [option.replace("{runs}", str(runs)) for option in study.variants[variant]]
+    options = study.variants[variant]
+    for before in study.before if "{runs}" in " ".join(options) else ():
+        train(runs / before, _within(runs, study.before[before]))
     run = runs / f"{variant}_seed{seed}"
-    train(run, [*study.budget, *own, f"seed={seed}"])
+    train(run, [*study.budget, *_within(runs, options), f"seed={seed}"])
     print(store(run, f"{name}/{variant}"))
 
 

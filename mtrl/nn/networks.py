@@ -212,20 +212,18 @@ class Ensemble(nn.ModuleList):
 def _encoder_and_trunk(description: Mapping[str, Any], features: int, spec: EnvSpec) -> tuple[Any, Any]:
     known = {"num_tasks": spec.num_tasks, "task_names": spec.task_names, "history": spec.history}
     encoder = build("task_encoder", description["task_encoder"], **known)
-    before = description["torso"]["name"], description["core"]["name"]
-    if encoder.history_size and before != ("none", "none"):
-        raise UserError(
-            f"task_encoder={description['task_encoder']['name']} reads raw observations: use torso=none and core=none."
-        )
     sizes = {"features": features - encoder.history_size, "context": encoder.dim}
     return encoder, build("trunk", description["trunk"], **sizes, **known)
 
 
 def build_policy(description: Mapping[str, Any], spec: EnvSpec) -> PolicyNetwork:
     """Builds a policy from nodes: obs_norm, torso, core, task_encoder, trunk, head (a name), action_head and column."""
-    torso = build("torso", description["torso"], obs_shape=spec.obs_shape)
+    torso = build("torso", description["torso"], obs_shape=spec.obs_shape, history=spec.history)
     core = build("core", description["core"], features=torso.out_features)
     encoder, trunk = _encoder_and_trunk(description, core.out_features, spec)
+    if encoder.history_size and not (torso.begins_with_obs and description["core"]["name"] == "none"):
+        name = description["task_encoder"]["name"]
+        raise UserError(f"task_encoder={name} reads observations: use core=none, and a torso that passes them on.")
     head = build(
         "action_head", description["action_head"], head=description["head"], features=trunk.out_features, spec=spec
     )

@@ -20,6 +20,8 @@ class Torso(MixedPrecision):
 
     out_features: int
     """F, the size of the output."""
+    begins_with_obs: bool = False
+    """Whether the first features are the observation."""
 
     def forward(self, obs: Float[Tensor, "..."], raw: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch F"]:
         """Features of normalised observations (*batch, *obs); `raw` are the same in the units of the environment."""
@@ -29,6 +31,8 @@ class Torso(MixedPrecision):
 @register("torso", "none")
 class NoTorso(Torso):
     """Identity on flat observations."""
+
+    begins_with_obs = True
 
     def __init__(self, obs_shape: Sequence[int]) -> None:
         super().__init__()
@@ -49,6 +53,7 @@ class Differences(Torso):
     observations, whatever the observations that they are appended to are normalised by.
 
     Args:
+        history: Transitions, and size of each, at the beginning of an observation, before what `points` counts.
         points: Index of the first coordinate of each point in an observation.
         scales: In the units of the observation.
         axes: Number of coordinates of a point.
@@ -57,18 +62,28 @@ class Differences(Torso):
         ValueError: Observations are not flat, a point lies outside of them, or a scale is not positive.
     """
 
+    begins_with_obs = True
     left: Tensor
     right: Tensor
     scales: Tensor
 
-    def __init__(self, obs_shape: Sequence[int], points: Sequence[int], scales: Sequence[float], axes: int = 3) -> None:
+    def __init__(
+        self,
+        obs_shape: Sequence[int],
+        history: tuple[int, int],
+        points: Sequence[int],
+        scales: Sequence[float],
+        axes: int = 3,
+    ) -> None:
         super().__init__()
         self.out_features = NoTorso(obs_shape).out_features
-        if len(points) < 2 or not 0 <= min(points) <= max(points) <= self.out_features - axes:
-            raise ValueError(f"points={list(points)}: expected two or more in observations of {self.out_features}.")
+        past = history[0] * history[1]
+        size = self.out_features - past
+        if len(points) < 2 or not 0 <= min(points) <= max(points) <= size - axes:
+            raise ValueError(f"points={list(points)}: expected two or more in observations of {size}.")
         for scale in scales:
             positive(scale=scale)
-        pairs = torch.tensor(list(itertools.combinations(points, 2)))
+        pairs = past + torch.tensor(list(itertools.combinations(points, 2)))
         left, right = (pairs[:, :, None] + torch.arange(axes)).unbind(1)
         self.register_buffer("left", left.flatten(), persistent=False)
         self.register_buffer("right", right.flatten(), persistent=False)

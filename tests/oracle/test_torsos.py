@@ -88,20 +88,20 @@ def test_the_other_kind_of_observation_is_refused() -> None:
 def test_differences() -> None:
     """Two points in the plane, (0.1, 0.5) and (0.4, 0.1), after another number: their difference is (-0.3, 0.4).
 
-    They are appended to the normalised observations, here zeros.
+    They are appended to the normalised observations, here zeros, which begin with two transitions of three numbers.
     """
-    torso = Differences((5,), points=[1, 3], scales=[0.1, 1.0], axes=2)
-    found = torso(torch.zeros(5), torch.tensor([9.0, 0.1, 0.5, 0.4, 0.1]))
+    torso = Differences((11,), (2, 3), points=[1, 3], scales=[0.1, 1.0], axes=2)
+    found = torso(torch.zeros(11), torch.tensor([7.0] * 6 + [9.0, 0.1, 0.5, 0.4, 0.1]))
     # tanh(-3), tanh(-0.3), tanh(4), tanh(0.4)
-    torch.testing.assert_close(found[:5], torch.zeros(5))
-    torch.testing.assert_close(found[5:], torch.tensor([-0.9950548, -0.2913126, 0.9993293, 0.3799490]))
-    assert torso.out_features == 9
+    torch.testing.assert_close(found[:11], torch.zeros(11))
+    torch.testing.assert_close(found[11:], torch.tensor([-0.9950548, -0.2913126, 0.9993293, 0.3799490]))
+    assert torso.out_features == 15
 
 
 @pytest.mark.parametrize(("points", "scales"), [([0], [1.0]), ([0, 3], [1.0]), ([-1, 1], [1.0]), ([0, 1], [0.0])])
 def test_differences_of_other_observations_are_refused(points: list[int], scales: list[float]) -> None:
     with pytest.raises(ValueError, match=r"points=|scale"):
-        Differences((5,), points, scales)
+        Differences((7,), (1, 2), points, scales)
 
 
 def test_differences_of_raw_observations_in_a_policy() -> None:

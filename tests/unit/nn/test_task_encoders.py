@@ -104,5 +104,5 @@ def test_context_has_its_part_and_the_trunk_the_rest() -> None:
 def test_context_reads_no_images() -> None:
     spec = replace(make_spec(3, 14), history=(2, 5))
     description = describe("gaussian") | {"task_encoder": {"name": "context"}, "core": {"name": "lstm"}}
-    with pytest.raises(UserError, match="task_encoder=context reads raw observations: use torso=none and core=none"):
+    with pytest.raises(UserError, match="task_encoder=context reads observations: use core=none, and a torso"):
         build_policy(description, spec)
