@@ -138,7 +138,7 @@ BEYOND = Study(
         ],
     },
 )
-"""A student of scripted teachers goes on with ten tasks and rewards; then it learns from that policy and from itself."""
+"""A student of scripted teachers goes on with ten tasks and rewards, then learns from that policy and from itself."""
 
 KICKSTART = Study(
     ["env=mt10", "total_steps=1000000", "eval.every=0", "eval.episodes_per_task=10", "log.every=50000"],

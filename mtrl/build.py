@@ -12,6 +12,7 @@ from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
 from mtrl.agents.resets import Resets
 from mtrl.data.experience import Collector, EpisodeStatistics, JointEpisodes, OffPolicy, OnPolicy
+from mtrl.data.n_step import NStep
 from mtrl.data.replay import Replay, transition_columns
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.parallel.ray_actors import RayActors  # noqa: F401  # registers a transport
@@ -106,6 +107,8 @@ def off_policy(
     device: str,
     timer: PhaseTimer,
     actors: int,
+    gamma: float | None,
+    n_step: int = 1,
     batch_size: int = 128,
     samples_per_insert: float = 128,
     capacity: int = 100_000,
@@ -117,6 +120,7 @@ def off_policy(
     """Batches from a replay of all collected transitions, stratified by task.
 
     Args:
+        n_step: Number of steps after which a target has the value of the observation: `mtrl.data.n_step`.
         batch_size: Samples per task in a batch, of which each rank has its share; likewise below.
         samples_per_insert: Samples learned from per collected transition.
         capacity: Transitions per task.
@@ -127,9 +131,12 @@ def off_policy(
     """
     if actors:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")
+    if n_step > 1 and gamma is None:
+        raise UserError("data.n_step needs the learner's discount factor, agent.gamma, which this agent does not have.")
     collector = Collector(env, episodes, device, timer, float(exploring_start_fraction), max_episode_steps)
     ranks = episodes.ranks
     capacity, learning_starts = -(-capacity // ranks.size), -(-learning_starts // ranks.size)  # rounded up
     replay = Replay(env.spec.num_tasks, capacity, transition_columns(env.spec), device)
     batch_size = ranks.share("data.batch_size", batch_size)
-    return OffPolicy(collector, replay, batch_size, samples_per_insert, learning_starts)
+    joins = NStep(n_step, 1.0 if gamma is None else gamma)
+    return OffPolicy(collector, replay, joins, batch_size, samples_per_insert, learning_starts)

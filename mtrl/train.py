@@ -246,6 +246,7 @@ def make_source(
         report=report,
         actors=config.actors,
         transport=config.transport,
+        gamma=config.agent.get("gamma"),
     )
     held.callback(source.close)
     if ranks.size > 1 and not source.joins_ranks:

@@ -174,8 +174,9 @@ class Batch:
     obs: Shaped[Tensor, "K n *obs"]
     action: Shaped[Tensor, "K n *action"]
     reward: Float[Tensor, "K n"]
+    """Of several steps, their discounted sum (`mtrl.data.n_step`); likewise below."""
     continuation: Float[Tensor, "K n"]
-    """0 where the value of the next state counts as zero (`Step.continuation`), else 1."""
+    """0 where the value of the next state counts as zero (`Step.continuation`), else 1; of m steps gamma^(m - 1)."""
     next_obs: Shaped[Tensor, "K n *obs"]
     task: Int[Tensor, "K n"]
 

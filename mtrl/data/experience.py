@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl import per_task
 from mtrl.checks import not_negative, positive
+from mtrl.data.n_step import NStep
 from mtrl.data.replay import Replay
 from mtrl.data.returns import ReturnTracker
 from mtrl.data.task_sampling import TaskSampler, allocate
@@ -521,32 +522,53 @@ class ReplaySource(DataSource):
 
 
 class OffPolicy(ReplaySource):
-    """Transitions, with random actions until learning begins. For the arguments see `ReplaySource`."""
+    """Transitions, with random actions until learning begins. For the other arguments see `ReplaySource`.
+
+    Args:
+        n_step: Joins steps to transitions.
+    """
 
     yields = Batch
     joins_ranks = True
 
     def __init__(
-        self, collector: Collector, replay: Replay, batch_size: int, samples_per_insert: float, learning_starts: int
+        self,
+        collector: Collector,
+        replay: Replay,
+        n_step: NStep,
+        batch_size: int,
+        samples_per_insert: float,
+        learning_starts: int,
     ) -> None:
         super().__init__(collector, replay, batch_size, samples_per_insert, learning_starts)
+        self.n_step = n_step
         self._random = RandomActor(collector.env.spec)
 
     def _step(self, actor: Actor, progress: float) -> Samples:
         obs = self.collector.obs
         action, _ = self.collector.act(actor if self._is_warm() else self._random)
         step = self.collector.step(action)
-        columns = {
+        row = {
+            "task": step.task,
             "obs": obs,
             "action": action,
             "reward": step.reward,
             "continuation": step.continuation,
             "next_obs": step.final_obs,
+            "done": step.done,
         }
-        return [(step.task, columns)]
+        joined = self.n_step.add(row)
+        return [(joined["task"], joined)] if joined else []
 
     def _batch(self, samples: dict[str, Tensor]) -> Batch:
         return Batch(**samples)
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"n_step": self.n_step.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.n_step.load_state_dict(state["n_step"])
 
 
 class RandomActor:

@@ -15,6 +15,7 @@ from mtrl.agents.components import Components
 from mtrl.build import build_learner
 from mtrl.config import GROUPS, composed
 from mtrl.data.experience import UNSETTLED, Collector, EpisodeStatistics, OffPolicy, OnPolicy, RandomActor
+from mtrl.data.n_step import NStep
 from mtrl.data.replay import Replay, transition_columns
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.types import UserError
@@ -154,7 +155,7 @@ def test_the_replay_waits_rarely_to_see_whether_it_has_enough() -> None:
         collector = make_collector(make_env("meta"))
         spec = collector.env.spec
         replay = Replay(spec.num_tasks, 1000, transition_columns(spec), "meta")
-        source = OffPolicy(collector, replay, batch_size=4, samples_per_insert=2.0, learning_starts=120)
+        source = OffPolicy(collector, replay, NStep(1, 0.9), batch_size=4, samples_per_insert=2.0, learning_starts=120)
         actor, looks = RandomActor(collector.env.spec), 0
         device.take()
         for step in range(1, 60):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import mtrl.envs
 from mtrl.data.experience import Collector, EpisodeStatistics, JointEpisodes, OffPolicy, OnPolicy, RandomActor
+from mtrl.data.n_step import NStep
 from mtrl.data.replay import Replay, transition_columns
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
@@ -62,9 +63,10 @@ def make_collector(
     return Collector(env, EpisodeStatistics(env.spec, sampler or Uniform(K)), "cpu", no_timer, exploring_start_fraction)
 
 
-def make_off_policy(collector: Collector, capacity: int = 1000, **options: Any) -> OffPolicy:
+def make_off_policy(collector: Collector, capacity: int = 1000, n_step: int = 1, **options: Any) -> OffPolicy:
     options = {"batch_size": 4, "samples_per_insert": 4.0, "learning_starts": 0} | options
-    return OffPolicy(collector, Replay(K, capacity, transition_columns(collector.env.spec), "cpu"), **options)
+    replay = Replay(K, capacity, transition_columns(collector.env.spec), "cpu")
+    return OffPolicy(collector, replay, NStep(n_step, 0.9), **options)
 
 
 def check_transitions(
@@ -284,7 +286,7 @@ def test_learning_starts_when_every_rank_has_enough(others: bool) -> None:
 
     collector = make_collector(num_envs=K, sampler=Uniform(K))
     collector.episodes.ranks = Waiting()
-    source = OffPolicy(collector, Replay(K, 10, transition_columns(collector.env.spec), "cpu"), 2, 2, 1)
+    source = make_off_policy(collector, 10, batch_size=2, samples_per_insert=2, learning_starts=1)
     source.collect(RandomActor(collector.env.spec))
     assert bool(list(source.batches())) == others
 
@@ -414,7 +416,7 @@ def test_the_state_continues_bit_exactly(kind: str, through_a_file: bool) -> Non
         collector = make_collector(Restless(), seed=seed, exploring_start_fraction=0.5, episode_length=6, stagger=0)
         if kind == "on":
             return OnPolicy(collector, rollout_length=5)
-        return make_off_policy(collector, capacity=30, samples_per_insert=0.7, learning_starts=5)
+        return make_off_policy(collector, capacity=30, n_step=3, samples_per_insert=0.7, learning_starts=5)
 
     torch.manual_seed(0)
     one = make(seed=0)
