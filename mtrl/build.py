@@ -10,6 +10,7 @@ import mtrl.agents.vtrace_actor_critic  # these two register learners
 import mtrl.distill  # noqa: F401  # registers teachers, losses and schedules
 from mtrl.agents.acceleration import compile_losses, set_precision
 from mtrl.agents.components import Components
+from mtrl.agents.lookahead import Lookahead
 from mtrl.agents.resets import Resets
 from mtrl.data.experience import Collector, EpisodeStatistics, JointEpisodes, OffPolicy, OnPolicy
 from mtrl.data.n_step import NStep
@@ -34,7 +35,12 @@ def build_episodes(task_sampling: Node, spec: EnvSpec, num_slots: int, ranks: Ra
 
 
 def build_learner(
-    node: Node, components: Components, yields: type = object, precision: str = "float32", resets: int = 0
+    node: Node,
+    components: Components,
+    yields: type = object,
+    precision: str = "float32",
+    resets: int = 0,
+    lookahead: bool = False,
 ) -> Learner:
     """Builds the learner that `agent=...` names.
 
@@ -42,6 +48,7 @@ def build_learner(
         yields: Class of the batches that it will learn from; `object` if unknown.
         precision: Precision of torsos and trunks.
         resets: Number of times that its networks are reset.
+        lookahead: Whether its diagnostics say what a step on each task does to the others.
 
     Raises:
         UserError: The node is not valid, the learner does not learn from `yields`, or an auxiliary loss does not
@@ -59,6 +66,8 @@ def build_learner(
     set_precision(learner.networks, precision)
     if components.compile:
         compile_losses(learner)
+    if lookahead:
+        learner = Lookahead(learner)
     return Resets(learner, resets, components.episodes.sampler) if resets else learner
 
 

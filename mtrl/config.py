@@ -116,6 +116,8 @@ class LogConfig:
     wandb_group: str | None = None
     """None: the name of the sweep that the run is a job of, if any."""
     wandb_tags: list[str] = field(default_factory=list)
+    lookahead: bool = False
+    """Whether each row says what a step on each task does to the losses of the others."""
 
     def __post_init__(self) -> None:
         positive(every=self.every)

@@ -283,7 +283,9 @@ def make_learner(
         aux_losses={name: build("aux_loss", {"name": name, **node}, **runtime) for name, node in aux_losses.items()},
         compile=config.compile,
     )
-    learner = build_learner(config.agent, components, source.yields, config.precision, config.resets)
+    learner = build_learner(
+        config.agent, components, source.yields, config.precision, config.resets, config.log.lookahead
+    )
     by_part = (config.lr_factors, config.freeze, config.l2_sp)
     return Transfer(learner, *by_part) if any(by_part) else learner
 

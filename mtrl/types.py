@@ -404,6 +404,9 @@ class Learner(Actor, Protocol):
     """Class of the batches."""
     compilable: tuple[str, ...] = ()
     """Names of the functions from networks to losses that `compile=true` compiles."""
+    policy_loss: tuple[str, ...] = ()
+    """Names of the functions that compute the policy's loss of each task (K,), in the order of their calls: what one
+    returns may be an argument of the next, and the last returns the losses, or a tuple that begins with them."""
     joins_ranks: bool = False
     """Whether several of it in different processes learn as one (`Ranks`)."""
 

@@ -61,6 +61,7 @@ class Sac(Learner):
     learns_from = Batch
     joins_ranks = True
     compilable = ("_target", "_critic_loss", "_policy_loss")
+    policy_loss = ("_policy_loss",)
 
     def __init__(
         self,

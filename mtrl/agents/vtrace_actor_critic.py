@@ -69,6 +69,7 @@ class VTraceActorCritic(Learner):
     learns_from = Rollout
     joins_ranks = True
     compilable: tuple[str, ...] = ("_features", "_policy_loss", "_value_loss")
+    policy_loss = ("_features", "_policy_loss")
 
     def __init__(
         self,

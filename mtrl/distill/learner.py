@@ -44,6 +44,7 @@ class Distill(Learner):
 
     learns_from = Labelled
     compilable = ("_loss",)
+    policy_loss = ("_features", "_loss")
 
     def __init__(
         self,

@@ -93,20 +93,37 @@ def of_routing(probe: Probe) -> Relation:
 @register("relation", "gradient")
 def of_gradient(probe: Probe) -> Relation:
     """Cosine of the gradients of two tasks in the parameters that they share, as the mean over training."""
-    _only(probe, "gradient")
+    hint = "Train with an aggregation that looks at gradients, such as aggregation=measured_mean."
+    return Relation(_logged(probe, "gradient", ("grad/policy_cosine", "grad/joint_cosine"), hint))
+
+
+@register("relation", "lookahead")
+def of_lookahead(probe: Probe) -> Relation:
+    """What a step on the task of the row gains in that of the column, as a share of what a step of its own gains.
+
+    A gain is the decrease of the policy's loss (`mtrl.optim.lookahead`), as the mean over training.
+    """
+    gain = _logged(probe, "lookahead", ("grad/lookahead",), "Train with log.lookahead=true.")
+    own = gain.diagonal()
+    if (own <= 0).any():
+        names = ", ".join(name for name, lost in zip(probe.tasks, own <= 0, strict=True) if lost)
+        raise UserError(f"relation lookahead: on average, steps on the loss of {names} did not lower it in this run.")
+    return Relation(gain / own)
+
+
+def _logged(probe: Probe, measure: str, keys: tuple[str, ...], hint: str) -> Float[Tensor, "K K"]:
+    """The mean of a matrix over the log of the run. Raises `UserError` if it is not there."""
+    _only(probe, measure)
     if probe.run is None:
-        raise UserError("relation gradient: it is in the log of a run, and this policy has none here.")
+        raise UserError(f"relation {measure}: it is in the log of a run, and this policy has none here.")
     rows = read_rows(probe.run / "metrics.jsonl")
-    logged = [row[key] for row in rows for key in ("grad/policy_cosine", "grad/joint_cosine") if key in row]
+    logged = [row[key] for row in rows for key in keys if key in row]
     if not logged:
-        raise UserError(
-            f"relation gradient: no cosines of gradients in {probe.run / 'metrics.jsonl'}. Train with an aggregation "
-            "that looks at them, such as aggregation=measured_mean."
-        )
+        raise UserError(f"relation {measure}: there is no {keys[0]} in {probe.run / 'metrics.jsonl'}. {hint}")
     matrix = torch.from_numpy(np.array(logged, dtype=float)).nanmean(0)[list(probe.ids)][:, list(probe.ids)]
     if matrix.isnan().any():
-        raise UserError("relation gradient: a task of this run never had a gradient.")
-    return Relation(matrix)
+        raise UserError(f"relation {measure}: a task of this run never had a gradient.")
+    return matrix
 
 
 def _only(probe: Probe, measure: str) -> PolicyNetwork:

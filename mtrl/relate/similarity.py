@@ -1,13 +1,11 @@
-"""How alike tasks are, as matrices (K, K) with 1 on the diagonal, and what a step on one task does to another."""
+"""How alike tasks are, as matrices (K, K) with 1 on the diagonal."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 
@@ -53,32 +51,3 @@ def attribution_similarity(gradients: Float[Tensor, "K N P"]) -> Float[Tensor, "
     unit = functional.normalize(gradients.double(), dim=-1)
     there = (gradients != 0).any(-1).double()
     return (torch.einsum("inp,jnp->ij", unit, unit) / (there @ there.T)).cpu()
-
-
-def lookahead_affinity(
-    losses: Callable[[], Float[Tensor, " K"]], shared: Sequence[nn.Parameter], lr: float
-) -> Float[Tensor, "K K"]:
-    """Z[i, j] = 1 - L_j(after a step on task i) / L_j: the share of task j's loss that a step on task i takes away.
-
-    Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning" (2021), equation 1. A step moves the
-    shared parameters by -lr times the gradient of one loss. Parameters are as before when it returns.
-
-    Args:
-        losses: Computes the positive losses of the K tasks, on the same samples each time.
-        shared: The parameters that tasks share.
-    """
-    before = losses()
-    gradients = [
-        torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
-        for loss in before
-    ]
-    kept = [parameter.detach().clone() for parameter in shared]
-    rows = []
-    with torch.no_grad():
-        for of_task in gradients:
-            for parameter, gradient in zip(shared, of_task, strict=True):
-                parameter.sub_(lr * gradient)
-            rows.append(1 - losses() / before)
-            for parameter, value in zip(shared, kept, strict=True):
-                parameter.copy_(value)
-    return torch.stack(rows).double().cpu()

@@ -45,8 +45,8 @@ class Logger:
     def log(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Logs scalars `()` under their names and vectors `(K,)` as `<name>/<task>`, without the NaN of absent tasks.
 
-        Matrices `(K, K)` become lists of rows with three digits; sinks do not get them. Other NaN and infinite values
-        become null in the file, and are passed unchanged to the sinks.
+        Matrices `(K, K)` become lists of rows with three significant digits; sinks do not get them. Other NaN and
+        infinite values become null in the file, and are passed unchanged to the sinks.
 
         Args:
             step: Environment steps over all tasks.
@@ -72,7 +72,7 @@ class Logger:
             if not isinstance(value, Tensor) or value.ndim == 0:
                 row[name] = value.item() if isinstance(value, Tensor) else value
             elif value.shape == (num_tasks, num_tasks):
-                row[name] = [[round(x, 3) for x in numbers] for numbers in value.tolist()]
+                row[name] = [[float(f"{x:.3g}") for x in numbers] for numbers in value.tolist()]
             elif value.shape == (num_tasks,):
                 by_task = zip(self.task_names, value.tolist(), strict=True)
                 row |= {f"{name}/{task}": number for task, number in by_task if not math.isnan(number)}

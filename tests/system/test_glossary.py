@@ -68,7 +68,7 @@ def pattern(metric: str) -> str:
 
 
 RUNS = {
-    "ppo": ["env=toy_reach", *AGENTS["ppo"]],
+    "ppo": ["env=toy_reach", *AGENTS["ppo"], "log.lookahead=true"],
     "sac": ["env=toy_reach", *AGENTS["sac"], "aggregation=pcgrad"],
     "impala": ["env=toy_grid", *AGENTS["impala"], "network=soft_modules", "network.trunk.width=8"],
     "distral": ["env=toy_reach", *AGENTS["distral"]],

@@ -110,4 +110,4 @@ def test_what_runs_say(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 of 12 pairs of these tasks have no finished run" in the_error(capsys)
     (made_by / "metrics.jsonl").write_text('{"step": 0}\n')
     assert relate(*arguments) == 2
-    assert "Train with an aggregation that looks at them" in the_error(capsys)
+    assert "Train with an aggregation that looks at gradients" in the_error(capsys)

@@ -1,15 +1,12 @@
-"""Similarities of tasks by hand, and lookahead affinity against steps that are taken."""
+"""Similarities of tasks by hand."""
 
 from __future__ import annotations
-
-import copy
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, lookahead_affinity, rsa
+from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, rsa
 
 
 def test_cosine() -> None:
@@ -61,28 +58,6 @@ def test_attribution_similarity() -> None:
     gradients = torch.tensor([[[1.0, 0], [1, 1]], [[0, 2], [2, 2]], [[1, 0], [0, 0]]])
     found = attribution_similarity(gradients)
     np.testing.assert_allclose(found, [[1, 0.5, 1], [0.5, 1, 0], [1, 0, 1]])
-
-
-def test_lookahead_affinity_is_what_steps_do() -> None:
-    """Of a copy that takes the step with an optimiser; the network itself is left as it was."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    x, y = torch.randn(6, 3).double(), torch.randn(2, 6).double()
-
-    def losses(module: nn.Module) -> Tensor:
-        return (module(x).T - y).square().mean(1)  # output k is of task k
-
-    shared = list(network[0].parameters())
-    before = copy.deepcopy(network.state_dict())
-    found = lookahead_affinity(lambda: losses(network), shared, lr=0.1)
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-    for i in range(2):
-        moved = copy.deepcopy(network)
-        step = torch.optim.SGD(moved[0].parameters(), lr=0.1)
-        losses(moved)[i].backward()
-        step.step()
-        torch.testing.assert_close(found[i], (1 - losses(moved) / losses(network)).detach())
-    assert (found.diagonal() > 0).all()
 
 
 @pytest.mark.parametrize("similarity", [rsa, linear_cka, attribution_similarity])

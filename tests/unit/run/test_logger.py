@@ -60,9 +60,9 @@ def test_rows(tmp_path):
 def test_matrices_of_pairs_are_rows_of_short_numbers(tmp_path):
     sink = ListSink()
     logger = Logger(tmp_path, TASKS, [sink])
-    logger.log(1, {"grad/cosine": torch.tensor([[1, 0.12345, math.nan]] * 3), "x": 1.0})
+    logger.log(1, {"grad/cosine": torch.tensor([[1, 0.0012345, math.nan]] * 3), "x": 1.0})
     logger.close()
-    assert rows(tmp_path) == [{"step": 1, "grad/cosine": [[1.0, 0.123, None]] * 3, "x": 1.0}]
+    assert rows(tmp_path) == [{"step": 1, "grad/cosine": [[1.0, 0.00123, None]] * 3, "x": 1.0}]
     assert sink.rows == [(1, {"x": 1.0})]
 
 
