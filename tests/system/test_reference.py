@@ -1,56 +1,57 @@
-"""The page of terms, settings and metrics lists all that there are."""
+"""The reference pages of settings, components and metrics list all that there are, and say something about each."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import mtrl.build  # noqa: F401  # registers learners and data sources
-from mtrl.config import GROUPS, OPTIONAL_GROUPS, config_dir, load_yaml
-from mtrl.registry import lookup, names, parameters
+from mtrl.config import GROUPS, KINDS
+from mtrl.registry import names
 from mtrl.train import _main
 from tests.system.commands import AGENTS
 
-PAGE = Path(__file__).parents[2] / "docs" / "glossary.md"
-FROM_THE_RUN = {"c", "env", "make_env", "spec", "episodes", "device", "timer", "seed", "report", "actors", "transport"}
-"""What learners and data sources are given beside their settings."""
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+import reference
+from reference import ROOT
 
 
-def listed(heading: str) -> set[str]:
-    """What stands in backquotes in the first column of the tables below a heading."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+def test_reference_pages_are_fresh() -> None:
+    """`python scripts/reference.py` writes them."""
+    pages = reference.pages()
+    assert {path for path in pages if path.read_text(encoding="utf-8") != pages[path]} == set()
+    assert set((ROOT / "docs" / "reference").glob("*.md")) <= pages.keys()
+
+
+def test_every_setting_has_a_meaning() -> None:
+    assert [key for key, _, meaning in reference.run_settings() if not meaning] == []
+    assert [
+        f"{kind} {name}: {option}"
+        for kind in reference.PAGES
+        for name in names(kind)
+        for option in reference.settings_of(kind, name)
+        if reference.plain(kind, name).__module__.startswith("mtrl.")
+        and option not in reference.meanings(reference.plain(kind, name))
+    ] == []
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS} - {"env"}))
+def test_every_component_says_what_it_is_for(group: str) -> None:
+    kind = KINDS.get(group, group)
+    components = {name: reference.plain(kind, name) for name in names(kind)}
+    ours = {name: inspect.getdoc(one) or "" for name, one in components.items() if one.__module__.startswith("mtrl.")}
+    assert [name for name, text in ours.items() if not re.search(r"\n\nUse (it|`\w+`) ", text)] == []
+
+
+def listed() -> set[str]:
+    """What stands in backquotes in the first column of the table of metrics."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
     return {name for row in rows for name in re.findall("`([^`]+)`", row)}
-
-
-def keys(node: dict[str, Any], prefix: str = "") -> set[str]:
-    """All settings in a configuration, with dots."""
-    found: set[str] = set()
-    for key, value in node.items():
-        found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}"}
-    return found
-
-
-def test_settings_of_a_run() -> None:
-    settings = {key: value for key, value in load_yaml(config_dir() / "train.yaml").items() if key != "hydra"}
-    del settings["defaults"]
-    assert listed("Settings of a run") == keys(settings) | {*GROUPS, *OPTIONAL_GROUPS}
-
-
-@pytest.mark.parametrize(("kind", "heading"), [("agent", "Settings of learners"), ("data", "Settings of data sources")])
-def test_settings_of_learners_and_sources(kind: str, heading: str) -> None:
-    options = set()
-    for name in names(kind):
-        component = lookup(kind, name)
-        if component.__module__.startswith("mtrl."):
-            options |= {f"{kind}.{option}" for option in parameters(component)} - {
-                f"{kind}.{given}" for given in FROM_THE_RUN
-            }
-    assert listed(heading) == options
 
 
 def pattern(metric: str) -> str:
@@ -82,6 +83,6 @@ def test_metrics(run: str, tmp_path: Path) -> None:
     short = ["total_steps=160", "log.every=160", "log.tensorboard=false", "eval.episodes_per_task=1"]
     assert _main([*RUNS[run], *short, f"run_dir={tmp_path / 'run'}"]) == 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    patterns = [re.compile(pattern(name)) for name in listed("Metrics") - {"eval/<score>"}]
+    patterns = [re.compile(pattern(name)) for name in listed() - {"eval/<score>"}]
     logged = {name for row in rows for name in json.loads(row)}
     assert {name for name in logged if not any(known.fullmatch(name) for known in patterns)} == set()
