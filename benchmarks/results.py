@@ -4,6 +4,7 @@ python benchmarks/results.py store RUN NAME     # results/NAME/seed<N>.json from
 python benchmarks/results.py render             # docs/results.md and docs/results_*.svg from results/
 
 NAME/VARIANT in place of NAME makes the run part of a comparison: one table and one plot for all variants of NAME.
+The table in README.md has the names in `IN_README` only, so that runs of your own change nothing there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from mtrl.run.evaluation.statistics import bootstrap_interval, wilson_interval
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 README_MARKERS = ("<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->")
+
+IN_README = ("atari_pong", "mt10_differences", "mt10_distill", "mt10_ppo", "mt10_sac", "mt50_distill", "mt50_ppo")
+"""Names of results, as they are ordered in the table of README.md."""
 
 PUBLISHED: dict[str, tuple[tuple[float, ...], dict[str, tuple[float, ...]]]] = {
     "mt10": (
@@ -125,10 +129,11 @@ def _groups(pattern: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes one row for each name between the markers in README.md."""
+    """Writes one row for each name of `IN_README` between the markers in README.md, and nothing else."""
     lines = ["| runs | command | seeds | steps | success or score | minutes each |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for name, runs in groups.items():
+    for name in IN_README:
+        runs = groups[name]
         finals = [run["evaluations"][-1] for run in runs]
         success = " ".join(map(_in_one_number, finals))
         steps = " ".join(dict.fromkeys(f"{final['step']:,}" for final in finals))

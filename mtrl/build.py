@@ -89,13 +89,16 @@ def on_policy(
 ) -> DataSource:
     """Rollouts of the policy, each learned from once, collected by the learner's process or in parallel (`actors`).
 
+    Use it with `agent=ppo`, `impala` and `distral`, whose presets choose it.
+
     Args:
         env: The environment to step; with actors, an example of those that they make.
         transport: Registered name of what connects the learner to actors.
         rollout_length: Steps of every slot between updates.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
-        exploring_start_fraction: See `Collector`.
-        max_episode_steps: See `Collector`.
+        exploring_start_fraction: Episodes begin with one random action, repeated for up to this fraction of their
+            length.
+        max_episode_steps: Steps after which episodes of training are truncated; evaluations are not affected.
     """
     options: dict[str, Any] = {
         "exploring_start_fraction": float(exploring_start_fraction),
@@ -128,15 +131,18 @@ def off_policy(
 ) -> DataSource:
     """Batches from a replay of all collected transitions, stratified by task.
 
+    Use it with `agent=sac`, whose preset chooses it.
+
     Args:
-        n_step: Number of steps after which a target has the value of the observation: `mtrl.data.n_step`.
+        n_step: Steps of rewards in a target before the value of an observation, as in Rainbow; fewer where an episode ends.
         batch_size: Samples per task in a batch, of which each rank has its share; likewise below.
         samples_per_insert: Samples learned from per collected transition.
         capacity: Transitions per task.
         learning_starts: Transitions per task with random actions before the first update.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
-        exploring_start_fraction: See `Collector`.
-        max_episode_steps: See `Collector`.
+        exploring_start_fraction: Episodes begin with one random action, repeated for up to this fraction of their
+            length.
+        max_episode_steps: Steps after which episodes of training are truncated; evaluations are not affected.
     """
     if actors:
         raise UserError("This agent learns from a replay, which actors do not fill: use actors=0, or agent=impala.")

@@ -48,9 +48,13 @@ class Temperature(nn.Module):
 class Sac(Learner):
     """SAC with twin critics for K tasks and continuous actions. Values are the minimum over the critics.
 
+    Use it where steps of the environment are expensive and actions continuous: it learns from a sample many times, so
+    that it needs fewer steps than `ppo` and more time for each.
+
     Args:
         c: Builds the networks and their optimisers.
-        optimizer: Config node of the optimisers.
+        optimizer: Name and options of the optimisers.
+        gamma: Discount.
         tau: Fraction of the critics mixed into the target critics at each update.
         initial_alpha: Initial temperature of each task.
         target_entropy: Target entropy in nats per component of the action; published: -1.

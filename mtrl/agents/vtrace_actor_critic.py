@@ -47,17 +47,26 @@ from mtrl.types import Learner, Metrics, Rollout
 class VTraceActorCritic(Learner):
     """V-trace actor-critic for K tasks: `agent=impala` and `agent=ppo` are presets of it.
 
+    Use `ppo` first: where steps are cheap it needs the least time. `impala` learns from each rollout once, which suits
+    actors whose policy is a few updates old (`actors=4`), and games.
+
     Args:
         c: Builds the networks and their optimisers.
-        optimizer: Config node of the optimisers.
+        optimizer: Name and options of the optimisers.
+        gamma: Discount.
+        gae_lambda: Decay of the traces: lambda of GAE, and of V-trace.
+        clip_rho: Clip of V-trace's importance weights in the targets.
+        clip_c: Clip of those in the traces.
+        clip_pg_rho: Clip of those of the advantages.
         reward_clip: Rewards are clipped to plus or minus this; infinity for no clipping.
         clip_range: Clip range of the ratio to the policy at the beginning of the update; infinity: no clipping.
+        num_epochs: Passes over a rollout in an update.
         num_minibatches: Minibatches per epoch, all of the same size. Samples left over, different ones in each epoch,
             are not used in it.
         target_kl: An update ends after the first minibatch in which the KL divergence from the policy at its beginning
             exceeds this, as estimated by the mean of r - 1 - log r; infinity for no end.
         normalise_advantage: Standardise the advantages of each task over the actions of the rollout that the policy
-            chose, dividing by at least `ValueNorm.floor`.
+            chose, dividing by at least a tenth of a typical reward.
         value_coef: Weight of the value loss.
         entropy_coef: Initial weight of the entropy bonus.
         end_factor: Factor of learning rates and entropy bonus at the end of training; it changes linearly.

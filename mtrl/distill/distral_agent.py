@@ -51,12 +51,14 @@ class Distral(VTraceActorCritic):
     a part of the policy. Both learn from the policy gradient, which passes through alpha h_0, and h_0 in addition from
     c_kl KL(pi_i || pi_0), in which pi_i is constant. One optimiser takes the sum, as the ratio of these matters.
 
+    Use it where the tasks differ too much for one policy, but good behaviour in them has something in common.
+
     Args:
         c: See `VTraceActorCritic`, as for all options that are not named here.
-        optimizer: Config node of the optimisers.
+        optimizer: Name and options of the optimisers.
         c_kl: Cost of the KL divergence from a task's policy to the shared one, in units of the reward.
         c_ent: Cost of missing entropy of a task's policy, likewise. It has no limit for Gaussians.
-        columns: Of a task's policy.
+        columns: Of a task's policy: 2, if the shared policy's logits or means are a part of it, else 1.
         shared_width: Of the layers of the shared policy.
         shared_depth: Number of its hidden layers.
         entropy_coef: Initial weight of an entropy bonus, as in `agent=impala`, which does not look ahead.

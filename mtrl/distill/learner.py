@@ -27,10 +27,12 @@ from mtrl.types import Learner, Metrics, UserError
 class Distill(Learner):
     """A student policy for K tasks.
 
+    Use it where there is something to learn from: scripted policies, a specialist for each task, or a larger policy.
+
     Args:
         c: Builds the network and its optimiser.
-        optimizer: Config node of the optimiser.
-        loss: Config node of a `distill_loss`.
+        optimizer: Name and options of the optimiser.
+        loss: Name and options of a `distill_loss`: the distance from student to teacher.
         end_factor: Factor of the learning rate at the end of training; it changes linearly from 1.
         max_grad_norm: Global norm to which gradients are clipped.
         obs_norm: Registered name of the observation normalisation, with statistics of the samples learned from.

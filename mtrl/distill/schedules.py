@@ -39,7 +39,11 @@ class Schedule:
 
 @register("schedule", "constant")
 class Constant(Schedule):
-    """The same value throughout."""
+    """The same value throughout.
+
+    Args:
+        value: The value.
+    """
 
     def __init__(self, value: float) -> None:
         self.start = self.end = float(value)
@@ -53,6 +57,8 @@ class Linear(Schedule):
     """Changes linearly from `start` to `end`.
 
     Args:
+        start: Value at the beginning.
+        end: Value at the end.
         until: Fraction of training at which `end` is reached.
     """
 
@@ -73,6 +79,9 @@ class Success(Schedule):
     The success rate is a moving average over rows of the log, and 0 for a task without finished episodes.
 
     Args:
+        start: Value at success 0.
+        end: Value from `target` on.
+        target: The success rate at which `end` is reached.
         step_size: Step size of the moving average.
     """
 

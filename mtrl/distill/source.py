@@ -158,17 +158,20 @@ def dagger(
 ) -> DataSource:
     """Observations of the student and of its teacher, labelled by the teacher.
 
+    Use it with `agent=distill`, whose preset chooses it.
+
     Args:
         teacher: Config node of a `teacher`.
         teacher_share: Probability that the teacher acts in an episode: a number, or a `schedule`.
-        teacher_noise: See `Dagger`.
-        student_noise: See `Dagger`.
+        teacher_noise: Standard deviation of the noise that is added to the teacher's actions; where actions are
+            discrete, the probability of a random one.
+        student_noise: The same for the student's actions.
         batch_size: Samples per task in a batch.
         samples_per_insert: Samples learned from per sample collected.
         capacity: Samples per task; the oldest are overwritten.
         learning_starts: Samples per task before the first update.
         slots_per_task: Slots per task, if the environment has no `num_envs`.
-        max_episode_steps: See `Collector`.
+        max_episode_steps: Steps after which episodes of training are truncated; evaluations are not affected.
         only_successful: Whether the samples of an episode only enter the dataset when it ends, and if it succeeded.
             Learning begins when this has happened in every task.
 

@@ -36,7 +36,10 @@ class Core(nn.Module):
 
 @register("core", "none")
 class NoCore(Core):
-    """No memory: S is 0, and every step is a sequence of length 1."""
+    """No memory: S is 0, and every step is a sequence of length 1.
+
+    Use it where an observation says all, or contains its history (stacked frames, `env.history`).
+    """
 
     state_size = 0
 
@@ -60,8 +63,13 @@ class LSTM(Core):
     Unrolled from the actor's state at the beginning of the rollout (Espeholt et al. 2018, section 3), which was
     computed by the policy of that time.
 
+    Use it where the past matters and observations do not contain it. `agent=sac` and `distill` have no memory.
+
     Differences from the paper:
         1. The input is only the features, without the last reward and action.
+
+    Args:
+        width: Number of units.
     """
 
     def __init__(self, features: int, width: int = 256) -> None:

@@ -35,7 +35,10 @@ class TaskEncoder(nn.Module):
 
 @register("task_encoder", "one_hot")
 class OneHot(TaskEncoder):
-    """The task id as a one-hot vector of size K."""
+    """The task id as a one-hot vector of size K.
+
+    Use it first. Its size grows with K.
+    """
 
     one_hot = True
 
@@ -52,6 +55,11 @@ class Embedding(TaskEncoder):
     """A learned vector of length 1 for each task (as in BRC and FastTD3).
 
     Normalised in the forward pass rather than by `max_norm`, which changes the weights in place.
+
+    Use it for many tasks: its size does not grow with their number.
+
+    Args:
+        dim: Size of the vector.
     """
 
     task_axes: ClassVar[TaskAxes] = {"weight": (0,)}
@@ -74,6 +82,8 @@ class Language(TaskEncoder):
 
     Tasks with similar descriptions are similar from the start, as in CARE (Sodhani et al. 2021). There the vectors come
     from RoBERTa; these are TF-IDF vectors of words, made by `scripts/task_vectors.py`.
+
+    Use it with Meta-World, where related tasks should be alike before anything is learned.
     """
 
     vectors: Tensor
@@ -99,10 +109,16 @@ class Context(TaskEncoder):
     As in PEARL (Rakelly et al. 2019) the order of the transitions does not matter. The task id is ignored: per-task
     heads and value scalings still use it, the trunk does not. Needs `env.history`.
 
+    Use it for hidden goals (`env=ml1` ...) and for tasks that were not trained in.
+
     Differences from the paper:
         1. A vector, not a distribution to sample from.
         2. Only transitions of the running episode are used, so that there is no information in its first step.
         3. Trained by all losses of the network, not only by the critic's.
+
+    Args:
+        dim: Size of the vector.
+        width: Units of the network that embeds a transition.
     """
 
     reads_task = False

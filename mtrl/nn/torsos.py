@@ -30,7 +30,10 @@ class Torso(MixedPrecision):
 
 @register("torso", "none")
 class NoTorso(Torso):
-    """Identity on flat observations."""
+    """Identity on flat observations.
+
+    Use it for vectors.
+    """
 
     begins_with_obs = True
 
@@ -51,6 +54,8 @@ class Differences(Torso):
     tanh((p_i - p_j) / scale) for all pairs of points, all axes and all scales. A controller acts on such differences
     within centimetres, while the points themselves vary within decimetres. The differences are those of raw
     observations, whatever the observations that they are appended to are normalised by.
+
+    Use it where a vector holds the positions of several things in one frame, as Meta-World's does.
 
     Args:
         history: Transitions, and size of each, at the beginning of an observation, before what `points` counts.
@@ -99,6 +104,7 @@ class PixelTorso(Torso):
     """Base of the torsos for normalised images (C, H, W): `layers`, then a linear layer of `width` units and ReLU.
 
     Args:
+        width: Units of the last layer.
         layers: Images to feature maps.
 
     Raises:
@@ -152,7 +158,10 @@ def convolutions(obs_shape: Sequence[int], sizes: Sequence[tuple[int, int, int]]
 
 @register("torso", "nature_cnn")
 class NatureCNN(PixelTorso):
-    """Three convolutions (Mnih et al., "Human-level control through deep reinforcement learning", 2015)."""
+    """Three convolutions (Mnih et al., "Human-level control through deep reinforcement learning", 2015).
+
+    Use it for comparisons with agents that have this network, such as DQN.
+    """
 
     def __init__(self, obs_shape: Sequence[int], width: int = 512) -> None:
         super().__init__(obs_shape, convolutions(obs_shape, ((32, 8, 4), (64, 4, 2), (64, 3, 1))), width)
@@ -161,7 +170,10 @@ class NatureCNN(PixelTorso):
 
 @register("torso", "shallow_cnn")
 class ShallowCNN(PixelTorso):
-    """Two convolutions: the shallow network of IMPALA and A3C (Mnih et al. 2016), with a third of Nature's FLOPs."""
+    """Two convolutions: the shallow network of IMPALA and A3C (Mnih et al. 2016), with a third of Nature's FLOPs.
+
+    Use it where time is short.
+    """
 
     def __init__(self, obs_shape: Sequence[int], width: int = 256) -> None:
         super().__init__(obs_shape, convolutions(obs_shape, ((16, 8, 4), (32, 4, 2))), width)
@@ -185,6 +197,8 @@ class ImpalaResNet(PixelTorso):
     """IMPALA's deep network: 15 convolutions in three sections (Espeholt et al. 2018, figure 3).
 
     Each section: a convolution, max-pooling with stride 2, two residual blocks. Initial weights are torch's defaults.
+
+    Use it for many games in one network, where there is time.
 
     Args:
         channels: Channels of each section.

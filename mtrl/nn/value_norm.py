@@ -101,7 +101,10 @@ class ValueNorm(nn.Module):
 
 @register("value_norm", "none")
 class NoValueNorm(ValueNorm):
-    """Learns values in the units of the reward."""
+    """Learns values in the units of the reward.
+
+    Use it where the rewards of all tasks have one scale that is known.
+    """
 
     unit: Tensor
 
@@ -128,11 +131,17 @@ class PopArt(ValueNorm):
     First and second moments mu, nu move towards each update's per-task means; sigma = sqrt(nu - mu^2), clipped to
     `floor` and `sigma_max`. A task absent from an update keeps its statistics.
 
+    Use it where rewards differ between tasks, or their scale is unknown. It needs a linear value head for each task.
+
     Differences from the paper:
         1. The step size is max(beta, 1 / number of updates of that task) instead of a constant beta: the first update
            sets the statistics, so that a run of a few hundred updates is not spent on finding the scale. (The debiased
            step of the 2016 paper has the same purpose.)
         2. The lower clip is relative to the task's rewards instead of 1e-4.
+
+    Args:
+        beta: Step size of the moments.
+        sigma_max: Upper clip of sigma.
     """
 
     requires_per_task_head = True
@@ -209,6 +218,8 @@ class ReturnRange(Division):
     gamma))) / v_max over the discounted returns G of all steps of finished episodes; the second term makes room for
     the entropy in SAC's values. It is 1 as long as all returns are zero.
 
+    Use it with a categorical value head, whose range is bounded.
+
     Differences from the authors' code:
         1. Values are divided where they are learned, instead of rewards where they are sampled. A temperature is
            therefore in units of its task's reward, and so is the room for entropy.
@@ -250,11 +261,16 @@ class MeanReward(Division):
     mean(r_k), so sigma_k = 1 / c_k. It changes only at resets (`resets`), because targets change with it; until
     all tasks have finished an episode, also with each episode. It is 1 for a task without rewards so far.
 
+    Use it with `agent=sac` and `resets`, as it was published.
+
     Differences from the paper:
         1. Values are divided where they are learned, instead of rewards where they are sampled.
         2. The mean is over the steps of all finished episodes instead of a replay, which not every learner has, and of
            the magnitude of each episode's return, because rewards may be negative.
         3. sigma is at least `minimum`.
+
+    Args:
+        minimum: Lower bound of sigma.
     """
 
     reward: Tensor

@@ -21,6 +21,10 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> to
     Rows of a task that is absent from a batch have no gradient, but momentum still moves them: by about nine learning
     rates in total, if their previous gradients had one direction. The same holds for a shared parameter whose gradient
     becomes zero.
+
+    Args:
+        lr: Learning rate.
+        eps: Added to the denominator.
     """
     positive(lr=lr, eps=eps)
     return torch.optim.Adam([{"params": list(parameters), "initial_lr": lr}], lr=lr, eps=eps, fused=True)
@@ -30,7 +34,13 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> to
 def adamw(
     parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8, weight_decay: float = 1e-4
 ) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay.
+
+    Args:
+        lr: Learning rate.
+        eps: Added to the denominator.
+        weight_decay: Strength of the decay.
+    """
     positive(lr=lr, eps=eps)
     not_negative(weight_decay=weight_decay)
     group = {"params": list(parameters), "initial_lr": lr}
@@ -41,7 +51,14 @@ def adamw(
 def rmsprop(
     parameters: Iterable[nn.Parameter], lr: float, eps: float = 0.01, alpha: float = 0.99, momentum: float = 0.0
 ) -> torch.optim.Optimizer:
-    """RMSProp with epsilon outside the square root (torch's form, IMPALA's defaults)."""
+    """RMSProp with epsilon outside the square root (torch's form, IMPALA's defaults).
+
+    Args:
+        lr: Learning rate.
+        eps: Added to the square root.
+        alpha: Decay of the mean square.
+        momentum: Of the steps.
+    """
     positive(lr=lr, eps=eps, alpha=alpha)
     not_negative(momentum=momentum)
     group = {"params": list(parameters), "initial_lr": lr}

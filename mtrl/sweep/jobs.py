@@ -2,14 +2,18 @@
 
 <sweep>/sweep.json              what was asked for; locked while the sweep launches jobs
 <sweep>/000_seed=1/             the folder of a run
-<sweep>/000_seed=1.json         its arguments, and the exit code of its process
+<sweep>/000_seed=1.json         its arguments, where it runs, and the exit code of its process
 <sweep>/000_seed=1.log          what it printed; locked as long as it runs
+<sweep>/stopping                is there while the sweep is being stopped: no job begins
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from mtrl.config import load_yaml
 from mtrl.files import json_text, write_atomic
@@ -30,7 +34,20 @@ from mtrl.types import UserError
 LONGEST = 120
 """Most characters of a name. File systems allow 255."""
 
+STOPPING = "stopping"
+"""A file in the folder of a sweep."""
+
 State = Literal["done", "running", "failed", "waiting"]
+
+
+class Place(NamedTuple):
+    """Where a job runs."""
+
+    host: str
+    parent: int
+    """Id of the process that waits for it."""
+    process: int | None = None
+    """Its id; None before it has begun."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,7 @@ class Job:
     """Of `mtrl.train`, without the folder."""
     exit_code: int | None = None
     """None before its process has ended; also if nothing was left to notice the end."""
+    place: Place | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -61,9 +79,10 @@ class Job:
     def record(self) -> Path:
         return self.folder / f"{self.name}.json"
 
-    def save(self, exit_code: int | None = None) -> None:
+    def save(self, exit_code: int | None = None, place: Place | None = None) -> None:
         """Writes the record."""
-        write_atomic(self.record, json_text({"arguments": self.arguments, "exit_code": exit_code}, indent=1) + "\n")
+        stored = {"arguments": self.arguments, "exit_code": exit_code, "place": place}
+        write_atomic(self.record, json_text(stored, indent=1) + "\n")
 
     @property
     def state(self) -> State:
@@ -74,27 +93,44 @@ class Job:
             return "waiting"
         return "running" if is_locked(self.log) else "failed"
 
+    @property
+    def runs_beside(self) -> bool:
+        """Whether it runs on this machine, and another process than this one waits for it."""
+        beside = self.place and self.place.host == platform.node() and self.place.parent != os.getpid()
+        return bool(beside) and self.state == "running"
+
+    def stop(self) -> bool:
+        """Asks its process to save the run and end. Returns whether there is one to ask, on this machine."""
+        if self.place is None or self.place.process is None:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(self.place.process, signal.SIGTERM)
+        return True
+
     def run(self) -> int:
         """Trains in another process, which begins or continues the run. Returns its exit code; negative for a signal.
 
         Raises:
             UserError: The job is running already.
+            OSError: Its record cannot be written.
         """
         command = [sys.executable, "-m", "mtrl.train", *self.arguments, f"run_dir={self.run_dir}", "resume=auto"]
-        # The process inherits the lock with its output, so that it lasts if this process is killed.
-        with (
-            locked(self.log) as log,
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as job,
-        ):
-            try:
-                return job.wait()
-            except BaseException:  # interrupted: the run saves itself
-                job.terminate()
-                job.wait()
-                raise
-            finally:
-                with suppress(OSError):  # the disk is full: without its exit code, a job that has ended has failed
-                    self.save(job.returncode)
+        with locked(self.log) as log:
+            place = Place(platform.node(), os.getpid())
+            self.save(place=place)
+            # The process inherits the lock with its output, so that it lasts if this process is killed.
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as job:
+                try:
+                    with suppress(OSError):
+                        self.save(place=place._replace(process=job.pid))
+                    return job.wait()
+                except BaseException:  # interrupted: the run saves itself
+                    job.terminate()
+                    job.wait()
+                    raise
+                finally:
+                    with suppress(OSError):  # the disk is full: without its exit code, a job that has ended has failed
+                        self.save(job.returncode)
 
     def result(self) -> tuple[str, float]:
         """What the final policy was measured by, and its mean over tasks. Raises `UserError` if it is unfinished."""
@@ -157,11 +193,12 @@ def _read_job(path: Path) -> Job:
     try:
         stored = read_json(path, path.parent)
         arguments, exit_code = [str(argument) for argument in stored["arguments"]], stored["exit_code"]
+        place = Place(*stored["place"]) if stored.get("place") else None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} cannot be read: it is not the record of a job ({reason(error)}).") from error
     if not isinstance(exit_code, int | None):
         raise UserError(f"{path} cannot be read: exit_code must be an integer or null, not {exit_code!r}.")
-    return Job(path.parent, path.name.removesuffix(".json"), arguments, exit_code)
+    return Job(path.parent, path.name.removesuffix(".json"), arguments, exit_code, place)
 
 
 def status(jobs: Sequence[Job]) -> list[str]:

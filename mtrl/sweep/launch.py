@@ -7,11 +7,13 @@ does not end the others, and each of them can be repeated as the command that it
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -34,7 +36,7 @@ from mtrl.run.folder import SWEEP, new_run_dir, writing
 from mtrl.run.lock import locked
 from mtrl.run.reading import read_json, reason
 from mtrl.run.sinks import check_wandb
-from mtrl.sweep.jobs import Job, job_name, read_jobs, status
+from mtrl.sweep.jobs import STOPPING, Job, job_name, read_jobs, status
 from mtrl.types import UserError
 
 PLUGINS = {
@@ -72,7 +74,7 @@ def sweep(arguments: Sequence[str], folders: Sequence[Path], sweep_dir: str | No
         raise UserError("interval(...) needs a sweeper that searches: hydra/sweeper=optuna.")
     of_hydra = _with_plugins(of_hydra)
     _check([*fixed, *(values[0] for values in choices), *of_hydra], folders)
-    with ExitStack() as held, _interruptible():
+    with ExitStack() as held:
         folder = _new_folder(sweep_dir, held)
         same = [*(f"--config-dir={one}" for one in folders), *fixed]
         with writing(folder):
@@ -84,7 +86,7 @@ def sweep(arguments: Sequence[str], folders: Sequence[Path], sweep_dir: str | No
         print(f"Sweep folder: {folder}.", flush=True)
         tried = [_text(override) for override in varied]
         task = Task(folder, same, keys)
-        with _reporting(folder), _hydra(folders) as hydra:
+        with _reporting(folder), _interruptible(folder), _hydra(folders) as hydra:
             hydra.multirun("train", task, [*search_path(folders), *tried, *of_hydra, _sweep_dir(folder)])
     return _exit_code(folder)
 
@@ -100,7 +102,7 @@ def restart(folder: Path, launcher: Sequence[str]) -> int:
         UserError: It is no sweep, or it is still launching jobs.
     """
     read_jobs(folder)
-    with ExitStack() as held, _interruptible():
+    with ExitStack() as held:
         with writing(folder):
             try:
                 held.enter_context(locked(folder / SWEEP))
@@ -110,7 +112,7 @@ def restart(folder: Path, launcher: Sequence[str]) -> int:
                 ) from None
         jobs = [job for job in read_jobs(folder) if job.state in ("failed", "waiting")]
         print(f"{len(jobs)} jobs to run in {folder}.", flush=True)
-        with _reporting(folder), _hydra() as hydra:
+        with _reporting(folder), _interruptible(folder), _hydra() as hydra:
             settings = [*_with_plugins(launcher or _stored_launcher(folder)), _sweep_dir(folder)]
             config = hydra.compose_config("train", settings, RunMode.MULTIRUN)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
@@ -128,12 +130,14 @@ class Task:
     """Arguments of all jobs."""
     varied: frozenset[str]
     """Keys of the settings that differ."""
+    sweep: int = field(default_factory=os.getpid)
+    """Id of the sweep's process."""
 
     def __call__(self, _: Any) -> float | None:
         chosen = HydraConfig.get()
         overrides = parse(chosen.overrides.task)
         settings = [_text(one).lstrip("+") for one in overrides if one.key_or_group in self.varied]
-        return _run(_job(self.folder, chosen.job.num, self.same, settings))
+        return _run(_job(self.folder, chosen.job.num, self.same, settings), self.sweep)
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,10 @@ class Again:
     """The same for jobs that are known."""
 
     jobs: list[Job]
+    sweep: int = field(default_factory=os.getpid)
 
     def __call__(self, _: Any) -> float | None:
-        return _run(self.jobs[HydraConfig.get().job.num])
+        return _run(self.jobs[HydraConfig.get().job.num], self.sweep)
 
 
 def _is_hydras(override: Override) -> bool:
@@ -230,28 +235,46 @@ def _reporting(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does: the jobs that this process waits for are stopped, and save themselves."""
+def _interruptible(folder: Path) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end a sweep when its jobs on this machine have saved their runs; no other job begins.
+
+    A launcher that is interrupted kills the processes of its jobs, or leaves them running. Therefore they are stopped
+    before it notices, except for the job that this process waits for, which the exception stops (`Job.run`).
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[number])  # a second one ends the sweep at once
+        (folder / STOPPING).touch()
+        asked: set[str] = set()
+        while beside := [job for job in read_jobs(folder) if job.runs_beside]:
+            asked |= {job.name for job in beside if job.name not in asked and job.stop()}
+            time.sleep(0.1)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    (folder / STOPPING).unlink(missing_ok=True)  # of one that was killed while it stopped
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        (folder / STOPPING).unlink(missing_ok=True)
 
 
 def _exit_code(folder: Path) -> int:
     return int(any(job.state != "done" for job in read_jobs(folder)))
 
 
-def _run(job: Job) -> float | None:
+def _run(job: Job, sweep: int) -> float | None:
     """Runs a job, and says how it ended. None of its failures is an exception."""
+    if os.getpid() != sweep:  # Ctrl-C also reaches the processes of a launcher. The sweep decides what to do.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (job.folder / STOPPING).exists():
+        return None
     print(f"{job.name}: begins, see {job.log}", flush=True)
     try:
-        job.save()
         if job.run():
             (job,) = (one for one in read_jobs(job.folder) if one.name == job.name)
             print(f"{job.name}: failed, {job.reason()}", flush=True)

@@ -8,35 +8,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 import yaml
 
+import mtrl.envs
 from mtrl import registry
 from mtrl.registry import build
 from mtrl.types import UserError
 from tests.contracts.test_components import step_weighting, weights_of
 
-PAGE = (Path(__file__).parents[2] / "docs" / "add_a_component.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "add_a_component.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
+def block(language: str, containing: str = "", page: str = PAGE) -> str:
     """The first example in a language."""
-    found = re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found.group(1)
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if containing in text)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_registry() -> Iterator[None]:
+    """Examples are registered for one test."""
+    before = copy.deepcopy(registry._components)
+    yield
+    registry._components.clear()
+    registry._components.update(before)
+
+
+def example(kind: str, name: str, **runtime: Any) -> Any:
+    """An example, run and built."""
+    exec(compile(block("python", f'"{name}"'), "add_a_component.md", "exec"), {"__name__": "example"})
+    return build(kind, {"name": name}, **runtime)
 
 
 @pytest.fixture
-def weighting() -> Iterator[Any]:
-    """The example, registered for one test, and built."""
-    before = copy.deepcopy(registry._components)
-    exec(compile(block("python"), "add_a_component.md", "exec"), {"__name__": "example"})
-    try:
-        yield build("weighting", {"name": "inverse_scale"}, num_tasks=3)
-    finally:
-        registry._components.clear()
-        registry._components.update(before)
+def weighting() -> Any:
+    return example("weighting", "inverse_scale", num_tasks=3)
 
 
 def test_a_component_in_30_lines(weighting: Any) -> None:
@@ -59,3 +68,31 @@ def test_its_options_are_those_of_its_constructor(weighting: Any) -> None:
         UserError, match=r"Unknown option of weighting 'inverse_scale': 'decai'. Did you mean 'decay'\?"
     ):
         build("weighting", {"name": "inverse_scale", "decai": 0.9}, num_tasks=3)
+
+
+def test_an_aggregation() -> None:
+    """Gradients (3, 0) and (0, 1) become (2, 0) and (0, 2), whose mean is (1, 1)."""
+    aggregation = example("aggregation", "equal_lengths", num_tasks=2)
+    assert aggregation.combine(torch.tensor([[3.0, 0.0], [0.0, 1.0]])).tolist() == [1, 1]
+
+
+def test_a_task_sampler() -> None:
+    """After 1 + 9 and 1 + 39 steps, shares are as 1/10 to 1/40."""
+    sampler = example("task_sampling", "equal_steps", num_tasks=2)
+    sampler.update(torch.tensor([1, 0]), {"length": torch.tensor([39.0, 9.0])})
+    torch.testing.assert_close(sampler.probabilities(), torch.tensor([0.8, 0.2], dtype=torch.float64))
+
+
+def test_an_environment_with_a_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "environments.md").read_text(encoding="utf-8")
+    (tmp_path / "my_envs.py").write_text(block("python", "Upright", page))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ids = ["my_envs:Upright-v0", {"id": "my_envs:Upright-v0", "kwargs": {"g": 20.0}, "name": "heavy"}]
+    env = mtrl.envs.make("gym", num_envs=2, seed=0, device="cpu", ids=ids, num_workers=1)
+    try:
+        assert env.spec.reports_success == (True, True)
+        assert env.spec.horizon == 200
+        assert "heavy" in env.spec.task_names
+    finally:
+        env.close()
+        gymnasium.registry.pop("Upright-v0")

@@ -20,9 +20,16 @@ class A5C(ScoreSampler):
     Sharma et al., "Learning to Multi-Task by Active Sampling" (2018). Sources differ on the settings:
     tau = 0.05 with 10 scores, or tau = 1 with 3.
 
+    Use it with a replay, or with `tau=1`: with the default, a solved task gets almost nothing, and a learner without a
+    replay forgets it.
+
     Differences from the paper:
         1. Uniform until every task has `window` episodes, rather than for a fixed number of steps.
         2. Many slots run at once; the probabilities are their shares.
+
+    Args:
+        window: Number of scores that are averaged.
+        tau: Temperature: the higher, the more alike the shares.
     """
 
     def __init__(

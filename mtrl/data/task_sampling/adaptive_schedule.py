@@ -20,11 +20,14 @@ class AdaptiveSchedule(ScoreSampler):
     Jean, Firat and Johnson, "Adaptive Scheduling for Multi-Task Learning" (2019), explicit schedules. (Their implicit
     ones scale gradients, not shares.)
 
+    Use it for a bounded preference of tasks that fail.
+
     Differences from the paper:
         1. Scores below the baseline count as 0.
         2. Uniform until every task has `window` episodes.
 
     Args:
+        window: Number of scores that are averaged.
         alpha: 0 is uniform; the higher, the less often tasks near their targets are sampled.
         epsilon: Limits the share of a task without success: at most 1 / epsilon times that of one at its target.
     """

@@ -25,12 +25,23 @@ class EA4C(ScoreSampler):
     Reward: lambda (1 - a_j) for the task j just played, plus (1 - lambda) times the mean of min(1, a_i) over the worst
     K / 2 tasks, a being the mean of recent scores, within [0, 1].
 
+    Use it in runs of many episodes: the sampler has to learn from them, too.
+
     Differences from the paper:
         1. One actor, and learning every `unroll` episodes with Adam. The paper's settings of the meta-learner are
            unknown; the values of `gamma`, `lr`, `entropy_coef` and `unroll` are our choice.
         2. The second term of the reward grows as the worst tasks improve. A public re-implementation of the paper's
            listing has one minus that mean; the paper's text was not available to decide which one is correct.
         3. Many slots run at once. An episode that ends counts as an action of the policy of the previous step.
+
+    Args:
+        window: Number of scores that are averaged.
+        lambda_: Weight of the task just played, against that of the worst ones.
+        width: Units of the layers and of the LSTM.
+        unroll: Episodes between two updates of the sampler.
+        gamma: Its discount.
+        lr: Its learning rate.
+        entropy_coef: Weight of its entropy bonus.
     """
 
     probability: Tensor

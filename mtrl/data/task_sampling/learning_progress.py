@@ -19,11 +19,14 @@ class LearningProgress(ScoreSampler):
     The absolute progress of Matiisen et al., "Teacher-Student Curriculum Learning" (2017), measured as in Kanitscheider
     et al. (2021): the difference of two exponential means of the scores.
 
+    Use it where some tasks are too hard at first: experience goes to those whose score is changing.
+
     Differences from the papers:
         1. Means begin at the task's first score.
         2. No reweighting of small success probabilities; `explore` guarantees a share for tasks without success.
 
     Args:
+        slow: Step size of the slow mean.
         fast: Step size of the fast mean per episode; `slow` is that of the slow one.
         explore: Share that is distributed uniformly.
     """

@@ -15,7 +15,10 @@ from mtrl.registry import register
 class Proportional(TaskSampler):
     """p_k proportional to size_k^exponent: 0 is uniform, 1 proportional (Stickland and Murray, 2019).
 
+    Use it where you know how much experience each task needs.
+
     Args:
+        exponent: 0: uniform, 1: proportional.
         sizes: One number per task, for example how much experience it should get; null: all equal.
     """
 

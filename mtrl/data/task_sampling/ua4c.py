@@ -21,6 +21,8 @@ class UA4C(ScoreSampler):
     Sharma et al., "Learning to Multi-Task by Active Sampling" (2018); the index is that of Garivier and
     Moulines (2011): mean reward X_k + c sqrt(log n / N_k), discounted by gamma per episode, n = sum_k N_k.
 
+    Use it where shares should follow the scores, and no task be left alone for long.
+
     Differences from the paper:
         1. B slots run at once: the shares are those of the next B plays, each counted as soon as it is planned. With
            one slot this is the original bandit.

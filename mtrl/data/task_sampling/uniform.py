@@ -12,7 +12,10 @@ from mtrl.registry import register
 
 @register("task_sampling", "uniform")
 class Uniform(TaskSampler):
-    """Every task gets the same share."""
+    """Every task gets the same share.
+
+    Use it first.
+    """
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()

@@ -70,6 +70,15 @@ def atari(
 
     Args:
         games: A list of games, one game, or the name of a set: `[pong, breakout]`, `pong`, `atari57`.
+        num_envs: Total number of slots; None for `slots_per_task` for each game.
+        action_set: "minimal": the actions that any of the games responds to, with a mask for each game; "full": all 18
+            in every game; "full_masked": all 18, masked to those that each game responds to.
+        repeat_action_probability: Probability that a frame repeats the action of the previous one (sticky actions).
+        noop_max: An episode begins with fewer no-ops than this.
+        horizon: Steps after which an episode is truncated.
+        zero_discount_on_life_loss: Whether the value after a lost life counts as zero.
+        num_workers: Threads; None for one per core.
+        backend: Emulator: "ale" or "envpool".
         render: Ignored: `AtariVecEnv.render` always works.
 
     Raises:

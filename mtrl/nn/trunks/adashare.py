@@ -21,6 +21,8 @@ class AdaShare(RoutedTrunk):
     forward pass uses the likelier choice, the backward pass the probability (straight-through). Tasks start with all
     blocks.
 
+    Use it where tasks need networks of different depth.
+
     Differences from the paper:
         1. No Gumbel noise: the acting and the learning policy must be the same for correct importance weights.
         2. One stage with a constant temperature; no growing set of blocks, no retraining of the result.

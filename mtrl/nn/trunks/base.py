@@ -18,6 +18,13 @@ class Trunk(MixedPrecision):
     Parameters that depend on the number of tasks are in submodules called `task_input`, so that the others can be
     transferred to other tasks (`init_from_parts=[trunk]`). An `nn.Linear` in them reads the task embedding; any other
     module with per-task values declares them (`TaskAxes`).
+
+    Args:
+        width: Units of a hidden layer.
+        depth: Number of hidden layers, of each network if there are several.
+        activation: Of the hidden layers: relu, tanh, ...
+        init: Initial weights: orthogonal (gain sqrt(2)) or he_uniform, with biases 0.
+        temperature: Of a softmax over modules: below 1, it is closer to a choice.
     """
 
     out_features: int

@@ -18,6 +18,11 @@ class BroNet(Trunk):
 
     Nauman et al., "Bigger, Regularized, Optimistic" (2024); with tasks as in Nauman et al., "Bigger,
     Regularized, Categorical" (2025), whose critic has 2 blocks of 4096 units and whose actor 1 of 256.
+
+    Use it for large critics, with `agent=sac`.
+
+    Args:
+        depth: Number of blocks.
     """
 
     reads_task = False

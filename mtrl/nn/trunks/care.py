@@ -20,6 +20,8 @@ class CARE(RoutedTrunk):
     z_context = MLP(task embedding), encoders z_i = f_i(s), weights softmax(MLP(z_context) / temperature), and an MLP of
     `depth` layers on [sum_i weight_i z_i, z_context].
 
+    Use it with an embedding that says how tasks are related: `task_encoder=language`.
+
     Differences from the paper:
         1. The task embedding is that of `task_encoder`; in the paper a sentence encoder embeds a description of the
            task. (There, CARE's advantage over a plain mixture comes from the descriptions.)

@@ -21,6 +21,8 @@ class CrossStitch(Trunk):
 
     All K networks run on every sample, at K times the cost of one network, and the output of its task is selected.
 
+    Use it for a few tasks, to learn how much they should share.
+
     Differences from the paper:
         1. For more than two tasks, the initial weight of the other networks is divided among them.
         2. Units have the same learning rate as the other parameters.

@@ -21,6 +21,8 @@ class FiLM(Trunk):
     Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer" (2018), with gamma around 1
     and the modulation before the activation.
 
+    Use it where the task should act on every layer and cost few parameters.
+
     Differences from the paper:
         1. The generator is linear in the task embedding z (enough for a one-hot task), and the modulated features are
            not normalised.

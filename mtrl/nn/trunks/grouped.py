@@ -25,6 +25,8 @@ class Grouped(Trunk):
     only. With a `stem`, lower layers are shared by all tasks and branch into the groups' (Vandenhende et al.,
     "Branched Multi-Task Networks", 2020).
 
+    Use it when you know which tasks help one another (docs/relations.md).
+
     Args:
         groups: Names of the tasks of each group; every task is in one.
         each: The trunk of each group: a registered name with its options.

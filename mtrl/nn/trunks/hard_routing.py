@@ -16,6 +16,8 @@ class HardRouting(SoftModules):
 
     The backward pass uses the softmax (straight-through, Bengio et al., 2013).
 
+    Use it to see which task needs which module, with a choice instead of a mixture.
+
     Differences from routing networks (Rosenbaum et al., 2018):
         1. Straight-through gradients instead of a router trained by reinforcement learning.
         2. The likeliest module is chosen, not a sample: the acting and the learning policy must be the same.

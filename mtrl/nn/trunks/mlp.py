@@ -19,6 +19,8 @@ from mtrl.types import TaskContext
 class MLP(Trunk):
     """`depth` hidden layers of `width` units on the features concatenated with the task embedding.
 
+    Use it first.
+
     Args:
         features: Size of the input features.
         context: Size of the task embedding.

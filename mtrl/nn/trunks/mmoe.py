@@ -20,8 +20,13 @@ class MMoE(RoutedTrunk):
     Each expert is an MLP of `depth` layers. Neither experts nor gates read the task embedding: the task selects its
     gate (and, with `head: per_task`, its tower).
 
+    Use it where tasks are loosely related.
+
     Differences from the paper:
         1. Gates have a bias.
+
+    Args:
+        experts: Number of experts.
     """
 
     def __init__(

@@ -20,6 +20,8 @@ class Modular(Trunk):
     Each of the K tasks of the environment is a pair of a goal and a robot. Without `goals` and `robots`, every task has
     its own goal and all share one robot. All modules run on every sample.
 
+    Use it where tasks are combinations, such as robots and goals, and new combinations will come.
+
     Args:
         depth: Layers of each module.
         goals: Which goal module each of the K tasks uses, from 0.

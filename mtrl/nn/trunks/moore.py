@@ -23,6 +23,8 @@ class Moore(Trunk):
     weights w. Each expert has `depth` hidden layers and a linear one of `width` outputs. The tanh is that of the
     authors' code for Meta-World.
 
+    Use it where tasks need different features, and experts would otherwise become alike.
+
     Differences from the paper:
         1. An expert in the span of the previous ones gets a vector of length 0 to 1; the paper would divide by 0.
         2. Initial weights are those of `init`. The authors' code has xavier_uniform with the gain of the next

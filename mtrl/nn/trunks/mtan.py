@@ -24,11 +24,14 @@ class MTAN(Trunk):
     A block has two shared layers, u after the first and p after the second. The task's features are
     a = sigmoid(h ReLU(g [u, a of the previous block])) * p, with g and h for each task.
 
+    Use it where one network should learn the features, and each task choose among them.
+
     Differences from the paper:
         1. Linear layers instead of convolutions, no batch normalisation, and g has `attention_width` outputs.
         2. The task's features go to the next block directly, not through a shared layer.
 
     Args:
+        attention_width: Outputs of g.
         depth: Number of blocks, of two shared layers each.
     """
 

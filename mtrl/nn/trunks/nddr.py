@@ -22,6 +22,8 @@ class NDDR(Trunk):
 
     All K networks run on every sample; fusing costs (K width)^2 per layer.
 
+    Use it for a few tasks that need one another's features.
+
     Differences from the paper:
         1. No batch normalisation: the samples of a batch come from many policies and tasks.
         2. For more than two tasks, the initial weight of the other networks is divided among them.

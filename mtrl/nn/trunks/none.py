@@ -12,7 +12,10 @@ from mtrl.types import TaskContext
 
 @register("trunk", "none")
 class NoTrunk(Trunk):
-    """Identity. Only heads depend on the task, and those of the policy only with `head: per_task`."""
+    """Identity. Only heads depend on the task, and those of the policy only with `head: per_task`.
+
+    Use it for games, where the torso does the work: `network=linear`.
+    """
 
     reads_task = False
     reads_embedding = False

@@ -22,6 +22,8 @@ class PaCo(Trunk):
     outer product of w with [hidden, 1], of size sets * (width + 1): a shared linear head on it is a combined last
     layer too, so use `head: shared`.
 
+    Use it where tasks will be added: a new one needs only a vector w.
+
     Differences from the paper:
         1. Without the masking of exploding losses and the reinitialisation of w for their tasks.
 

@@ -21,6 +21,8 @@ class Piggyback(Trunk):
 
     All K masked layers are computed for every sample, and that of its task is selected.
 
+    Use it to learn further tasks with a network that was trained on others.
+
     Differences from the paper:
         1. The shared weights are trained, too; the paper's are pretrained and fixed. (`init_from_parts=[trunk]` loads
            weights that were trained on other tasks.)

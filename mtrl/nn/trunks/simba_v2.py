@@ -21,12 +21,15 @@ class SimbaV2(Trunk):
     With |x| = x / ||x||: h = |s * W |[features, task, shift]||, then `depth` blocks
     h <- |(1 - alpha) h + alpha |W_2 ReLU(s * W_1 h)||, every row of a W having length 1; s and alpha are learned.
 
+    Use it for large networks that should keep learning for long, with `agent=sac`.
+
     Differences from the paper:
         1. Weights are normalised in the forward pass, not after each optimiser step. (The function is the same, but
            relative step sizes shrink as the stored weights grow.)
         2. Only the trunk is SimbaV2's; heads, rewards and the observation normaliser are those of this suite.
 
     Args:
+        depth: Number of blocks.
         shift: Appended to the input, so that its length is preserved.
         expansion: Size of W_1's output in units of `width`.
     """

@@ -23,6 +23,8 @@ class Sluice(Trunk):
     A layer's output is split into two subspaces of width / 2; alpha (2K, 2K) mixes all subspaces of all tasks. The
     output is a mixture of the outputs of all layers, weighted by the task's beta.
 
+    Use it for a few tasks that may share only a part of each layer.
+
     Differences from the paper:
         1. For more than two tasks, the initial weight of the other subspaces is divided among them.
 

@@ -18,6 +18,8 @@ class SoftLayerOrdering(RoutedTrunk):
 
     Meyerson and Miikkulainen, "Beyond Shared Hierarchies" (2018); s = softmax over i of the task's scores.
 
+    Use it where tasks may need the same operations in another order.
+
     Differences from the paper:
         1. The input layer is shared, not one per task; so is the output layer with `head: shared`.
     """

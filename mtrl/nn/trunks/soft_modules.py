@@ -30,7 +30,11 @@ class SoftModules(RoutedTrunk):
         7. The last linear layer is the network's head. Weighting losses by temperatures is not part of the trunk.
         8. h has no bias (it would be redundant with a one-hot task).
 
+    Use it where tasks consist of skills that several of them need.
+
     Args:
+        gating_width: Units of the network that computes the weights.
+        gating_depth: Number of its hidden layers.
         depth: L.
         modules: n.
         width: d, the units of a module.

@@ -25,7 +25,11 @@ class SoftSharing(Trunk):
 
     All K networks run on every sample.
 
+    Use it for a few tasks, and with `coef=0` to see what sharing is worth at all.
+
     Args:
+        penalty: l2 or trace_norm.
+        width: Units of each task's network.
         coef: Coefficient of the penalty; 0 for independent networks.
     """
 

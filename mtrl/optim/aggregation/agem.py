@@ -17,6 +17,8 @@ class AGEM(GramianAggregation):
     Chaudhry et al., "Efficient Lifelong Learning with A-GEM" (2019), equation 11. There the current task's gradient is
     projected and the reference comes from a memory of past tasks; here each task's gradient is projected with the other
     tasks as reference, and the projected gradients are averaged.
+
+    Use it as a simpler `pcgrad`: one projection for each task, in no random order.
     """
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:

@@ -33,7 +33,11 @@ class Aggregation(nn.Module):
 
 @register("aggregation", "sum")
 class Sum(Aggregation):
-    """Gradient of the sum of the losses: one ordinary backward pass."""
+    """Gradient of the sum of the losses: one ordinary backward pass.
+
+    Use it to repeat work that adds losses up. The gradient grows with K, and so does the effect of
+    `agent.max_grad_norm`.
+    """
 
     def backward(
         self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
@@ -46,7 +50,10 @@ class Sum(Aggregation):
 
 @register("aggregation", "mean")
 class Mean(Aggregation):
-    """Gradient of the mean of the losses, so that clipping and Adam's epsilon have the same meaning for any K."""
+    """Gradient of the mean of the losses, so that clipping and Adam's epsilon have the same meaning for any K.
+
+    Use it first: it costs nothing, and the others are compared with it.
+    """
 
     def backward(
         self, losses: Float[Tensor, " K"], parameters: Sequence[nn.Parameter], task: Int[Tensor, "*samples"]
@@ -112,7 +119,10 @@ class GramianAggregation(JacobianAggregation):
 
 @register("aggregation", "measured_mean")
 class MeasuredMean(GramianAggregation):
-    """`mean` computed from per-task gradients: the same direction, with their diagnostics."""
+    """`mean` computed from per-task gradients: the same direction, with their diagnostics.
+
+    Use it to see how much the tasks conflict before you choose a method against it.
+    """
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
         return torch.full_like(gramian[0], 1 / len(gramian))

@@ -21,6 +21,8 @@ class CAGrad(GramianAggregation):
     Liu et al., "Conflict-Averse Gradient Descent" (2021): max_d min_i <g_i, d> with |d - g_0| <= c |g_0|, where g_0 is
     the mean of the gradients. c = 0 is `mean`.
 
+    Use it where the task that learns worst matters, and the mean of all should still be what is optimised.
+
     Differences from the paper and the authors' code:
         1. The dual problem is solved exactly (see `weights_near_mean`).
         2. Tasks without a gradient do not count (no direction improves them).

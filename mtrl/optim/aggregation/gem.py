@@ -18,6 +18,8 @@ class GEM(GramianAggregation):
 
     Lopez-Paz & Ranzato, "Gradient Episodic Memory" (2017), equations 8 to 11. There the current task's gradient is
     projected, and the constraints come from memories of past tasks; here all tasks are learned at once.
+
+    Use it where no task may become worse, and the step should otherwise be that of the mean.
     """
 
     def weights(self, gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:

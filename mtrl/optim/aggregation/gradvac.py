@@ -18,9 +18,14 @@ class GradVac(GramianAggregation):
     Wang et al., "Gradient Vaccine" (2021), algorithm 1, with one target per pair for the whole network.
     The targets are moving averages of the cosines, with step size `beta`; with targets of zero it is PCGrad.
 
+    Use it where tasks are related and yet learn past each other: it also changes pairs that do not conflict.
+
     Differences from the paper:
         1. The changed gradients are averaged, not summed.
         2. The sine of the target has a floor of 1e-3: a target cosine of 1 cannot be reached.
+
+    Args:
+        beta: Step size of the average cosines.
     """
 
     target: Tensor

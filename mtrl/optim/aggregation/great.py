@@ -21,6 +21,8 @@ class GREAT(JacobianAggregation):
     Sinha et al., "Gradient Adversarial Training of Neural Networks" (2018), on multi-task learning: the adversary
     learns to classify the task of a scaled gradient, and the scales (gradient alignment layers) learn to mislead it.
 
+    Use it to learn features that do not tell tasks apart.
+
     Differences from the paper:
         1. The gradients of the shared parameters are scaled, not those of the features after them.
         2. The adversary is a linear classifier (in the paper a small network), and sees directions: scaled gradients

@@ -18,6 +18,8 @@ class MGDA(GramianAggregation):
 
     Désidéri (2012); Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization" (2018), equation 3.
 
+    Use it where no task may become worse. Tasks with short gradients dominate, so they should have losses of one scale.
+
     Differences from the papers:
         1. Solved exactly, not by Frank-Wolfe.
         2. Tasks without a gradient do not count (with them the shortest combination would be zero).

@@ -19,6 +19,8 @@ class PCGrad(GramianAggregation):
     its K coefficients C_i over the original ones, so that projections only need inner products from the Gramian. The
     t-th steps of all tasks are computed at once.
 
+    Use it where gradients conflict often (`grad/<network>_conflict_rate`, which `measured_mean` logs, too).
+
     Differences from the paper:
         1. The projected gradients are averaged, not summed.
     """

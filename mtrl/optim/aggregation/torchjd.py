@@ -24,6 +24,8 @@ class TorchJD(JacobianAggregation):
     Tasks without a gradient are left out, so that a mean is taken over the other tasks. Aggregators with a fixed number
     of gradients (because of per-task arguments, a state, or `Krum`) get zeros for them instead.
 
+    Use it for methods that are not in this list, such as `UPGrad`, `IMTLG` and `AlignedMTL`.
+
     Args:
         aggregator: Name of the class ("UPGrad").
         options: Arguments of the class; lists become tensors, and `n_tasks` is filled in.

@@ -18,6 +18,8 @@ class AlphaSoftmax(Weighting):
 
     Yang et al., "Multi-Task Reinforcement Learning with Soft Modularization" (2020).
 
+    Use it with `agent=sac network=soft_modules`, as it was published.
+
     Differences from the paper:
         1. There it is softmax(-alpha); the logarithm and the factor K are those of the authors' code.
 

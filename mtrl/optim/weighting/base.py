@@ -39,7 +39,10 @@ class Weighting(nn.Module):
 
 @register("weighting", "uniform")
 class Uniform(Weighting):
-    """Every task weighs 1."""
+    """Every task weighs 1.
+
+    Use it first, with a `value_norm` that makes the losses comparable.
+    """
 
     def forward(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         return losses

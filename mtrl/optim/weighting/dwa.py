@@ -18,9 +18,15 @@ class DWA(Weighting):
 
     Liu et al., "End-to-End Multi-Task Learning with Attention" (2019).
 
+    Use it where tasks learn at different speeds and the slow ones should catch up.
+
     Differences from the paper:
         1. L(t) is the mean loss of `window` updates; in the paper that of an epoch.
         2. The ratio is at most 100.
+
+    Args:
+        temperature: The higher, the more alike the weights.
+        window: Updates whose losses are averaged.
     """
 
     requires_positive = True

@@ -19,10 +19,16 @@ class FAMO(LearnedWeighting):
     Liu et al., "FAMO" (2023), algorithm 1: the direction is that of sum_k z_k log(loss_k), z = softmax(logits), and the
     logits follow the decrease of the logarithms, with decay `gamma`; Adam as in the authors' code.
 
+    Use it where all tasks should improve alike and per-task gradients, as of `mgda`, cost too much.
+
     Differences from the paper:
         1. The decrease is from one update's batch to the next one's, not on the same batch again, which would need
            another forward pass.
         2. The lower bound of the losses is zero, and their weights are divided by their mean.
+
+    Args:
+        lr: Learning rate of the logits.
+        gamma: Their decay.
     """
 
     requires_positive = True

@@ -18,9 +18,14 @@ class Focal(SuccessWeighting):
 
     Guo et al., "Dynamic Task Prioritization for Multitask Learning" (2018), with one level, that of tasks.
 
+    Use it where tasks that succeed should make room for those that fail.
+
     Differences from the paper:
         1. p is clipped to [0.01, 0.99], so that all weights are positive and finite.
         2. The weights are divided by their mean.
+
+    Args:
+        gamma: The higher, the less weight for tasks that succeed.
     """
 
     def __init__(self, num_tasks: int, silent_tasks: Sequence[str], gamma: float = 1.0, step_size: float = 0.3) -> None:

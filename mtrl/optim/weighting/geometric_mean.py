@@ -15,6 +15,8 @@ class GeometricMean(Weighting):
 
     Chennupati et al., "MultiNet++" (2019).
 
+    Use it where losses differ by orders of magnitude: only their relative changes count.
+
     Differences from the paper:
         1. The weights are divided by their mean; the paper's are those of the geometric mean.
     """

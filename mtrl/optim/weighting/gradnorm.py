@@ -19,10 +19,16 @@ class GradNorm(LearnedWeighting):
     Chen et al., "GradNorm" (2018), algorithm 1: the weights descend on the sum of |G_k - mean(G) r_k^alpha|, where G_k
     is the norm of task k's weighted gradient and r_k the ratio of its loss to its first, divided by the mean ratio.
 
+    Use it where the gradients of some tasks are much longer than those of others.
+
     Differences from the paper:
         1. The gradients are those of all shared parameters; in the paper those of the last shared layer.
         2. The weights are K softmax(logits), and the learned logits descend on the sum divided by mean(G); the paper
            learns weights and divides them by their mean.
+
+    Args:
+        alpha: 0: all gradients equally long; the higher, the longer those of tasks that learn slowly.
+        lr: Learning rate of the weights.
     """
 
     requires_positive = True

@@ -19,11 +19,18 @@ class ImplicitSchedule(SuccessWeighting):
     Jean et al., "Adaptive Scheduling for Multi-Task Learning" (2019), implicit schedules: the weight of a task is
     1 + sign(mean - s) min(gamma, max(s)^alpha |mean - s|^beta), with scores s relative to targets.
 
+    Use it for the same purpose as `focal`, with weights that stay near 1.
+
     Differences from the paper:
         1. The score is the success rate in training, the target 1; the paper's is the translation quality on
            validation data, relative to that of a single-task model.
         2. The weights are divided by their mean.
         3. The values of alpha, beta and gamma are ours.
+
+    Args:
+        alpha: Exponent of the best score.
+        beta: Exponent of the distance from the mean.
+        gamma: Largest change of a weight.
     """
 
     def __init__(

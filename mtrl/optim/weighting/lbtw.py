@@ -18,9 +18,15 @@ class LBTW(Weighting):
 
     Liu et al., "Loss-Balanced Task Weighting to Reduce Negative Transfer in Multi-Task Learning" (2019), algorithm 1.
 
+    Use it where some tasks are learned early and should make room for the others.
+
     Differences from the paper:
         1. The beginning is that of every `window` updates; in the paper that of every epoch.
         2. The weights are divided by their mean.
+
+    Args:
+        alpha: Exponent of the ratio; 0: weights are equal.
+        window: Updates between two beginnings.
     """
 
     requires_positive = True

@@ -17,9 +17,14 @@ class Uncertainty(LearnedWeighting):
     Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses" (2018), in the form with s = log sigma^2:
     the s minimise the sum of (exp(-s) loss + s) / 2.
 
+    Use it where the losses of tasks have different scales that change slowly.
+
     Differences from the paper:
         1. The weights are divided by their mean.
         2. The gradient of s is bounded, so that one loss of 1e15 does not dominate Adam's averages.
+
+    Args:
+        lr: Learning rate of s.
     """
 
     requires_positive = True

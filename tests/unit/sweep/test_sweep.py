@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ case $seed in
     3) kill -9 $$;;
     4) exec 2>&- >/dev/full; echo nothing || exit 1;;
     5) echo $$ > "$run_dir.pid"; exec sleep 600;;
+    7[0-9]) trap 'echo saved; exit 143' TERM; echo $$ > "$run_dir.pid"; while :; do sleep 0.1; done;;
 esac
 cp -r "$FINISHED" "$run_dir"
 """
@@ -171,6 +173,43 @@ def test_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep("seed=5,6", "sweep_dir=mine") == 143
     assert states(Path("mine")) == {"000_seed=5": "failed", "001_seed=6": "waiting"}
     assert read_jobs(Path("mine"))[0].exit_code == -signal.SIGTERM
+
+
+IN_PLACE_OF_PYTHON = """import sys
+from pathlib import Path
+
+if any("loky" in word for word in sys.orig_argv):  # a process of joblib, which starts jobs
+    sys.executable = str(Path(__file__).parent / "script")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_while_jobs_run_in_parallel(place: Path, number: signal.Signals) -> None:
+    """Those that run save themselves, no other begins, and nothing is left behind. Ctrl-C goes to every process."""
+    (place / "sitecustomize.py").write_text(IN_PLACE_OF_PYTHON)
+    of_here = environment()
+    arguments = ["-m", "env=toy_reach", "seed=71,72,73,74", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = subprocess.Popen(
+        [PYTHON, "-m", "mtrl.train", *arguments, "sweep_dir=mine"],
+        cwd=place,
+        env={**of_here, "PYTHONPATH": os.pathsep.join([of_here["PYTHONPATH"], str(place)])},
+        start_new_session=True,
+    )
+    begun = ["000_seed=71", "001_seed=72"]
+    try:
+        wait_for(lambda: all(Path(f"mine/{name}.pid").exists() for name in begun))
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        assert process.wait(timeout=100) == 128 + number
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert states(Path("mine")) == {
+        **dict.fromkeys(begun, "failed"), "002_seed=73": "waiting", "003_seed=74": "waiting"
+    }  # fmt: skip
+    assert [job.exit_code for job in read_jobs(Path("mine"))] == [143, 143, None, None]
+    assert all(Path(f"mine/{name}.log").read_text().endswith("saved\n") for name in begun)
+    assert not Path("mine/stopping").exists()
 
 
 def test_names_of_jobs() -> None:
