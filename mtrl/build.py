@@ -134,7 +134,7 @@ def off_policy(
     Use it with `agent=sac`, whose preset chooses it.
 
     Args:
-        n_step: Steps of rewards in a target before the value of an observation (as in Rainbow); fewer if the episode ends.
+        n_step: Steps of rewards in a target before the value of an observation, fewer if the episode ends.
         batch_size: Samples per task in a batch, of which each rank has its share; likewise below.
         samples_per_insert: Samples learned from per collected transition.
         capacity: Transitions per task.

@@ -254,7 +254,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
         sys.exit(128 + number)
 
     (folder / STOPPING).unlink(missing_ok=True)  # of one that was killed while it stopped
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
