@@ -26,9 +26,9 @@ from mtrl.config import parse_with_env, run_or_exit, split_paths, stored_entry
 from mtrl.files import json_text, replacing, write_atomic
 from mtrl.origin import origin
 from mtrl.policy import Policy, check_device, find_policy, load_policy
-from mtrl.registry import build, construct, lookup, names, parameters
+from mtrl.registry import build, construct, lookup, names, parameters, unknown
 from mtrl.relate.agreement import agreement
-from mtrl.relate.grouping import best_partition, structure_p_value, total
+from mtrl.relate.grouping import GROUPINGS, structure_p_value, total
 from mtrl.relate.measures import Relation
 from mtrl.relate.pairs import matrix_of
 from mtrl.relate.probe import Probe, Recorder
@@ -46,6 +46,7 @@ def relate(
     policies: str | Sequence[str],
     measures: Sequence[str] = MEASURES,
     groups: int = 3,
+    grouping: str = "best",
     observations: int = 400,
     episodes_per_task: int = 2,
     seed: int = 0,
@@ -60,6 +61,7 @@ def relate(
         policies: Anything that `mtrl.load_policy` takes: one policy of several tasks, or several of different tasks.
         measures: Names of relations.
         groups: Number of groups, at most.
+        grouping: How they are found: a name in `GROUPINGS`.
         observations: Number of observations that are looked at in each task: of all tasks together.
         episodes_per_task: Episodes of each task from which these are drawn.
         seed: Of what is drawn.
@@ -71,6 +73,8 @@ def relate(
     positive(groups=groups, observations=observations, episodes_per_task=episodes_per_task)
     for name in measures:
         lookup("relation", name)
+    if grouping not in GROUPINGS:
+        raise UserError(unknown("grouping", grouping, list(GROUPINGS)))
     check_device(device)
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores CPU quotas
     folders = [find_policy(path) for path in ([policies] if isinstance(policies, str) else policies)]
@@ -85,9 +89,10 @@ def relate(
         relations["transfer"] = Relation(torch.from_numpy(_transfer(Path(transfer), probe.tasks)))
     matrices = {name: relation.matrix.numpy() for name, relation in relations.items()}
     found: dict[str, Any] = {"policies": [str(folder) for folder in folders], "tasks": list(probe.tasks)}
+    found["grouping"] = grouping
     found |= {"observations": len(probe.task), "seed": seed, "relations": {}}
     for name, matrix in matrices.items():
-        partition = best_partition(matrix, groups)
+        partition = GROUPINGS[grouping](matrix, groups)
         p_value = structure_p_value(matrix, groups, seed=seed)
         best = named(probe.tasks, partition)
         found["relations"][name] = {
@@ -102,7 +107,7 @@ def relate(
             means = ", ".join(f"{layer} {_mean_of_pairs(values.numpy()):.2f}" for layer, values in layers.items())
             print(f"mean by layer: {means}")
         verdict = "no chance" if p_value <= 0.05 else "could be chance"
-        print(f"best groups, p = {p_value:.3f} ({verdict}): {setting(best)}")
+        print(f"{grouping} groups, p = {p_value:.3f} ({verdict}): {setting(best)}")
     pairs = list(itertools.combinations(matrices, 2))
     agreements = {(a, b): agreement(matrices[a], matrices[b], seed=seed) for a, b in pairs}
     found["agreement"] = [{"of": list(both), **value._asdict()} for both, value in agreements.items()]

@@ -7,11 +7,12 @@ on its own gets 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.linalg import qr
 from scipy.spatial.distance import squareform
 
 MOST_EXACT = 12
@@ -132,6 +133,32 @@ def agglomerative_partition(affinity: np.ndarray, groups: int) -> Partition:
     """At most `groups` groups, cut from the `dendrogram`."""
     labels = fcluster(dendrogram(affinity), groups, "maxclust")
     return _ordered([np.flatnonzero(labels == label).tolist() for label in np.unique(labels)])
+
+
+def spectral_partition(affinity: np.ndarray, groups: int) -> Partition:
+    """At most `groups` groups, from the first eigenvectors of the normalised affinities.
+
+    Affinities count by the mean of both directions, and from the lowest of a pair upwards. Tasks are assigned without
+    random numbers, by a rotation of the eigenvectors (Damle et al., "Simple, direct and efficient multi-way spectral
+    clustering", 2019), as with `assign_labels="cluster_qr"` in scikit-learn.
+    """
+    weights = (affinity + affinity.T) / 2
+    weights = weights - weights[~np.eye(len(weights), dtype=bool)].min(initial=np.inf)
+    np.fill_diagonal(weights, 0)
+    scale = 1 / np.sqrt(weights.sum(1).clip(1e-12))
+    vectors = np.linalg.eigh(scale[:, None] * weights * scale)[1][:, -groups:] * scale[:, None]
+    typical = qr(vectors.T, pivoting=True, mode="r")[1][:groups]  # a task of each group
+    left, _, right = np.linalg.svd(vectors[typical].T)
+    labels = np.abs(vectors @ left @ right).argmax(1)
+    return _ordered([np.flatnonzero(labels == label).tolist() for label in np.unique(labels)])
+
+
+GROUPINGS: dict[str, Callable[[np.ndarray, int], Partition]] = {
+    "best": best_partition,
+    "agglomerative": agglomerative_partition,
+    "spectral": spectral_partition,
+}
+"""What makes at most so many groups of affinities, by name."""
 
 
 def structure_p_value(affinity: np.ndarray, groups: int, draws: int = 199, seed: int = 0) -> float:

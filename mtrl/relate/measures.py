@@ -13,7 +13,7 @@ from torch import Tensor
 from mtrl.nn.networks import PolicyNetwork
 from mtrl.registry import register
 from mtrl.relate.probe import Probe
-from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, rsa
+from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, low_rank, rsa
 from mtrl.run.logger import read_rows
 from mtrl.types import UserError
 
@@ -73,11 +73,20 @@ def of_embedding(probe: Probe) -> Relation:
 @register("relation", "heads")
 def of_heads(probe: Probe) -> Relation:
     """Cosine of the weights of the tasks' heads."""
-    network = _only(probe, "heads")
-    weight = dict(network.head.named_parameters()).get("head.weight")
+    return Relation(cosine(_heads(probe, "heads")).cpu())
+
+
+@register("relation", "heads_low_rank")
+def of_heads_low_rank(probe: Probe) -> Relation:
+    """The same in the few directions in which heads mostly differ, from their mean (`low_rank`)."""
+    return Relation(cosine(low_rank(_heads(probe, "heads_low_rank"))).cpu())
+
+
+def _heads(probe: Probe, measure: str) -> Float[Tensor, "K P"]:
+    weight = dict(_only(probe, measure).head.named_parameters()).get("head.weight")
     if weight is None or weight.ndim != 3:
-        raise UserError("relation heads: this policy has one head for all tasks (network.head=shared).")
-    return Relation(cosine(weight.detach()[list(probe.ids)].flatten(1)).cpu())
+        raise UserError(f"relation {measure}: this policy has one head for all tasks (network.head=shared).")
+    return weight.detach()[list(probe.ids)].flatten(1)
 
 
 @register("relation", "routing")

@@ -76,7 +76,7 @@ class Probe:
         for name, features in by_task[0].items():
             if all(name in other and other[name].shape == features.shape for other in by_task):
                 every = torch.stack([other[name] for other in by_task])
-                if (every != every[:, :1]).any() and ((every != every[:1]).any() or name == "output"):
+                if name == "output" or ((every != every[:, :1]).any() and (every != every[:1]).any()):
                     found[name] = every
         return found
 

@@ -10,12 +10,11 @@ those of `mtrl.train`, and {task} in them stands for the task. Runs that were st
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from mtrl.checks import positive
 from mtrl.config import parse, run_or_exit, split_paths
@@ -23,31 +22,20 @@ from mtrl.registry import construct
 from mtrl.relate.pairs import matrix_of, run_dir
 from mtrl.relate.report import matrix_lines
 from mtrl.report.runs import is_finished
+from mtrl.sweep.jobs import Job
 from mtrl.types import UserError
 
 TASK = "{task}"
 
 
-class Run(NamedTuple):
-    """One task, from scratch or from the policy of another."""
-
-    folder: Path
-    command: tuple[str, ...]
-
-    @property
-    def log(self) -> Path:
-        """What it prints."""
-        return self.folder.parent / f"{self.folder.name}.log"
-
-
-def plan(folder: Path, tasks: Sequence[str], settings: Sequence[str]) -> tuple[list[Run], list[Run]]:
+def plan(folder: Path, tasks: Sequence[str], settings: Sequence[str]) -> tuple[list[Job], list[Job]]:
     """The runs from scratch, and those that begin with them."""
 
-    def planned(before: str | None, task: str) -> Run:
+    def planned(before: str | None, task: str) -> Job:
         where = run_dir(folder, before, task)
         start = () if before is None else (f"init_from={run_dir(folder, None, before)}",)
         own = (setting.replace(TASK, task) for setting in settings)
-        return Run(where, ("eval.every=0", *own, *start, f"run_dir={where}", "resume=auto"))
+        return Job(where.parent, where.name, ["eval.every=0", *own, *start])
 
     pairs = [(before, task) for before in tasks for task in tasks if before != task]
     return [planned(None, task) for task in tasks], [planned(*pair) for pair in pairs]
@@ -76,36 +64,29 @@ def transfer_runs(folder: str, tasks: Sequence[str], settings: Sequence[str], jo
     print("\n".join(["forward transfer, from row to column:", *matrix_lines(tasks, matrix_of(Path(folder), tasks))]))
 
 
-def _run_all(runs: Sequence[Run], jobs: int) -> None:
+def _run_all(jobs: Sequence[Job], at_once: int) -> None:
     """Runs those that are not finished. Raises `UserError` after the last one if some failed."""
-    missing = [run for run in runs if not is_finished(run.folder)]
-    failed: list[Run] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting: list[tuple[Run, Future[int]]] = [(run, pool.submit(_train, run)) for run in missing]
+    missing = [job for job in jobs if not is_finished(job.run_dir)]
+    failed: list[Job] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = [(job, pool.submit(_run, job)) for job in missing]
         try:
-            for number, (run, code) in enumerate(waiting, 1):
+            for number, (job, code) in enumerate(waiting, 1):
                 if code.result():
-                    failed.append(run)
-                print(f"{number} of {len(waiting)} runs: {run.folder}{' failed' if code.result() else ''}", flush=True)
+                    failed.append(replace(job, exit_code=code.result()))
+                print(f"{number} of {len(waiting)} runs: {job.run_dir}{' failed' if code.result() else ''}", flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        said = _last_line(failed[0].log)
-        raise UserError(f"{failed[0].folder}{more} failed: {said} The same command goes on with what is missing.")
+        said = failed[0].reason()
+        raise UserError(f"{failed[0].run_dir}{more} failed: {said} The same command goes on with what is missing.")
 
 
-def _train(run: Run) -> int:
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with run.log.open("w", encoding="utf-8") as log:
-        return subprocess.run(
-            [sys.executable, "-m", "mtrl.train", *run.command], stdout=log, stderr=subprocess.STDOUT, check=False
-        ).returncode
-
-
-def _last_line(log: Path) -> str:
-    return (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing was said."])[-1]
+def _run(job: Job) -> int:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return job.run()
 
 
 def main() -> None:

@@ -15,6 +15,21 @@ def cosine(vectors: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
     return unit @ unit.T
 
 
+def low_rank(vectors: Float[Tensor, "K P"], share: float = 0.9) -> Float[Tensor, "K R"]:
+    """Where the vectors of K tasks are in the R directions in which they differ most, from their mean.
+
+    R is the smallest number of directions with this share of their variance. That the predictors of related tasks
+    differ in few directions is the assumption of Ando and Zhang, "A Framework for Learning Predictive Structures from
+    Multiple Tasks and Unlabeled Data" (2005); that they form clusters, of Jacob et al., "Clustered Multi-Task
+    Learning" (2008).
+    """
+    centred = vectors.double() - vectors.double().mean(0)
+    left, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
+    variance = sizes.square().cumsum(0)
+    rank = int((variance < share * variance[-1]).sum()) + 1
+    return (left * sizes)[:, :rank]
+
+
 def rsa(features: Float[Tensor, "K N H"]) -> Float[Tensor, "K K"]:
     """Representation similarity analysis of the features in which K tasks see the same N observations.
 

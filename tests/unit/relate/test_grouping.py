@@ -15,11 +15,14 @@ from mtrl.relate.grouping import (
     exact_partition,
     greedy_partition,
     rotated,
+    spectral_partition,
     structure_p_value,
     total,
     value,
 )
 from mtrl.relate.similarity import cosine
+
+SEARCHES = (exact_partition, greedy_partition, agglomerative_partition, spectral_partition)
 
 
 def all_partitions(tasks: list[int]) -> Iterator[list[list[int]]]:
@@ -64,7 +67,7 @@ def test_the_exact_partition_is_the_best_of_all(K: int) -> None:
 def test_the_order_of_tasks_does_not_matter() -> None:
     affinity, order = np.random.default_rng(0).normal(size=(7, 7)), [3, 6, 0, 2, 5, 1, 4]
     moved = affinity[np.ix_(order, order)]
-    for search in (exact_partition, greedy_partition, agglomerative_partition):
+    for search in SEARCHES:
         found = search(moved, 3)
         assert sorted(sorted(order[task] for task in group) for group in found) == search(affinity, 3)
 
@@ -75,7 +78,7 @@ def test_planted_groups_are_found(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(9)
     planted = sorted(sorted(np.flatnonzero(order // 3 == group).tolist()) for group in range(3))
     similarity = vectors(3, 3, noise=0.5, seed=seed)[np.ix_(order, order)]
-    for search in (exact_partition, greedy_partition, agglomerative_partition):
+    for search in SEARCHES:
         assert search(similarity, 3) == planted
     assert structure_p_value(similarity, 3, draws=19) == 1 / 20
 

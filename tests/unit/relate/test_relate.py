@@ -42,7 +42,7 @@ def policy(tmp_path: Path) -> Path:
 
 def test_pairs_of_equal_tasks(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    measures = ["cka", "rsa", "attribution", "embedding", "heads"]
+    measures = ["cka", "rsa", "attribution", "embedding", "heads", "heads_low_rank"]
     given = [f"policies={policy}", "env=toy_reach", f"out={tmp_path / 'out'}", "observations=24", "groups=2"]
     assert relate(*given, f"measures=[{','.join(measures)}]") == 0
     found = json.loads((tmp_path / "out" / "relate.json").read_text())
@@ -57,7 +57,7 @@ def test_pairs_of_equal_tasks(policy: Path, tmp_path: Path, capsys: pytest.Captu
     assert list(found["relations"]["cka"]["layers"]) == ["hidden.0", "output"]
     assert "'network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]'" in capsys.readouterr().out
     heading, *rows = (tmp_path / "out" / "relate.csv").read_text().splitlines()
-    assert heading == "from,to,cka,rsa,attribution,embedding,heads"
+    assert heading == "from,to,cka,rsa,attribution,embedding,heads,heads_low_rank"
     assert len(rows) == 12
 
 
@@ -66,6 +66,7 @@ def test_pairs_of_equal_tasks(policy: Path, tmp_path: Path, capsys: pytest.Captu
     [
         (["measures=[ckka]"], "Unknown relation 'ckka'. Did you mean 'cka'?"),
         (["measures=[routing]", "observations=8"], "the trunk of this policy mixes no modules"),
+        (["grouping=spektral"], "Unknown grouping 'spektral'. Did you mean 'spectral'?"),
         (["groups=0"], "groups must be positive, not 0"),
         (["obs=3"], "Unknown option of relate: 'obs'"),
         (["env.num_tasks=2", "observations=8"], "Relations need at least three tasks, found reach-0, reach-1 in the"),
@@ -90,18 +91,21 @@ def test_what_runs_say(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     logged: list[Any] = [np.eye(4) + cosine * (1 - np.eye(4)) for cosine in (0.2, -0.6)]
     rows = [{"step": i, "grad/policy_cosine": matrix.tolist()} for i, matrix in enumerate(logged)]
     rows[1]["grad/policy_cosine"][0][1] = None  # a task that was absent
+    rows[0]["grad/lookahead"] = (np.eye(4) * np.array([1, 2, 4, 8]) + (1 - np.eye(4))).tolist()
     (made_by / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = [f"reach-{k}" for k in range(4)]
     for before in (None, *tasks):
         for task in tasks:
             store(run_dir(tmp_path / "pairs", before, task), [{None: 0.25, "reach-0": 0.55}.get(before, 0.4)])
     pytest.importorskip("matplotlib")
-    arguments = [f"policies={policy}", "measures=[gradient]", "observations=8"]
+    arguments = [f"policies={policy}", "measures=[gradient,lookahead]", "observations=8"]
     assert relate(*arguments, f"transfer={tmp_path / 'pairs'}") == 0
     relations = json.loads((made_by / "relate" / "relate.json").read_text())["relations"]
     expected = np.eye(4) - 0.2 * (1 - np.eye(4))  # (.2 - .6) / 2
     expected[0, 1] = 0.2
     np.testing.assert_allclose(relations["gradient"]["matrix"], expected)
+    shares = 1 / np.array([1, 2, 4, 8]) * (1 - np.eye(4)) + np.eye(4)  # of what a step of a task's own gains
+    np.testing.assert_allclose(relations["lookahead"]["matrix"], shares)
     gained = np.array([0.4, 0.2, 0.2, 0.2])[:, None] * (1 - np.eye(4))  # (.55 - .25) / .75, (.4 - .25) / .75
     np.testing.assert_allclose(relations["transfer"]["matrix"], gained)
     (tmp_path / "pairs" / "from_reach-0" / "reach-1" / "eval" / "000000000400.json").unlink()

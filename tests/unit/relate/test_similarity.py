@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, rsa
+from mtrl.relate.similarity import attribution_similarity, cosine, linear_cka, low_rank, rsa
 
 
 def test_cosine() -> None:
@@ -14,6 +14,14 @@ def test_cosine() -> None:
     found = cosine(torch.tensor([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]))
     torch.testing.assert_close(found[:2, :2], torch.tensor([[1, 0.96], [0.96, 1]], dtype=torch.float64))
     assert not found[2].any()
+
+
+def test_low_rank() -> None:
+    """(2, .1), (2, -.1), (0, .1), (0, -.1) are (1, 0) plus (+-1, +-.1): the first direction has 1 / 1.01 of it all."""
+    vectors = torch.tensor([[2, 0.1], [2, -0.1], [0, 0.1], [0, -0.1]])
+    torch.testing.assert_close(low_rank(vectors).abs(), torch.ones(4, 1).double())
+    torch.testing.assert_close(cosine(low_rank(vectors))[0], torch.tensor([1.0, 1, -1, -1]).double())
+    assert low_rank(vectors, share=0.999).shape == (4, 2)
 
 
 def test_rsa() -> None:
