@@ -58,20 +58,24 @@ def test_it_is_what_steps_do(agent: str) -> None:
     found = measured.diagnostics(data)["grad/lookahead"]
     assert torch.equal(torch.get_rng_state(), rng)
     torch.testing.assert_close(learner.networks.state_dict(), after, rtol=0, atol=0)
-    assert (found.abs() > 1e-4).all()  # well above rounding
+    assert (found.abs() > 1e-5).any(1).all()  # above rounding
 
     before, _ = policy_losses(start, data, after, rng)
     for task in range(len(before)):
         losses, moved = policy_losses(start, data, after, rng)
-        step = moved.optimizers.get("policy") or moved.optimizers["joint"]
+        name = "policy" if "policy" in moved.optimizers else "joint"
+        step = moved.optimizers[name]
+        step.load_state_dict(copy.deepcopy(learner.optimizers[name].state_dict()))
+        for values in step.optimizer.state.values():
+            values["exp_avg"].zero_()  # of Adam; the others learn by plain gradient descent
         step.optimizer.zero_grad()
-        losses[task].backward()
+        (losses[task] / len(losses)).backward()
         for name, parameter in moved.networks.named_parameters():
             if getattr(learner.networks.get_parameter(name), "is_per_task", False):
                 parameter.grad = None
-        step.optimizer.step()  # its first
+        step.optimizer.step()
         now, _ = policy_losses(start, data, moved.networks.state_dict(), rng)
-        torch.testing.assert_close(found[task], (before - now).detach(), rtol=1e-3, atol=2e-6)
+        torch.testing.assert_close(found[task], (before - now).detach(), rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("agent", ["ppo", "sac"])

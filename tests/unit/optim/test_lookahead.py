@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,19 +12,21 @@ from mtrl.registry import build
 
 
 def test_by_hand() -> None:
-    """Losses (w - 3)^2, (w + 1)^2 at w = 1: both 4, with gradients -4 and 4. Steps of rate 1/4 lead to 2 and to 0.
+    """Losses (w - 3)^2, (w + 1)^2 at w = 1: 4, with gradients -4 and 4. With thirds of them, rate 3/4 leads to 2 and 0.
 
     At 2 the losses are 1 and 9, at 0 they are 9 and 1. The third task has no gradient.
     """
     w = nn.Parameter(torch.tensor(1.0))
-    found = lookahead(lambda: torch.stack([(w - 3) ** 2, (w + 1) ** 2, 0 * w]), torch.optim.SGD([w], lr=0.25), [w])
+    found = lookahead(lambda: torch.stack([(w - 3) ** 2, (w + 1) ** 2, 0 * w]), torch.optim.SGD([w], lr=0.75), [w])
     nan = torch.nan
     torch.testing.assert_close(found, torch.tensor([[3, -5, nan], [-5, 3, nan], [nan] * 3]), equal_nan=True)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop"])
-def test_it_is_what_a_fresh_optimizer_does_to_a_copy(optimizer: str) -> None:
-    """While the network and the moments of the optimiser stay what they were, to the last bit."""
+def test_it_is_what_a_step_of_the_optimizer_does_to_a_copy() -> None:
+    """By Adam's equations, with the second moments of three steps for all tasks and no momentum.
+
+    Meanwhile the network and the optimiser stay what they were, to the last bit.
+    """
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     x, y = torch.randn(6, 3).double(), torch.randn(2, 6).double()
@@ -33,7 +34,7 @@ def test_it_is_what_a_fresh_optimizer_does_to_a_copy(optimizer: str) -> None:
     def losses(module: nn.Module) -> Tensor:
         return (module(x).T - y).square().mean(1)  # output k is of task k
 
-    running = build("optimizer", {"name": optimizer, "lr": 0.01}, parameters=list(network.parameters()))
+    running = build("optimizer", {"name": "adam", "lr": 0.1}, parameters=list(network.parameters()))
     for _ in range(3):
         running.zero_grad()
         losses(network).sum().backward()
@@ -43,8 +44,11 @@ def test_it_is_what_a_fresh_optimizer_does_to_a_copy(optimizer: str) -> None:
     torch.testing.assert_close((network.state_dict(), running.state_dict()["state"]), before, rtol=0, atol=0)
     for i in range(2):
         moved = copy.deepcopy(network)
-        fresh = build("optimizer", {"name": optimizer, "lr": 0.01}, parameters=list(moved[0].parameters()))
-        losses(moved)[i].backward()
-        fresh.step()
+        (losses(moved)[i] / 2).backward()
+        with torch.no_grad():
+            for parameter, same in zip(moved[0].parameters(), network[0].parameters(), strict=True):
+                g, v = parameter.grad, running.state[same]["exp_avg_sq"]
+                m, v = 0.1 * g / (1 - 0.9**4), (0.999 * v + 0.001 * g**2) / (1 - 0.999**4)
+                parameter -= 0.1 * m / (v.sqrt() + 1e-8)
         torch.testing.assert_close(found[i], (losses(network) - losses(moved)).detach())
     assert (found.diagonal() > 0).all()
