@@ -27,8 +27,16 @@ ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 README_MARKERS = ("<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->")
 
-IN_README = ("mt10_ppo", "mt10_no_torso", "mt50_ppo", "mt50_no_torso", "mt10_distill", "mt50_distill", "mt10_sac")
-IN_README += ("atari_pong",)
+IN_README = (
+    "mt10_ppo",
+    "mt10_no_torso",
+    "mt50_ppo",
+    "mt50_no_torso",
+    "mt10_distill",
+    "mt50_distill",
+    "mt10_sac",
+    "atari_pong",
+)
 """Names of results, as they are ordered in the table of README.md."""
 
 PUBLISHED: dict[str, tuple[tuple[float, ...], dict[str, tuple[float, ...]]]] = {
