@@ -103,9 +103,11 @@ def transfer(moves: np.ndarray, seed: int) -> np.ndarray:
             weight = weight - 0.2 * after.T @ obs / len(obs)
         return weight, auc(curve)
 
-    scratch = [learned(np.zeros((A, D)), task) for task in range(K)]
-    after = {(i, j): [learned(scratch[i][0], j)[1]] for i in range(K) for j in range(K) if i != j}
-    matrix = transfer_matrix(range(K), {task: [area] for task, (_, area) in enumerate(scratch)}, after)  # type: ignore[arg-type]
+    names = [str(task) for task in range(K)]
+    first = [learned(np.zeros((A, D)), task) for task in range(K)]
+    scratch = {name: [area] for name, (_, area) in zip(names, first, strict=True)}
+    after = {(names[i], names[j]): [learned(first[i][0], j)[1]] for i in range(K) for j in range(K) if i != j}
+    matrix = transfer_matrix(names, scratch, after)
     np.fill_diagonal(matrix, 0)
     return matrix
 
@@ -128,12 +130,14 @@ def relations(seed: int, planted: bool, folder: Path) -> tuple[dict[str, np.ndar
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_planted_groups_are_found(tmp_path: Path) -> None:
+    missed = []
     for seed in range(SEEDS):
         found, groups = relations(seed, True, tmp_path)
         for name, matrix in found.items():
-            for grouping, search in GROUPINGS.items():
-                assert search(matrix, 3) == groups, (seed, name, grouping)
-            assert structure_p_value(matrix, 3, draws=19, seed=seed) == 1 / 20, (seed, name)
+            missed += [(seed, name, grouping) for grouping, search in GROUPINGS.items() if search(matrix, 3) != groups]
+            if structure_p_value(matrix, 3, draws=19, seed=seed) > 1 / 20:
+                missed.append((seed, name, "p-value"))
+    assert not missed
 
 
 @pytest.mark.slow
