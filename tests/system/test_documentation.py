@@ -31,8 +31,8 @@ WORK = {
     "mtrl.relate.runs": "transfer_runs",
 }
 """What a command calls with its arguments."""
-NOT_HERE = ("my_", "inverse_scale")
-"""Names of what the documentation shows how to make."""
+NOT_HERE = ("my_", "inverse_scale", "=line", ", ...", "hydra/sweeper=optuna")
+"""In commands that need what the documentation shows how to make, the example package, or a plug-in."""
 
 
 def blocks(page: Path) -> Iterator[str]:
