@@ -354,7 +354,7 @@ def test_the_documentation_names_every_component() -> None:
         text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
         for kind in kinds:
             for name in names(kind):
-                assert f"| `{name}` " in text, name
+                assert f"| [`{name}`](reference/{kind}.md#{name})" in text, name
 
 
 def test_the_documentation_names_every_network() -> None:
