@@ -243,7 +243,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[number])  # a second one ends the sweep at once
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends the sweep at once
         (folder / STOPPING).touch()
         asked: set[str] = set()
         while beside := [job for job in read_jobs(folder) if job.runs_beside]:

@@ -183,6 +183,7 @@ if any("loky" in word for word in sys.orig_argv):  # a process of joblib, which 
 """
 
 
+@pytest.mark.timeout(600)  # three processes import torch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_while_jobs_run_in_parallel(place: Path, number: signal.Signals) -> None:
     """Those that run save themselves, no other begins, and nothing is left behind. Ctrl-C goes to every process."""
@@ -199,7 +200,7 @@ def test_interrupted_while_jobs_run_in_parallel(place: Path, number: signal.Sign
     try:
         wait_for(lambda: all(Path(f"mine/{name}.pid").exists() for name in begun))
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        assert process.wait(timeout=100) == 128 + number
+        assert process.wait(timeout=200) == 128 + number
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
