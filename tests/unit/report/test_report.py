@@ -154,7 +154,7 @@ def test_many_groups(run_dir: Path) -> None:
 
 
 def test_stored_results(run_dir: Path) -> None:
-    results = Path(__file__).parents[3] / "results" / "mt10_ppo"
+    results = Path(__file__).parents[3] / "results" / "mt10_no_torso"
     page = made(*(str(path) for path in sorted(results.glob("*.json"))))
     assert page.figures == list(PROGRESS)
 
