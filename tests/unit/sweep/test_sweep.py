@@ -198,7 +198,7 @@ def test_interrupted_while_jobs_run_in_parallel(place: Path, number: signal.Sign
     )
     begun = ["000_seed=71", "001_seed=72"]
     try:
-        wait_for(lambda: all(Path(f"mine/{name}.pid").exists() for name in begun))
+        wait_for(lambda: all(Path(f"mine/{name}.pid").exists() for name in begun), 300)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         assert process.wait(timeout=200) == 128 + number
     finally:
