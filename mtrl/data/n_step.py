@@ -29,7 +29,8 @@ class NStep:
     def __init__(self, n: int, gamma: float) -> None:
         positive(n_step=n)
         self.n, self.gamma = n, gamma
-        self._rows: list[Row] = []
+        self._pending: list[Row] = []
+        """The last steps, at most n - 1, whose transitions are not complete."""
 
     def add(self, row: Row) -> Row | None:
         """Adds a step of every slot; returns the transition that began n - 1 steps before, once there are n.
@@ -37,28 +38,28 @@ class NStep:
         Args:
             row: reward, continuation, next_obs and done; anything else is that of a transition's first step.
         """
-        self._rows = [*self._rows, row][-self.n :]
-        return self._joined() if len(self._rows) == self.n else None
-
-    def _joined(self) -> Row:
-        joined = dict(self._rows[0])
+        self._pending.append(row)
+        if len(self._pending) < self.n:
+            return None
+        first, *self._pending = self._pending
+        joined = dict(first)
         weight, running = 1.0, ~joined["done"] & (joined["continuation"] > 0)
-        for row in self._rows[1:]:
+        for later in self._pending:
             weight *= self.gamma
-            joined["reward"] = joined["reward"] + weight * row["reward"].where(running, 0)
-            joined["continuation"] = torch.where(running, weight * row["continuation"], joined["continuation"])
-            slots = running.reshape(-1, *[1] * (row["next_obs"].ndim - 1))
-            joined["next_obs"] = torch.where(slots, row["next_obs"], joined["next_obs"])
-            running = running & ~row["done"] & (row["continuation"] > 0)
+            joined["reward"] = joined["reward"] + weight * later["reward"].where(running, 0)
+            joined["continuation"] = torch.where(running, weight * later["continuation"], joined["continuation"])
+            slots = running.reshape(-1, *[1] * (later["next_obs"].ndim - 1))
+            joined["next_obs"] = torch.where(slots, later["next_obs"], joined["next_obs"])
+            running = running & ~later["done"] & (later["continuation"] > 0)
         return joined
 
     def state_dict(self) -> State:
-        kept = self._rows[max(0, len(self._rows) - self.n + 1) :]
-        return {name: torch.stack([row[name] for row in kept]) for name in kept[0]} if kept else {}
+        rows = self._pending
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
     def load_state_dict(self, state: State) -> None:
         """Raises `ValueError` if there are more steps than this one keeps."""
         columns = [tensor.unbind() for tensor in state.values()]
-        self._rows = [dict(zip(state, values, strict=True)) for values in zip(*columns, strict=True)]
-        if len(self._rows) >= self.n:
-            raise ValueError(f"The saved state is of transitions of more than {len(self._rows)} steps, not {self.n}.")
+        self._pending = [dict(zip(state, values, strict=True)) for values in zip(*columns, strict=True)]
+        if (found := len(self._pending)) >= self.n:
+            raise ValueError(f"The saved state is of transitions of more than {found} steps, not {self.n}.")
