@@ -56,8 +56,8 @@ def build_learner(
     """
     learner: Learner = build("agent", node, c=components)
     if yields is not object and not issubclass(yields, learner.learns_from):
-        expected, found = learner.learns_from.__name__, yields.__name__
-        raise UserError(f"agent={node['name']} learns from {expected}, but this data source yields {found}: see data=.")
+        expected, given = learner.learns_from.__name__, yields.__name__
+        raise UserError(f"agent={node['name']} learns from {expected}, but this data source yields {given}: see data=.")
     if components.ranks.size > 1 and not learner.joins_ranks:
         raise UserError(f"agent={node['name']} learns in one process: start it without torchrun.")
     components.ranks.make_alike(learner.networks)

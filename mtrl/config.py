@@ -366,10 +366,10 @@ def stored_entry(config: Mapping[str, Any], key: str, kind: type, path: Path) ->
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted key; an empty group is a value."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return leaves
 
 
 def save_yaml(path: Path, values: Mapping[str, Any]) -> None:

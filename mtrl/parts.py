@@ -16,8 +16,8 @@ def is_in(name: str, part: str) -> bool:
     task and counts as a separate part.
     """
     network, *modules = name.split(".")[:-1]
-    own = modules[modules.index("task_input") :] if "task_input" in modules else modules
-    return part == network or part in own
+    counted = modules[modules.index("task_input") :] if "task_input" in modules else modules
+    return part == network or part in counted
 
 
 def parts_of(names: Iterable[str]) -> list[str]:

@@ -63,9 +63,9 @@ class Policy:
                 tasks. A policy of a single task does not depend on ids and can act in any task.
         """
         for field in ("obs_shape", "history", "action_kind", "action_dim"):
-            expected, found = getattr(self.spec, field), getattr(spec, field)
-            if expected != found:
-                raise UserError(f"The policy does not fit the environment: {field} is {expected} here, {found} there.")
+            expected, given = getattr(self.spec, field), getattr(spec, field)
+            if expected != given:
+                raise UserError(f"The policy does not fit the environment: {field} is {expected} here, {given} there.")
         places = match_tasks(self.spec.task_names, spec.task_names)
         new = [name for name, place in zip(spec.task_names, places, strict=True) if place is None]
         readers = self.network.task_readers if self.spec.num_tasks > 1 else ()

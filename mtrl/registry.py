@@ -62,12 +62,12 @@ def lookup(kind: str, name: str) -> Callable[..., Any]:
     return _components[kind][name]
 
 
-def unknown(what: str, found: str, valid: Iterable[str]) -> str:
+def unknown(what: str, given: str, valid: Iterable[str]) -> str:
     """The message for an unknown name: nearest match and all valid names."""
     valid = list(valid)
-    nearest = difflib.get_close_matches(found[:80], valid, n=1)
+    nearest = difflib.get_close_matches(given[:80], valid, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Unknown {what} {shown(found)}.{hint} Valid: {', '.join(valid) or 'none'}."
+    return f"Unknown {what} {shown(given)}.{hint} Valid: {', '.join(valid) or 'none'}."
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:
@@ -136,15 +136,15 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     function = component.func if isinstance(component, partial) else component
     constructor = function.__init__ if inspect.isclass(function) else function
     hints, every = typing.get_type_hints(constructor), inspect.signature(component).parameters
-    own = {
+    named = {
         key: p.replace(annotation=hints.get(key, p.empty))
         for key, p in every.items()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
-    if not inspect.isclass(function) or "options" not in every.keys() - own:
-        return own
+    if not inspect.isclass(function) or "options" not in every.keys() - named:
+        return named
     of_base = parameters(_base(function))
-    return own | {key: p for key, p in of_base.items() if p.default is not p.empty and key not in own}
+    return named | {key: p for key, p in of_base.items() if p.default is not p.empty and key not in named}
 
 
 def _base(component: type) -> type:

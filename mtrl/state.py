@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 T = TypeVar("T")
 
 
-def check_like(found: Any, fresh: Any, entry: str = "") -> None:
+def check_like(saved: Any, fresh: Any, entry: str = "") -> None:
     """Compares a saved state with the `state_dict` of a new object.
 
     Keys, types, dtypes and shapes must be the same, except where the new object is empty: an empty dict, None and an
@@ -21,29 +21,29 @@ def check_like(found: Any, fresh: Any, entry: str = "") -> None:
     them.
 
     Args:
-        found: The saved state; its tensors may be on the device "meta".
+        saved: The saved state; its tensors may be on the device "meta".
 
     Raises:
         ValueError: Names the first difference by its path of keys.
     """
-    if fresh is None and not isinstance(found, Tensor | Mapping | list | tuple):
+    if fresh is None and not isinstance(saved, Tensor | Mapping | list | tuple):
         return
-    if _kind(found) != _kind(fresh):
-        raise ValueError(_differ(entry, fresh, found))
+    if _kind(saved) != _kind(fresh):
+        raise ValueError(_differ(entry, fresh, saved))
     if isinstance(fresh, Tensor):
-        same_axes = len(found.shape) == len(fresh.shape) and all(
-            old in (new, 0) for old, new in zip(fresh.shape, found.shape, strict=True)
+        same_axes = len(saved.shape) == len(fresh.shape) and all(
+            old in (new, 0) for old, new in zip(fresh.shape, saved.shape, strict=True)
         )
-        if found.dtype != fresh.dtype or not (same_axes or fresh.shape == (0,)):
-            raise ValueError(_differ(entry, fresh, found))
+        if saved.dtype != fresh.dtype or not (same_axes or fresh.shape == (0,)):
+            raise ValueError(_differ(entry, fresh, saved))
     elif isinstance(fresh, Mapping) and fresh:
-        for key in [*fresh, *found]:
+        for key in [*fresh, *saved]:
             path = f"{entry}/{key}" if entry else str(key)
-            if key not in found:
+            if key not in saved:
                 raise ValueError(f"{path}: expected {described(fresh[key])}, found nothing")
             if key not in fresh:
-                raise ValueError(f"{path}: expected nothing, found {described(found[key])}")
-            check_like(found[key], fresh[key], path)
+                raise ValueError(f"{path}: expected nothing, found {described(saved[key])}")
+            check_like(saved[key], fresh[key], path)
 
 
 def described(value: Any) -> str:
@@ -61,8 +61,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _differ(entry: str, expected: Any, found: Any) -> str:
-    return f"{entry or 'the state'}: expected {described(expected)}, found {described(found)}"
+def _differ(entry: str, expected: Any, saved: Any) -> str:
+    return f"{entry or 'the state'}: expected {described(expected)}, found {described(saved)}"
 
 
 def _kind(value: Any) -> str:

@@ -140,7 +140,7 @@ def train(config: TrainConfig, resume: Path | None = None, ranks: Ranks = ONE_PR
             {**loop.savables(), "rng": RngStates()},
             config.checkpoint.keep,
             report=progress.print,
-            own=("data", "metrics", "rng"),
+            per_rank=("data", "metrics", "rng"),
             ranks=ranks,
         )
         step = env_steps = 0

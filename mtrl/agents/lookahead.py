@@ -73,12 +73,12 @@ class Lookahead(Learner):
 
     def diagnostics(self, batch: Any) -> Metrics:
         """Those of the learner, and the matrix."""
-        own = next(iter(self.policy.parameters()))
+        of_policy = next(iter(self.policy.parameters()))
         steps: list[MultiTaskOptimizer] = list(self.optimizers.values())
-        (step,) = (step for step in steps if any(parameter is own for parameter in step.parameters))
+        (step,) = (step for step in steps if any(parameter is of_policy for parameter in step.parameters))
         shared = [parameter for parameter in shared_and_per_task(step.parameters)[0] if parameter not in step.frozen]
-        found = lookahead(self._losses, step.optimizer, shared)
-        return {**self.learner.diagnostics(batch), "grad/lookahead": found}
+        gains = lookahead(self._losses, step.optimizer, shared)
+        return {**self.learner.diagnostics(batch), "grad/lookahead": gains}
 
     def state_dict(self) -> State:
         return self.learner.state_dict()

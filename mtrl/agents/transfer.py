@@ -120,9 +120,9 @@ def scale_lr(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter], fa
     """Multiplies the learning rate of some parameters, which get parameter groups of their own."""
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        others = [parameter for parameter in group["params"] if parameter not in parameters]
+        remaining = [parameter for parameter in group["params"] if parameter not in parameters]
         scaled = [parameter for parameter in group["params"] if parameter in parameters]
         rates: dict[str, Any] = {key: factor * group[key] for key in ("lr", "initial_lr") if key in group}
-        groups.append({**group, "params": others})
+        groups.append({**group, "params": remaining})
         groups.append({**group, **rates, "params": scaled})
     optimizer.param_groups[:] = [group for group in groups if group["params"]]

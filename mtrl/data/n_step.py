@@ -61,5 +61,5 @@ class NStep:
         """Raises `ValueError` if there are more steps than this one keeps."""
         columns = [tensor.unbind() for tensor in state.values()]
         self._pending = [dict(zip(state, values, strict=True)) for values in zip(*columns, strict=True)]
-        if (found := len(self._pending)) >= self.n:
-            raise ValueError(f"The saved state is of transitions of more than {found} steps, not {self.n}.")
+        if (waiting := len(self._pending)) >= self.n:
+            raise ValueError(f"The saved state is of transitions of more than {waiting} steps, not {self.n}.")

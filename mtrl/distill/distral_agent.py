@@ -110,16 +110,16 @@ class Distral(VTraceActorCritic):
         with torch.no_grad():
             features = self._features(batch)
         loss, metrics = self._shared_loss(features, batch)
-        found = super()._step(batch, entropy_coef, aux_coefs, regulariser + self.columns.of_policy(loss))
+        of_learner = super()._step(batch, entropy_coef, aux_coefs, regulariser + self.columns.of_policy(loss))
         self.columns.step(batch.task, loss)
-        return found | metrics
+        return of_learner | metrics
 
     def _shared_loss(self, features: Float[Tensor, "L N F"], batch: Minibatch) -> tuple[Float[Tensor, " K"], Metrics]:
         """Of the shared policy alone."""
         task = batch.task
         with torch.no_grad():
-            own = self.policy.distribution(features, task)
-        kl = own.kl_divergence(self.shared_policy(features, task))
+            task_policy = self.policy.distribution(features, task)
+        kl = task_policy.kl_divergence(self.shared_policy(features, task))
         loss = per_task.mean_or_zero(self.c_kl * kl, task, self.num_tasks)
         return loss, {"shared_policy_kl": per_task.mean(kl.detach(), task, self.num_tasks)}
 

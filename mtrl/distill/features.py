@@ -61,8 +61,8 @@ class FeatureRegression(NoRegression):
 
     def targets(self, batch: Labelled) -> Float[Tensor, "K n G"]:
         assert self.teacher is not None
-        found = self.teacher.features(batch.obs.flatten(0, 1), batch.task.flatten())
-        return found.unflatten(0, batch.task.shape)
+        target_features = self.teacher.features(batch.obs.flatten(0, 1), batch.task.flatten())
+        return target_features.unflatten(0, batch.task.shape)
 
     def loss(
         self, features: Float[Tensor, "K n H"], targets: Float[Tensor, "K n G"]

@@ -149,8 +149,8 @@ class Specialists(Teacher):
         labels, after = torch.zeros(len(task), self._size, device=obs.device), torch.zeros_like(state)
         for teacher, rows, their_task in self._asked(task):
             size = teacher.state_size
-            label, own = teacher.label(obs[rows], their_task, state[rows, :size])
-            labels[rows], after[rows, :size] = label.to(labels.dtype), own
+            label, next_state = teacher.label(obs[rows], their_task, state[rows, :size])
+            labels[rows], after[rows, :size] = label.to(labels.dtype), next_state
         return labels, after
 
     @torch.no_grad()

@@ -159,8 +159,8 @@ class TabularDistral:
         """One soft Bellman backup of a transition of each task, where it is `active`."""
         f, shared = self.table[self._run, self._task, next_state], self.shared_log_probs[self._run, next_state]
         value = soft_value(f, shared, self.alpha_policy[..., None], self.beta[..., None])
-        own = self.shared_log_probs[self._run, state, action]
-        target = reward + self.alpha_reward / self.beta * own + self.gamma * value * ~reached
+        log_prob = self.shared_log_probs[self._run, state, action]
+        target = reward + self.alpha_reward / self.beta * log_prob + self.gamma * value * ~reached
         where = (self._run, self._task, state, action)
         self.table[where] += self.lr * active * (target - self.table[where])
 

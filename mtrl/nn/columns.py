@@ -64,16 +64,16 @@ class NoColumn(nn.Module):
     """Adds nothing: the policy is that of its head."""
 
     def forward(
-        self, own: Distribution, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+        self, task_policy: Distribution, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
     ) -> Distribution:
         """The policy of each sample.
 
         Args:
-            own: What the head says.
+            task_policy: What the head says.
             features: Of the policy's torso and core, which do not know the task.
             task: Ids.
         """
-        return own
+        return task_policy
 
 
 @register("column", "shared")
@@ -93,7 +93,7 @@ class SharedColumn(nn.Module):
         self.shared_policy = SharedPolicy(features, spec, width, depth)
 
     def forward(
-        self, own: Distribution, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
+        self, task_policy: Distribution, features: Float[Tensor, "*batch F"], task: Int[Tensor, "*batch"]
     ) -> Distribution:
         """See `NoColumn`."""
-        return own.shifted(self.alpha * self.shared_policy.network(features))
+        return task_policy.shifted(self.alpha * self.shared_policy.network(features))

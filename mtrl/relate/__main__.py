@@ -88,14 +88,14 @@ def relate(
     if transfer is not None:
         relations["transfer"] = Relation(torch.from_numpy(_transfer(Path(transfer), probe.tasks)))
     matrices = {name: relation.matrix.numpy() for name, relation in relations.items()}
-    found: dict[str, Any] = {"policies": [str(folder) for folder in folders], "tasks": list(probe.tasks)}
-    found["grouping"] = grouping
-    found |= {"observations": len(probe.task), "seed": seed, "relations": {}}
+    result: dict[str, Any] = {"policies": [str(folder) for folder in folders], "tasks": list(probe.tasks)}
+    result["grouping"] = grouping
+    result |= {"observations": len(probe.task), "seed": seed, "relations": {}}
     for name, matrix in matrices.items():
         partition = GROUPINGS[grouping](matrix, groups)
         p_value = structure_p_value(matrix, groups, seed=seed)
         best = named(probe.tasks, partition)
-        found["relations"][name] = {
+        result["relations"][name] = {
             "matrix": matrix.tolist(),
             "layers": {layer: values.tolist() for layer, values in relations[name].layers.items()},
             "groups": best,
@@ -110,12 +110,12 @@ def relate(
         print(f"{grouping} groups, p = {p_value:.3f} ({verdict}): {setting(best)}")
     pairs = list(itertools.combinations(matrices, 2))
     agreements = {(a, b): agreement(matrices[a], matrices[b], seed=seed) for a, b in pairs}
-    found["agreement"] = [{"of": list(both), **value._asdict()} for both, value in agreements.items()]
+    result["agreement"] = [{"of": list(both), **value._asdict()} for both, value in agreements.items()]
     if agreements:
         print("\n".join(["", "agreement (rank correlation, 95% interval over tasks):", *agreement_lines(agreements)]))
     if target is not None:
-        _write(target, found, probe.tasks, matrices)
-    return found
+        _write(target, result, probe.tasks, matrices)
+    return result
 
 
 def _transfer(folder: Path, tasks: Sequence[str]) -> np.ndarray:
@@ -159,8 +159,8 @@ def _probe(
         kept |= _record(policy, folder, env, number, episodes_per_task, seed, device)
     tasks = [name for name in tasks if name in kept]
     if len(tasks) < 3:
-        found = ", ".join(tasks) or "none"
-        raise UserError(f"Relations need at least three tasks, found {found} in the environment.")
+        names = ", ".join(tasks) or "none"
+        raise UserError(f"Relations need at least three tasks, found {names} in the environment.")
     owner = {name: policy for policy in policies for name in policy.tasks}
     counts = torch.tensor([len(kept[name]) for name in tasks], device=device)
     return Probe(
@@ -199,10 +199,10 @@ def _record(
     return {spec.task_names[task]: recorder.kept[task] for task in known}
 
 
-def _write(folder: Path, found: Mapping[str, Any], tasks: Sequence[str], matrices: Mapping[str, Any]) -> None:
+def _write(folder: Path, result: Mapping[str, Any], tasks: Sequence[str], matrices: Mapping[str, Any]) -> None:
     """`relate.json`, `relate.csv`, and a figure of each relation. Raises `UserError`."""
     try:
-        write_atomic(folder / "relate.json", json_text(found, indent=1) + "\n")
+        write_atomic(folder / "relate.json", json_text(result, indent=1) + "\n")
         with replacing(folder / "relate.csv") as temporary:
             temporary.write_text(csv_text(tasks, matrices), encoding="utf-8")
         paths = [draw(folder / f"{name}.svg", name, tasks, matrix) for name, matrix in matrices.items()]

@@ -61,16 +61,16 @@ def exact_partition(affinity: np.ndarray, most: int) -> Partition:
         if groups == 1:
             return values[subset], (subset,)
         first = subset & -subset  # its group is chosen here, so that no partition comes up twice
-        others = rest = subset ^ first
-        found: tuple[float, tuple[int, ...]] = (-np.inf, ())
+        without_first = rest = subset ^ first
+        best_split: tuple[float, tuple[int, ...]] = (-np.inf, ())
         while True:
-            score, further = best(others ^ rest, groups - 1)
+            score, further = best(without_first ^ rest, groups - 1)
             score += values[first | rest]
-            if score > found[0]:
-                found = score, (first | rest, *further)
+            if score > best_split[0]:
+                best_split = score, (first | rest, *further)
             if not rest:
-                return found
-            rest = (rest - 1) & others
+                return best_split
+            rest = (rest - 1) & without_first
 
     return [members(group) for group in best((1 << K) - 1, most)[1]]
 
@@ -85,8 +85,8 @@ def greedy_partition(affinity: np.ndarray, most: int) -> Partition:
     between, inside, size = pair.copy(), np.zeros(len(pair)), np.ones(len(pair))
     while len(groups) > 1:
         merged = (inside[:, None] + inside + between) / (size[:, None] + size - 1)
-        own = inside / np.maximum(size - 1, 1)
-        gain = merged - own[:, None] - own
+        mean_inside = inside / np.maximum(size - 1, 1)
+        gain = merged - mean_inside[:, None] - mean_inside
         np.fill_diagonal(gain, -np.inf)
         i, j = sorted(np.unravel_index(gain.argmax(), gain.shape))
         if len(groups) <= most and gain[i, j] <= 0:
@@ -171,14 +171,14 @@ def structure_p_value(affinity: np.ndarray, groups: int, draws: int = 199, seed:
     without groups, the points come from one Gaussian of any shape (Langsrud, "Rotation tests", 2005).
     """
 
-    def found(values: np.ndarray) -> float:
+    def score_of(values: np.ndarray) -> float:
         return total(values, agglomerative_partition(values, groups))
 
-    rng, observed = np.random.default_rng(seed), found(affinity)
+    rng, observed = np.random.default_rng(seed), score_of(affinity)
     is_similarity = np.allclose(affinity, affinity.T) and np.allclose(affinity.diagonal(), 1)
     p_values = []
     for draw in (rearranged, rotated) if is_similarity else (rearranged,):
-        as_good = sum(found(draw(affinity, rng)) >= observed - 1e-9 for _ in range(draws))
+        as_good = sum(score_of(draw(affinity, rng)) >= observed - 1e-9 for _ in range(draws))
         p_values.append((1 + as_good) / (1 + draws))
     return max(p_values)
 

@@ -113,11 +113,11 @@ def of_lookahead(probe: Probe) -> Relation:
     A gain is the decrease of the policy's loss (`mtrl.optim.lookahead`), as the mean over training.
     """
     gain = _logged(probe, "lookahead", ("grad/lookahead",), "Train with log.lookahead=true.")
-    own = gain.diagonal()
-    if (own <= 0).any():
-        names = ", ".join(name for name, lost in zip(probe.tasks, own <= 0, strict=True) if lost)
+    by_itself = gain.diagonal()
+    if (by_itself <= 0).any():
+        names = ", ".join(name for name, lost in zip(probe.tasks, by_itself <= 0, strict=True) if lost)
         raise UserError(f"relation lookahead: on average, steps on the loss of {names} did not lower it in this run.")
-    return Relation(gain / own)
+    return Relation(gain / by_itself)
 
 
 def _logged(probe: Probe, measure: str, keys: tuple[str, ...], hint: str) -> Float[Tensor, "K K"]:

@@ -72,13 +72,13 @@ class Probe:
         used several times has a number. Of several networks, the layers that all have with the same size.
         """
         by_task = [self._record(network, task) for network, task in zip(self.networks, self.ids, strict=True)]
-        found = {}
+        common = {}
         for name, features in by_task[0].items():
             if all(name in other and other[name].shape == features.shape for other in by_task):
                 every = torch.stack([other[name] for other in by_task])
                 if name == "output" or ((every != every[:, :1]).any() and (every != every[:1]).any()):
-                    found[name] = every
-        return found
+                    common[name] = every
+        return common
 
     def _record(self, network: PolicyNetwork, task: int) -> dict[str, Float[Tensor, "N H"]]:
         calls: dict[str, list[Tensor]] = defaultdict(list)
@@ -125,14 +125,14 @@ class Probe:
     @torch.no_grad()
     def diagnostics(self) -> Metrics:
         """The trunk's diagnostics of each task in its own observations (`Trunk.aux`), if there is one network."""
-        network, found = self.networks[0], {}
+        network, reported = self.networks[0], {}
 
         def keep(module: Any, args: Any) -> None:
-            found["metrics"] = module.aux(*args)[1]
+            reported["metrics"] = module.aux(*args)[1]
 
         hook = network.trunk.register_forward_pre_hook(keep)
         try:
             network(self.obs, torch.tensor(self.ids, device=self.task.device)[self.task])
         finally:
             hook.remove()
-        return {name: value[list(self.ids)] for name, value in found["metrics"].items() if value.ndim}
+        return {name: value[list(self.ids)] for name, value in reported["metrics"].items() if value.ndim}

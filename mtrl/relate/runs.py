@@ -34,8 +34,8 @@ def plan(folder: Path, tasks: Sequence[str], settings: Sequence[str]) -> tuple[l
     def planned(before: str | None, task: str) -> Job:
         where = run_dir(folder, before, task)
         start = () if before is None else (f"init_from={run_dir(folder, None, before)}",)
-        own = (setting.replace(TASK, task) for setting in settings)
-        return Job(where.parent, where.name, ["eval.every=0", *own, *start])
+        of_task = (setting.replace(TASK, task) for setting in settings)
+        return Job(where.parent, where.name, ["eval.every=0", *of_task, *start])
 
     pairs = [(before, task) for before in tasks for task in tasks if before != task]
     return [planned(None, task) for task in tasks], [planned(*pair) for pair in pairs]
@@ -95,12 +95,12 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    own = ("folder", "tasks", "jobs")
+    keys = ("folder", "tasks", "jobs")
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{__doc__}\nKeys: {', '.join(own)}, and those of mtrl.train")
+        print(f"{__doc__}\nKeys: {', '.join(keys)}, and those of mtrl.train")
         return 0
     remaining, paths = split_paths(arguments, ("folder",))
-    mine = [argument for argument in remaining if argument.split("=")[0] in own]
+    mine = [argument for argument in remaining if argument.split("=")[0] in keys]
     keywords = {override.key_or_group: override.value() for override in parse(mine)}
     settings = [argument for argument in remaining if argument not in mine]
     construct("relate.runs", transfer_runs, {**keywords, **paths, "settings": settings})

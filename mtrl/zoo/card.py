@@ -228,13 +228,13 @@ def _curve(rows: Sequence[Mapping[str, Any]], last: int) -> tuple[str, list[dict
     """What a curve is of, and its points: a few rows of the log up to a step, and a few evaluations."""
     rows = [row for row in rows if row["step"] <= last]
     for name in ("success_rate", "return"):
-        found = {
+        rows_of = {
             column: [row for row in rows if isinstance(row.get(key), int | float)]
             for column, key in (("exploring", f"train/{name}_mean"), ("official", f"eval/{name}"))
         }
         points: dict[int, dict[str, Any]] = {}
         for column, key in (("exploring", f"train/{name}_mean"), ("official", f"eval/{name}")):
-            for row in _some(found[column]):
+            for row in _some(rows_of[column]):
                 point = points.setdefault(row["step"], {"step": row["step"], "minutes": row.get("time/wall_s", 0) / 60})
                 point[column] = row[key]
         if points:

@@ -45,11 +45,11 @@ def readme(card: Card, obs_shape: Sequence[int], action: str) -> str:
 
 def headline(card: Card) -> str:
     """Success or return with its interval; else the scores."""
-    found = card.measured
-    if "success_rate" in found:
-        return f"Success {found['success_rate']:.3f} ({_interval(found['interval'], 3)})."
-    if "mean_return" in found:
-        return f"Return {found['mean_return']:.1f} ({_interval(found['return_interval'], 1)})."
+    results = card.measured
+    if "success_rate" in results:
+        return f"Success {results['success_rate']:.3f} ({_interval(results['interval'], 3)})."
+    if "mean_return" in results:
+        return f"Return {results['mean_return']:.1f} ({_interval(results['return_interval'], 1)})."
     return ", ".join(f"{_words(name)} {value:.3f}" for name, value in over_all(card.scores).items()).capitalize() + "."
 
 
@@ -60,14 +60,14 @@ def over_all(scores: Mapping[str, Any]) -> dict[str, float]:
 
 def metadata(card: Card) -> dict[str, Any]:
     """What the hub's `model-index` asks for: task, dataset and metrics."""
-    env, found = card.config["env"]["name"], card.measured
+    env, results = card.config["env"]["name"], card.measured
     metrics = []
-    if "success_rate" in found:
-        low, high = found["interval"]
-        name = f"Mean success rate over {_number(len(found['tasks']), 'task')} (95% interval {low:.3f} to {high:.3f})"
-        metrics.append({"type": "success_rate", "value": round(found["success_rate"], 4), "name": name})
-    if "mean_return" in found:
-        metrics.append({"type": "mean_reward", "value": round(found["mean_return"], 2), "name": "Mean return"})
+    if "success_rate" in results:
+        low, high = results["interval"]
+        name = f"Mean success rate over {_number(len(results['tasks']), 'task')} (95% interval {low:.3f} to {high:.3f})"
+        metrics.append({"type": "success_rate", "value": round(results["success_rate"], 4), "name": name})
+    if "mean_return" in results:
+        metrics.append({"type": "mean_reward", "value": round(results["mean_return"], 2), "name": "Mean return"})
     for name, value in over_all(card.scores).items():
         metrics.append({"type": name, "value": round(value, 4), "name": _words(name).capitalize()})
     return {

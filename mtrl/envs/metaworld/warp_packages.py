@@ -44,16 +44,16 @@ def packages_dir() -> Path:
 
 def installed(folder: Path) -> dict[str, str]:
     """Versions of the packages in a folder, by name."""
-    return {found.name: found.version for found in distributions(path=[str(folder)])}
+    return {package.name: package.version for package in distributions(path=[str(folder)])}
 
 
 def check_installed() -> None:
     """Raises `UserError` if the packages are missing, or have other versions than `PINS`."""
     folder = packages_dir()
-    found = installed(folder)
-    if any(name not in found for name in PINS):
+    versions = installed(folder)
+    if any(name not in versions for name in PINS):
         raise UserError(f"physics=warp needs packages that are not in {folder} yet: {COMMAND}")
-    if wrong := [f"{name} {found[name]} instead of {pin}" for name, pin in PINS.items() if found[name] != pin]:
+    if wrong := [f"{name} {versions[name]} instead of {pin}" for name, pin in PINS.items() if versions[name] != pin]:
         raise UserError(f"The packages of physics=warp in {folder} have other versions ({', '.join(wrong)}): {COMMAND}")
 
 
@@ -64,9 +64,9 @@ def load() -> Packages:
         UserError: They are not installed, or this process has loaded the pinned mujoco.
     """
     check_installed()
-    if (found := loaded_mujoco()) not in (None, PINS["mujoco"]):
+    if (loaded := loaded_mujoco()) not in (None, PINS["mujoco"]):
         raise UserError(
-            f"This process has loaded mujoco {found}, and physics=warp needs {PINS['mujoco']}: make this environment "
+            f"This process has loaded mujoco {loaded}, and physics=warp needs {PINS['mujoco']}: make this environment "
             "first, in a process without another physics."
         )
     if (cache := cache_dir()) is not None:

@@ -96,9 +96,9 @@ class Worlds:
             self._tables = {}
             for name, rows in scene.fields.items():
                 shared = getattr(self.model, name)
-                own = wp.zeros((num_worlds, *shared.shape[1:]), dtype=shared.dtype)
-                setattr(self.model, name, own)
-                view = wp.to_torch(own)
+                per_world = wp.zeros((num_worlds, *shared.shape[1:]), dtype=shared.dtype)
+                setattr(self.model, name, per_world)
+                view = wp.to_torch(per_world)
                 table = torch.from_numpy(rows.reshape(len(rows), *view.shape[1:])).to(device, view.dtype)
                 self._tables[name] = (view, table)
         self._arrays: dict[str, Tensor] = {}
@@ -396,13 +396,13 @@ class ControlStep:
         goal_obs = self.first_obs[self._task_of_candidate, inputs.goal[self._slot], 2 * FRAME :]
         obs = torch.cat((frame, inputs.frame[self._slot], goal_obs), dim=1).clamp(self._low, self._high)
         results = outcomes(gripper, groups, poses, obs, inputs.action[self._slot], touching, exact_info=False)
-        own = self._first_candidate + self._offset[inputs.task]
+        candidate = self._first_candidate + self._offset[inputs.task]
         return Outputs(
             physics=physics,
-            frame=frame[own],
-            obs=obs[own],
-            reward=torch.cat([outcome.reward for outcome in results])[own],
-            success=torch.cat([outcome.success for outcome in results])[own],
+            frame=frame[candidate],
+            obs=obs[candidate],
+            reward=torch.cat([outcome.reward for outcome in results])[candidate],
+            success=torch.cat([outcome.success for outcome in results])[candidate],
         )
 
 
@@ -489,9 +489,9 @@ class WarpVecEnv(TorchVecEnv):
             return  # what the base class says about it is clearer
         wrong = (self.control_step.scene_of[task.cpu()] != self._scene_of_slot).nonzero().flatten().tolist()
         if wrong:
-            own = [self._names[k] for k in self.control_step.worlds[int(self._scene_of_slot[wrong[0]])].scene.tasks]
+            names = [self._names[k] for k in self.control_step.worlds[int(self._scene_of_slot[wrong[0]])].scene.tasks]
             raise UserError(
-                f"physics=warp: slot {wrong[0]} simulates the scene of {', '.join(own)}, and cannot run "
+                f"physics=warp: slot {wrong[0]} simulates the scene of {', '.join(names)}, and cannot run "
                 f"{self._names[int(task[wrong[0]])]}: use task_sampling=uniform, or physics=rollout."
             )
 

@@ -67,8 +67,8 @@ class CrossStitch(Trunk):
         return features.new_zeros(()), columns("cross_stitch_own", diagonal.mT)
 
 
-def stitches(count: int, own: float) -> Float[Tensor, "{count} {count}"]:
+def stitches(count: int, own_share: float) -> Float[Tensor, "{count} {count}"]:
     """Rows that sum to 1: `own` on the diagonal, equal values elsewhere; 1 for a single network."""
     if count == 1:
         return torch.ones(1, 1)
-    return torch.full((count, count), (1 - own) / (count - 1)).fill_diagonal_(own)
+    return torch.full((count, count), (1 - own_share) / (count - 1)).fill_diagonal_(own_share)

@@ -79,7 +79,7 @@ class Grouped(Trunk):
         have "stem_" before their names.
         """
         loss, of_stem = self.stem.aux(features, context)
-        found: Metrics = {f"stem_{name}": value for name, value in of_stem.items()}
+        diagnostics: Metrics = {f"stem_{name}": value for name, value in of_stem.items()}
         features = self.stem(features, context)
         for i, trunk in enumerate(self.trunks):
             mine = self.group[context.task] == i
@@ -90,12 +90,12 @@ class Grouped(Trunk):
             loss = loss + loss_of_group
             for name, value in metrics.items():
                 if value.ndim:
-                    every = found.get(name, value.new_full(self.group.shape, torch.nan))
+                    every = diagnostics.get(name, value.new_full(self.group.shape, torch.nan))
                     tasks = (self.group == i).nonzero().squeeze(1)
-                    found[name] = every.index_copy(0, tasks, value[self.number[tasks]])
+                    diagnostics[name] = every.index_copy(0, tasks, value[self.number[tasks]])
                 else:
-                    found[name] = found.get(name, 0) + value
-        return loss, found
+                    diagnostics[name] = diagnostics.get(name, 0) + value
+        return loss, diagnostics
 
 
 def check_groups(groups: Sequence[Sequence[str]], task_names: Sequence[str]) -> None:

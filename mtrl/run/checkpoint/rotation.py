@@ -85,7 +85,7 @@ class Checkpointer:
         savables: What to save, by name. Pass compiled modules uncompiled, so that names stay the same.
         keep: How many of the newest checkpoints to keep.
         report: Called with a line for each damaged checkpoint that is skipped.
-        own: Names of savables of which every rank has its own. Others are the same in all, and the first saves them.
+        per_rank: Names of savables that each rank saves for itself. Others are the same in all: the first saves them.
         ranks: The processes that save and restore together.
 
     Raises:
@@ -98,13 +98,13 @@ class Checkpointer:
         savables: Mapping[str, Savable],
         keep: int = 2,
         report: Report = _warn,
-        own: Collection[str] = (),
+        per_rank: Collection[str] = (),
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}.")
         self.folder, self.savables, self.keep, self.report = folder, dict(savables), keep, report
-        self.own, self.ranks = own, ranks
+        self.per_rank, self.ranks = per_rank, ranks
         self._abandoned: list[Path] = []
         try:
             ranks.first(self._probe)
@@ -150,7 +150,7 @@ class Checkpointer:
         failure = None
         try:
             for name, savable in self.savables.items():
-                if name in self.own or self.ranks.rank == 0:
+                if name in self.per_rank or self.ranks.rank == 0:
                     save_state(folder / _of_rank(name, self._rank_of(name)), savable.state_dict())
         except OSError as error:
             failure = error
@@ -159,7 +159,7 @@ class Checkpointer:
                 raise failed
 
     def _rank_of(self, name: str) -> int:
-        return self.ranks.rank if name in self.own else 0
+        return self.ranks.rank if name in self.per_rank else 0
 
     def _complete(self, temporary: Path, step: int, extra: Callable[[Path], None] | None) -> Path:
         if extra is not None:
@@ -204,8 +204,8 @@ class Checkpointer:
         states = path / "training_state"
         listed = {name.split("/")[1] for name in read_manifest(path).files if name.startswith("training_state/")}
         saved_by = number_of_ranks(listed)
-        anew = self.own if saved_by != self.ranks.size else ()
-        names = {name: _of_rank(name, self._rank_of(name)) for name in self.savables if name not in anew}
+        unshared = self.per_rank if saved_by != self.ranks.size else ()
+        names = {name: _of_rank(name, self._rank_of(name)) for name in self.savables if name not in unshared}
         if lacking := sorted(set(names.values()) - listed):
             has = ", ".join(sorted(listed)) or "none"
             raise CheckpointError(f"Checkpoint {path} has no state of {', '.join(lacking)}; it has {has}.")
@@ -216,11 +216,11 @@ class Checkpointer:
         for name, stored in names.items():
             with _usable(states / stored):
                 self.savables[name].load_state_dict(load_state(states / stored))
-        if anew:
+        if unshared:
             self.report(
                 f"Saved by {saved_by} rank{'s' if saved_by > 1 else ''}, resumed by {self.ranks.size}: networks, "
                 "optimisers and their statistics go on exactly; environments, replay, task sampling and random numbers "
-                "begin anew."
+                "start fresh."
             )
 
     def _publish(self, temporary: Path, step: int) -> Path:

@@ -79,9 +79,9 @@ def load_parts(
         return tuple(n // len(want) * len(have) if i in along else n for i, n in enumerate(target[name].shape))
 
     expected = {name: str(of_have(name)) for name in names}
-    found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items() if selected(name)}
-    problems = [f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
-                for name in {**expected, **found} if expected.get(name) != found.get(name)]  # fmt: skip
+    given = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items() if selected(name)}
+    problems = [f"{name}: expected {expected.get(name, 'nothing')}, found {given.get(name, 'nothing')}"
+                for name in {**expected, **given} if expected.get(name) != given.get(name)]  # fmt: skip
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(

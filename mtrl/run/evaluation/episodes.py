@@ -57,14 +57,14 @@ def evaluate(
     # Goal by goal: with as many slots as tasks, each slot then keeps its task.
     jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(len(names))]
     queue = _Queue(jobs, B)
-    found: dict[int, EpisodeResult] = {}
+    finished: dict[int, EpisodeResult] = {}
     obs, state = begin(env, jobs[:B], seed), actor.initial_state(B)
     running = torch.arange(B, device=device) < len(jobs)
     cut = torch.zeros_like(running)
     success, length = torch.zeros_like(running), torch.zeros_like(env.task)
     returns = torch.zeros(B, dtype=torch.float64, device=device)
     env.assign(*queue.plan(env.task, running))
-    while len(found) < len(jobs):
+    while len(finished) < len(jobs):
         action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action, truncate=cut)
         check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
@@ -79,7 +79,7 @@ def evaluate(
             index = queue.job[slot]
             task, goal = jobs[index]
             outcome = bool(success[slot]) if env.spec.reports_success[task] else None
-            found[index] = EpisodeResult(
+            finished[index] = EpisodeResult(
                 names[task], goal, outcome, float(returns[slot]), int(length[slot]), bool(truncated[slot])
             )
         running, begun = running & ~over, step.done
@@ -94,8 +94,8 @@ def evaluate(
             # An episode that is over while the environment goes on with it makes room for the slot's next one.
             cut = ~running & queue.has_next(device)
         obs, state = step.obs, state.masked_fill(begun[:, None], 0)
-        progress(len(found), len(jobs))
-    episodes = tuple(found[index] for task in range(len(names)) for index in range(task, len(jobs), len(names)))
+        progress(len(finished), len(jobs))
+    episodes = tuple(finished[index] for task in range(len(names)) for index in range(task, len(jobs), len(names)))
     return EvalResult(dict(protocol), episodes, comparable_returns=env.spec.comparable_returns)
 
 
@@ -117,11 +117,11 @@ class _Queue:
     def plan(self, task: Int[Tensor, " B"], running: Bool[Tensor, " B"]) -> Int[Tensor, "2 B"]:
         """The next task and goal of each slot, given its task and whether its episode counts and still goes on."""
         following = []
-        for slot, (own, busy) in enumerate(zip(task.tolist(), running.tolist(), strict=True)):
+        for slot, (task_id, busy) in enumerate(zip(task.tolist(), running.tolist(), strict=True)):
             if self._next[slot] is None:
-                self._next[slot] = self._take(own, busy)
+                self._next[slot] = self._take(task_id, busy)
             index = self._next[slot]
-            following.append((own, ANY) if index is None else self.jobs[index])
+            following.append((task_id, ANY) if index is None else self.jobs[index])
         return torch.tensor(following, device=task.device).T
 
     def _take(self, task: int, busy: bool) -> int | None:

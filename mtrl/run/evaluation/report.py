@@ -146,7 +146,7 @@ def side_by_side(results: Mapping[str, EvalResult]) -> list[str]:
     def cell(one: Mapping[str, Any]) -> str:
         return f"{one[key]:.{digits}f}" if key in one else "--"
 
-    return aligned([(what, *results), *((name, *map(cell, found)) for name, found in every.items())])
+    return aligned([(what, *results), *((name, *map(cell, of_row)) for name, of_row in every.items())])
 
 
 def aligned(rows: Sequence[Row]) -> list[str]:

@@ -95,7 +95,7 @@ def return_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over tasks of one policy's mean returns.
 
-    It says how much the episodes matter, each task's being drawn anew from its own; nothing of other training seeds.
+    It says how much the episodes matter, each task's being resampled; it says nothing of other training seeds.
 
     Args:
         by_task: Returns of each task's episodes. NaN if a task has a single one.

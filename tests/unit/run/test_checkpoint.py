@@ -188,9 +188,11 @@ class OneOf(Ranks):
 
 def test_ranks_restore_their_own(tmp_path):
     """The second one's part is added by hand: in a run, both write before the first one completes the checkpoint."""
-    own = {0: Counter(10), 1: Counter(11)}
+    per_rank = {0: Counter(10), 1: Counter(11)}
     for rank in (1, 0):
-        made = Checkpointer(tmp_path, {"counter": Counter(5), "own": own[rank]}, own=("own",), ranks=OneOf(rank, 7))
+        made = Checkpointer(
+            tmp_path, {"counter": Counter(5), "own": per_rank[rank]}, per_rank=("own",), ranks=OneOf(rank, 7)
+        )
         if rank:
             made._write(tmp_path / "part")
         else:
@@ -204,10 +206,10 @@ def test_ranks_restore_their_own(tmp_path):
     ]
     for rank in (0, 1):
         shared, mine = Counter(), Counter()
-        Checkpointer(tmp_path, {"counter": shared, "own": mine}, own=("own",), ranks=OneOf(rank, 7)).restore()
+        Checkpointer(tmp_path, {"counter": shared, "own": mine}, per_rank=("own",), ranks=OneOf(rank, 7)).restore()
         assert (shared.value, mine.value) == (5, 10 + rank)
     shared, mine, said = Counter(), Counter(), []
-    Checkpointer(tmp_path, {"counter": shared, "own": mine}, report=said.append, own=("own",)).restore()
+    Checkpointer(tmp_path, {"counter": shared, "own": mine}, report=said.append, per_rank=("own",)).restore()
     assert (shared.value, mine.value) == (5, 0)
     assert said[0].startswith("Saved by 2 ranks, resumed by 1: ")
 
