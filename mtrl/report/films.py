@@ -51,7 +51,8 @@ def films(groups: Mapping[str, Sequence[FinishedRun]], measure: str, tasks: Sequ
 
 def that_fit(found: Sequence[Film]) -> list[Film]:
     """Those that a page has room for, the first ones first."""
-    kept, total = [], 0
+    kept: list[Film] = []
+    total = 0
     for film in found:
         size = film.path.stat().st_size
         if len(kept) < MOST and total + size <= MOST_BYTES:
