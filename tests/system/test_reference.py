@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from mtrl.config import GROUPS, KINDS
 from mtrl.registry import names
 from mtrl.train import _main
 from tests.system.commands import AGENTS
@@ -55,9 +54,8 @@ def test_every_setting_has_a_meaning() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("group", sorted({*GROUPS} - {"env"}))
-def test_every_component_says_what_it_is_for(group: str) -> None:
-    kind = KINDS.get(group, group)
+@pytest.mark.parametrize("kind", reference.PAGES)
+def test_every_component_says_what_it_is_for(kind: str) -> None:
     components = {name: reference.plain(kind, name) for name in names(kind)}
     ours = {name: inspect.getdoc(one) or "" for name, one in components.items() if one.__module__.startswith("mtrl.")}
     assert [name for name, text in ours.items() if not re.search(r"\n\nUse (it|`\w+`) ", text)] == []
