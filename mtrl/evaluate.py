@@ -30,7 +30,7 @@ from mtrl.registry import build, construct, names, parameters, unknown
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
 from mtrl.run.evaluation.report import show, side_by_side, write_eval
-from mtrl.run.evaluation.video import record_videos
+from mtrl.run.evaluation.video import VIDEOS, record_videos
 from mtrl.system.cores import available_cores
 from mtrl.types import Actor, EnvSpec, EvalResult, UserError
 from mtrl.zoo.card import CARD, compared, read_card
@@ -100,7 +100,7 @@ def evaluate_policy(
         if stored.name == CARD and as_it_was:
             print(compared(result, read_card(stored.parent)))
         if video and target is not None:
-            film(first.actor, evaluator, target / "videos")
+            film(first.actor, evaluator, target / VIDEOS)
     except OSError as error:
         raise UserError(f"Cannot write to {target}: {error.strerror or error}.") from error
     finally:

@@ -1,6 +1,6 @@
 """Makes the reference pages of the documentation from the code: run it after a change of a setting or a docstring.
 
-python scripts/reference.py                     # docs/settings.md, and docs/reference/: a page per kind of component
+python scripts/reference.py    # docs/settings.md, and docs/reference/: a page per kind of component, and python.md
 
 What a component is comes from its docstring, its settings from its constructor and the presets in configs/, and what an
 update costs with it from results/update_cost_*.json. Settings of a run and their meaning come from configs/train.yaml.
@@ -8,10 +8,15 @@ update costs with it from results/update_cost_*.json. Settings of a run and thei
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
+import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,8 +96,9 @@ OPTIONAL = {"experiment": "a preset of several groups and settings", "distill": 
 def pages() -> dict[Path, str]:
     """The text of every page."""
     registered("env")
-    found = {ROOT / "docs" / "reference" / f"{kind}.md": _page(kind, title) for kind, title in PAGES.items()}
-    return {ROOT / "docs" / "settings.md": _settings(), **found}
+    kinds = {ROOT / "docs" / "reference" / f"{kind}.md": _page(kind, title) for kind, title in PAGES.items()}
+    python = {ROOT / "docs" / "reference" / "python.md": _api()}
+    return {ROOT / "docs" / "settings.md": _settings(), **python, **kinds}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,6 +301,180 @@ def run_settings() -> list[tuple[str, str, str]]:
         name = f"{section}.{key}" if within == "  " else key
         found.append((name, value, _escaped(comment).replace("[](../", "[](").replace("|", "\\|")))
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Python
+# ---------------------------------------------------------------------------------------------------------------------
+
+API = {
+    "Policies": ("mtrl.load_policy", "mtrl.policy.Policy"),
+    "Environments": (
+        "mtrl.envs.make",
+        "mtrl.envs.evaluation_protocol",
+        "mtrl.envs.gym_vector.GymVectorEnv",
+        "mtrl.envs.stable_baselines.StableBaselinesEnv",
+        "mtrl.types.VecEnv",
+        "mtrl.types.EnvSpec",
+        "mtrl.types.Step",
+        "mtrl.types.EvaluationProtocol",
+        "mtrl.types.EvalResult",
+        "mtrl.types.EpisodeResult",
+        "mtrl.envs.base.TorchVecEnv",
+    ),
+    "Finished runs": (
+        "mtrl.report.runs.read_runs",
+        "mtrl.report.runs.FinishedRun",
+        "mtrl.report.runs.Evaluation",
+        "mtrl.report.comparison.compare",
+        "mtrl.report.comparison.Comparison",
+        "mtrl.report.comparison.Row",
+        "mtrl.relate.grouping.best_partition",
+        "mtrl.relate.transfer.auc",
+        "mtrl.relate.transfer.transfer_matrix",
+    ),
+    "Names and errors": (
+        "mtrl.registry.register",
+        "mtrl.registry.build",
+        "mtrl.registry.names",
+        "mtrl.registry.lookup",
+        "mtrl.types.UserError",
+    ),
+    "What learners and data sources exchange": (
+        "mtrl.types.Learner",
+        "mtrl.agents.components.Components",
+        "mtrl.types.DataSource",
+        "mtrl.types.Actor",
+        "mtrl.types.Batch",
+        "mtrl.types.Rollout",
+        "mtrl.types.TaskContext",
+        "mtrl.types.Metrics",
+        "mtrl.types.Ranks",
+        "mtrl.optim.lookahead.lookahead",
+        "mtrl.parallel.transport.Transport",
+    ),
+    "Base classes of components": (
+        "mtrl.optim.weighting.Weighting",
+        "mtrl.optim.aggregation.base.GramianAggregation",
+        "mtrl.optim.aggregation.base.JacobianAggregation",
+        "mtrl.nn.value_norm.ValueNorm",
+        "mtrl.data.task_sampling.base.TaskSampler",
+        "mtrl.data.task_sampling.base.ScoreSampler",
+        "mtrl.nn.trunks.base.Trunk",
+        "mtrl.nn.trunks.base.RoutedTrunk",
+        "mtrl.nn.torsos.Torso",
+        "mtrl.nn.torsos.PixelTorso",
+        "mtrl.nn.cores.Core",
+        "mtrl.nn.task_encoders.TaskEncoder",
+        "mtrl.nn.value_heads.ValueHead",
+        "mtrl.nn.value_heads.CategoricalValue",
+        "mtrl.agents.aux_loss.AuxLoss",
+        "mtrl.distill.teachers.Teacher",
+        "mtrl.distill.teachers.FunctionTeacher",
+        "mtrl.distill.teachers.TeacherActor",
+        "mtrl.distill.losses.DistillLoss",
+        "mtrl.per_task",
+    ),
+}
+"""What there is to import, by what it is for."""
+
+
+def _api() -> str:
+    lines = ["# Python", "", "What there is to import. Made by `python scripts/reference.py` from the docstrings."]
+    lines += ["[Add a component](../add_a_component.md) shows the base classes in use. Letters in shapes: K tasks,"]
+    lines += ["B environment slots, T time steps of a rollout, A size of an action.", ""]
+    for title, entries in API.items():
+        lines += [f"## {title}", ""]
+        for path in entries:
+            lines += _entry(path)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def found(path: str) -> tuple[Any, dict[str, str]]:
+    """What a path names, and the docstrings that follow its attributes in the source."""
+    try:
+        return importlib.import_module(path), {}
+    except ImportError:
+        module, _, name = path.rpartition(".")
+        one = getattr(importlib.import_module(module), name)
+        home = inspect.getmodule(one) if inspect.isclass(one) or inspect.isfunction(one) else sys.modules[module]
+        tree = ast.parse(inspect.getsource(home))
+        body = next(
+            (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), tree.body
+        )
+        return one, _attribute_docs(body)
+
+
+def _attribute_docs(body: Iterable[ast.stmt]) -> dict[str, str]:
+    """Strings that stand below assignments."""
+    documented = {}
+    for one, following in itertools.pairwise(body):
+        target = (
+            one.target if isinstance(one, ast.AnnAssign) else one.targets[0] if isinstance(one, ast.Assign) else None
+        )
+        if (
+            isinstance(target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            documented[target.id] = inspect.cleandoc(str(following.value.value))
+    return documented
+
+
+def _entry(path: str) -> list[str]:
+    """A function with its arguments; a class with its attributes and methods; a module with its functions."""
+    one, attributes = found(path)
+    lines = [f"### {path}", ""]
+    if inspect.ismodule(one):
+        functions = [f for _, f in inspect.getmembers(one, inspect.isfunction) if f.__module__ == path]
+        return [*lines, *_prose(one.__doc__ or ""), "", *_methods(functions)]
+    if not (inspect.isclass(one) or inspect.isfunction(one)):  # the name of a type
+        return [*lines, f"`{_short(str(one))}`", "", *_prose(attributes[path.rpartition(".")[2]]), ""]
+    if inspect.isfunction(one):
+        return [*lines, f"`{_call(one)}`", "", *_described(one)]
+    is_data = "__dataclass_fields__" in vars(one)
+    if not is_data and "__init__" in vars(one) and not getattr(one, "_is_protocol", False):
+        lines += [f"`{_call(one)}`", ""]
+    names_of = vars(one)["__dataclass_fields__"] if is_data else attributes
+    said = [f"- `{name}`" + (f": {_one_line(attributes[name])}" if name in attributes else "") for name in names_of]
+    computed = [name for name, member in vars(one).items() if isinstance(member, property) and member.__doc__]
+    said += [f"- `{name}`: {_one_line(vars(one)[name].__doc__)}" for name in computed if not name.startswith("_")]
+    methods = filter(inspect.isfunction, vars(one).values())
+    return [*lines, *_described(one), *said, *[""] * bool(said), *_methods(methods)]
+
+
+def _methods(functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """Those that are public and say something."""
+    shown = [one for one in functions if not one.__name__.startswith("_") and one.__doc__]
+    return [line for one in shown for line in (f"**`{_call(one)}`**", "", *_described(one))]
+
+
+def _call(one: Callable[..., Any]) -> str:
+    """A function or class with its arguments and their defaults."""
+    every = [p for p in inspect.signature(one).parameters.values() if p.name != "self"]
+    words = (f"{p.name}={p.default.name}" if isinstance(p.default, Enum) else str(p.replace(annotation=p.empty))
+             for p in every)  # fmt: skip
+    return f"{one.__name__}({', '.join(words)})"
+
+
+def _described(one: Callable[..., Any]) -> list[str]:
+    """A docstring, with what it says of arguments, attributes, results and errors as lists."""
+    docstring = one.__doc__ or ""
+    sections = re.split(r"^(Args|Attributes|Returns|Raises):\n", inspect.cleandoc(docstring), flags=re.MULTILINE)
+    lines = [*_prose(docstring), ""]
+    for title, text in zip(sections[1::2], sections[2::2], strict=True):
+        entries = [text] if title == "Returns" else re.split(r"\n(?=    \S)", text.rstrip())
+        said = [re.sub(r"^(\w+): ", r"`\1`: ", _one_line(entry)) for entry in entries]
+        lines += [f"{title}:", "", *(f"- {entry}" for entry in said), ""]
+    return lines
+
+
+def _one_line(text: str) -> str:
+    return _escaped(" ".join(text.split()))
+
+
+def _short(text: str) -> str:
+    return re.sub(r"\b(?:torch|typing|collections\.abc)\.", "", text)
 
 
 def main() -> None:

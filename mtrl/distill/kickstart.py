@@ -31,6 +31,8 @@ from mtrl.types import EnvSpec, State, UserError
 class TeacherLoss(AuxLoss):
     """Distance of the policy to a teacher, in the states that the learner learns from.
 
+    Use it where reinforcement learning should begin from what a teacher can do (docs/distillation.md).
+
     Args:
         teacher: Config node of a `teacher`.
         loss: Config node of a `distill_loss`.

@@ -150,6 +150,8 @@ class Divergence(DistillLoss):
 class ForwardKL(Divergence):
     """KL(teacher || student), in nats: the student covers all that the teacher does. Gaussians count before clipping.
 
+    Use it where the teacher is a policy with a distribution, and the student has room for all that it does.
+
     Args:
         temperature: Temperature of a discrete teacher, but not of the student, as in Policy Distillation (Rusu et al.
             2015), which sharpens Q-values with .01; 1 in Actor-Mimic (Parisotto et al. 2015).
@@ -169,6 +171,8 @@ class ForwardKL(Divergence):
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
     """KL(student || teacher), in nats: the student does only what the teacher does. Gaussians count before clipping.
+
+    Use it where the student is smaller than its teacher and should do one thing well.
 
     Args:
         temperature: Temperature of a discrete teacher, but not of the student.
@@ -193,6 +197,8 @@ class CrossEntropy(Divergence):
     gradient of `forward_kl`. For a tanh-Gaussian, H(teacher) is that of the Gaussian before tanh, which differs by a
     number that does not depend on the student. The student's entropy is the exploration bonus
     (`Distribution.entropy_bonus`) in the states of the batch, which are the student's states if the student acts.
+
+    Use it for kickstarting, where the student should keep on exploring.
 
     Difference from "Distilling Policy Distillation" (Czarnecki et al. 2019):
         1. Only the terms of a single step. The terms that their expected entropy regularised distillation also adds to
@@ -229,6 +235,8 @@ class NLL(DistillLoss):
 
     Continuous actions are clipped to [-1, 1], as in the environment. Under a tanh-Gaussian, an action of 1 or -1 has
     the density of the adjacent float32 number: for teachers with such actions, `mse` is better behaved.
+
+    Use it where the student should learn a distribution from deterministic actions.
     """
 
     name: ClassVar[str] = "nll"
@@ -269,7 +277,10 @@ class ActionDistance(DistillLoss):
 @register("distill_loss", "mse")
 @dataclass(frozen=True)
 class MSE(ActionDistance):
-    """Squared error of the action. Where the teacher switches between two actions, the student plays their mean."""
+    """Squared error of the action. Where the teacher switches between two actions, the student plays their mean.
+
+    Use it for teachers with deterministic actions, such as scripted ones.
+    """
 
     name: ClassVar[str] = "mse"
 
@@ -283,6 +294,8 @@ class SmoothL1(ActionDistance):
     """Absolute error of the action, squared below `beta`: `torch.nn.SmoothL1Loss`.
 
     Where the teacher switches between two actions, the student plays the one that is more frequent, not their mean.
+
+    Use it in place of `mse` where the teacher switches between actions.
 
     Args:
         beta: Where the error becomes linear.

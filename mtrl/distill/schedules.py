@@ -41,6 +41,8 @@ class Schedule:
 class Constant(Schedule):
     """The same value throughout.
 
+    Use it where nothing should change.
+
     Args:
         value: The value.
     """
@@ -55,6 +57,8 @@ class Constant(Schedule):
 @register("schedule", "linear")
 class Linear(Schedule):
     """Changes linearly from `start` to `end`.
+
+    Use it where something should change at the same pace in all tasks, such as a teacher that fades out.
 
     Args:
         start: Value at the beginning.
@@ -77,6 +81,8 @@ class Success(Schedule):
     """Changes from `start` to `end` as a task's success rate in training rises from 0 to `target`, for each task.
 
     The success rate is a moving average over rows of the log, and 0 for a task without finished episodes.
+
+    Use it where tasks are learned at different speeds, and each should lose its teacher when it is ready.
 
     Args:
         start: Value at success 0.

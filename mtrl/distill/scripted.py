@@ -28,6 +28,8 @@ class Scripted(Teacher):
     They were written for Meta-World's float64 observations, to which ours (float32) are converted. Their actions are
     clipped to [-1, 1], as in the environment. They run on the CPU, one row at a time: about 20 microseconds each.
 
+    Use it in Meta-World, where no policy has been trained yet.
+
     Raises:
         UserError: A task has no scripted policy, observations are not Meta-World's, or (in `label`) goals are hidden.
     """

@@ -158,6 +158,8 @@ def dagger(
 ) -> DataSource:
     """Observations of the student and of its teacher, labelled by the teacher.
 
+    Ross et al., "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning" (2011).
+
     Use it with `agent=distill`, whose preset chooses it.
 
     Args:

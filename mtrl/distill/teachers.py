@@ -63,6 +63,8 @@ class PolicyTeacher(Teacher):
     Tasks are matched by name. Labels are distributions, so they contain the policy's exploration noise, but not samples
     of it.
 
+    Use it where one policy knows all of the tasks.
+
     Args:
         path: Run folder, checkpoint, policy folder or name of a shipped policy.
 
@@ -111,6 +113,8 @@ class PolicyTeacher(Teacher):
 @register("teacher", "specialists")
 class Specialists(Teacher):
     """A saved policy for each task. Their recurrent states share the columns of one, which is as wide as the widest.
+
+    Use it where each task was learned on its own.
 
     Args:
         paths: Path of every task's policy, by task name, as for `policy`. Tasks may share a policy.

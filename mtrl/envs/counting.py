@@ -20,6 +20,8 @@ class CountingEnv(TorchVecEnv):
     `episode` counts the episodes of the slot, including those begun by `reset`, and `step` the steps of the episode.
     The reward of a transition is `1000 * task + step`, with the step it leads to. Terminated episodes are successful.
 
+    Use it in tests of what stores or samples transitions: each of them says where it comes from.
+
     Args:
         num_tasks: K.
         episode_length: Steps of an episode in slot 0.

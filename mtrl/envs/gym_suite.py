@@ -71,6 +71,8 @@ def gym(
     (`spec.reports_success`) if either key is in the info of any step of a trial episode with random actions, the same
     every time, which lasts until its end, or 1,000 steps if there is no time limit.
 
+    Use it for environments of your own and of other packages (docs/environments.md).
+
     Args:
         ids: Ids of registered environments, for example `["Pendulum-v1", "MountainCarContinuous-v0"]`, or the fields
             of `Entry`: `{"id": "Pendulum-v1", "kwargs": {"g": 9.0}, "name": "heavy"}`.

@@ -26,6 +26,8 @@ class ToyReach(TorchVecEnv):
     Observation: position (2,). Action: displacement (2,), times 0.2. Reward: minus the distance to the target, after
     the step. Success: within 0.1 of it. The K targets lie on a circle of radius 0.7. Truncated at the horizon.
 
+    Use it to try continuous actions and methods in seconds.
+
     Args:
         num_tasks: K.
         horizon: Steps of an episode.
@@ -83,6 +85,8 @@ class ToyReach(TorchVecEnv):
 class ToyScale(ToyReach):
     """`ToyReach` with rewards of different scales: those of task i are multiplied by 10^(-1.5 + 3 i / (K - 1)).
 
+    Use it to try what rewards of different scales need: value scaling, weighting.
+
     Args:
         num_tasks: K.
         horizon: Steps of an episode.
@@ -108,6 +112,8 @@ class ToyGrid(TorchVecEnv):
 
     Observation: one-hot cell (size^2,). Actions: 0 up, 1 down, 2 left, 3 right; walls stop it. Arriving gives a reward
     of 1, terminates, and is a success; otherwise the reward is 0. Truncated at the horizon. Starts: all but corners.
+
+    Use it to try discrete actions and methods in seconds.
 
     Args:
         size: Cells along a side, at least 3.

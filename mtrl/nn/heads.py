@@ -17,7 +17,10 @@ from mtrl.types import EnvSpec, TaskAxes, TaskContext
 
 @register("head", "shared")
 class SharedHead(nn.Module):
-    """One linear layer for all tasks. `gain` scales the orthogonal initial weights; biases start at zero."""
+    """One linear layer for all tasks. `gain` scales the orthogonal initial weights; biases start at zero.
+
+    Use it where the trunk already tells tasks apart, or where policies should act in tasks that are new to them.
+    """
 
     reads_task = False
 
@@ -37,6 +40,8 @@ class PerTaskHead(nn.Module):
 
     All K layers are applied to every sample and the one of its task is selected. That costs K times the FLOPs of one
     head, little compared with a trunk, and keeps shapes static.
+
+    Use it where tasks need outputs of their own, as many published multi-task policies have them.
     """
 
     reads_task = True

@@ -39,7 +39,10 @@ class ObsNorm(nn.Module):
 
 @register("obs_norm", "none")
 class NoObsNorm(ObsNorm):
-    """Returns flat observations unchanged."""
+    """Returns flat observations unchanged.
+
+    Use it for observations that are about 1 in size already.
+    """
 
     reads_task = False
 
@@ -52,6 +55,8 @@ class RunningNorm(ObsNorm):
     """Standardises each feature with the mean and variance of all observations seen, and clips to +-`clip`.
 
     Batches are merged with Chan et al.'s (1979) parallel update, in float64. A constant feature maps to zero.
+
+    Use it for vectors whose entries have different units or sizes.
     """
 
     reads_task = False
@@ -89,6 +94,8 @@ class RunningNorm(ObsNorm):
 class ScaledImages(ObsNorm):
     """Scales images (C, H, W) from [0, 255] to [0, 1].
 
+    Use it for images.
+
     Raises:
         ValueError: Observations have another shape.
     """
@@ -114,6 +121,8 @@ class CentredImages(ObsNorm):
 
     Images are stacks of grayscale frames (C, H, W) in [0, 255], newest last. The mean is over all newest frames of the
     task seen so far, in float64; the result is divided by 255.
+
+    Use it for games whose background never changes.
 
     Raises:
         ValueError: Observations have another shape.

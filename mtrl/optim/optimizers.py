@@ -22,6 +22,8 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> to
     rates in total, if their previous gradients had one direction. The same holds for a shared parameter whose gradient
     becomes zero.
 
+    Use it first.
+
     Args:
         lr: Learning rate.
         eps: Added to the denominator.
@@ -35,6 +37,8 @@ def adamw(
     parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8, weight_decay: float = 1e-4
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay.
+
+    Use it where weights should stay small, as in networks that were published with weight decay.
 
     Args:
         lr: Learning rate.
@@ -52,6 +56,8 @@ def rmsprop(
     parameters: Iterable[nn.Parameter], lr: float, eps: float = 0.01, alpha: float = 0.99, momentum: float = 0.0
 ) -> torch.optim.Optimizer:
     """RMSProp with epsilon outside the square root (torch's form, IMPALA's defaults).
+
+    Use it to repeat IMPALA.
 
     Args:
         lr: Learning rate.

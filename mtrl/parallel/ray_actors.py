@@ -63,6 +63,8 @@ class RayActors:
 
     They end with the process of the learner, however that ends. The cluster stays.
 
+    Use it where actors need the cores of several machines.
+
     Args:
         device: Device of the received rollouts.
         actors: Number of actors.

@@ -82,6 +82,8 @@ class LocalProcesses:
 
     Each has room for one rollout, fills it while the learner learns, and waits until it has been received.
 
+    Use it on one machine.
+
     Args:
         device: Device of the received rollouts.
     """

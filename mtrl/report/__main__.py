@@ -15,6 +15,7 @@ from mtrl.files import write_atomic
 from mtrl.registry import construct
 from mtrl.report.comparison import Comparison, compare
 from mtrl.report.figures import Groups, check_matplotlib, draw_all, save
+from mtrl.report.films import films
 from mtrl.report.metrics import logged_rows
 from mtrl.report.page import page
 from mtrl.report.runs import FinishedRun, common_measure, groups, read_runs
@@ -40,8 +41,12 @@ def report(runs: list[str], by: str | None = None, out: str = "report.html", fig
     shown = _best(by_group, measure)
     rows = {run.path: logged_rows(run) for own in shown.values() for run in own}
     drawn = draw_all(shown, rows, measure, tasks)
-    text = page(by_group, shown, _comparison(found, [] if by is None else by.split(",")), drawn)
+    comparison, filmed = _comparison(found, [] if by is None else by.split(",")), films(shown, measure, tasks)
     target = Path(out)
+    try:
+        text = page(by_group, shown, comparison, drawn, filmed)
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename}: {error.strerror or error}.") from error
     try:
         write_atomic(target, text)
         return [target, *(path for one in drawn for path in (save(one, Path(figures)) if figures else ()))]

@@ -10,6 +10,7 @@ from html import escape
 
 from mtrl.report.comparison import Comparison
 from mtrl.report.figures import Drawn, Groups, svg
+from mtrl.report.films import MOST, MOST_BYTES, Film, that_fit
 from mtrl.report.runs import FinishedRun, differing_keys
 from mtrl.report.tables import Table, tables
 
@@ -23,7 +24,8 @@ h1 { font-size: 1.5rem; margin: 0.2rem 0; } h2 { font-size: 1.15rem; margin: 2re
 p, li { max-width: 50rem; } .quiet, figcaption { color: var(--quiet); font-size: 0.85rem; }
 .figures { display: grid; gap: 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; } svg, video, img { width: 100%; height: auto; display: block; }
+.films { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
 .table { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--quiet); padding: 0.2rem 0; }
@@ -36,7 +38,9 @@ details { margin: 0.5rem 0; } summary { cursor: pointer; }
 """
 
 
-def page(groups: Groups, shown: Groups, comparison: Comparison | str, drawn: Sequence[Drawn]) -> str:
+def page(
+    groups: Groups, shown: Groups, comparison: Comparison | str, drawn: Sequence[Drawn], films: Sequence[Film]
+) -> str:
     """The page as HTML.
 
     Args:
@@ -44,6 +48,10 @@ def page(groups: Groups, shown: Groups, comparison: Comparison | str, drawn: Seq
         shown: Those in the figures.
         comparison: Of the groups, or why there is none.
         drawn: The figures.
+        films: Of which the page shows those that fit.
+
+    Raises:
+        OSError: A film cannot be read.
     """
     runs = [run for own in groups.values() for run in own]
     title = f"{len(runs)} run{'s' * (len(runs) > 1)} in {len(groups)} group{'s' * (len(groups) > 1)}"
@@ -58,8 +66,8 @@ def page(groups: Groups, shown: Groups, comparison: Comparison | str, drawn: Seq
     parts.append("<h2>Figures</h2>")
     if len(shown) < len(groups):
         parts.append(f"<p>Of {len(groups)} groups, the first and the best {len(shown) - 1}.</p>")
-    parts += ["<div class=figures>", *map(_figure, drawn), "</div>", "<h2>Settings that differ</h2>"]
-    parts += _settings(groups)
+    parts += ["<div class=figures>", *map(_figure, drawn), "</div>", *_films(films)]
+    parts += ["<h2>Settings that differ</h2>", *_settings(groups)]
     parts += ["<h2>Environment and versions</h2>", *_environment(runs)]
     parts += _folded(f"All {len(runs)} runs", _runs(groups))
     body = "\n".join(parts)
@@ -74,6 +82,30 @@ def _figure(drawn: Drawn) -> str:
     caption = escape(drawn.caption)
     picture = svg(drawn).replace("<svg ", f'<svg aria-label="{caption}" ', 1)
     return f'<figure id="{drawn.name}">\n{picture}<figcaption>{caption}</figcaption>\n</figure>'
+
+
+def _films(films: Sequence[Film]) -> list[str]:
+    """The films that fit, and a line that says how many do not and where they are."""
+    if not films:
+        return []
+    kept = that_fit(films)
+    lines = ["<h2>Films</h2>", "<div class=films>", *map(_film, kept), "</div>"]
+    if left_out := [film for film in films if film not in kept]:
+        folders = ", ".join(sorted({str(film.path.parent) for film in left_out}))
+        limit = f"a page holds at most {MOST} of them, and {MOST_BYTES / 2**20:g} MB"
+        lines.append(f"<p>{len(left_out)} of {len(films)} films are left out, as {limit}: see {escape(folders)}.</p>")
+    return lines
+
+
+def _film(film: Film) -> str:
+    caption = escape(film.caption)
+    if film.path.suffix == ".gif":
+        shown = f'<img alt="{caption}" src="{film.url}">'
+    else:
+        shown = (
+            f'<video aria-label="{caption}" controls loop muted playsinline preload=metadata src="{film.url}"></video>'
+        )
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
 def _folded(title: str, lines: Sequence[str]) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 
-class Broken(gymnasium.Env[np.ndarray, np.ndarray]):
+class Sound(gymnasium.Env[np.ndarray, np.ndarray]):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
@@ -19,8 +22,28 @@ class Broken(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         if self.steps == 15:
-            raise ZeroDivisionError("the wheel came off")
+            self.fail()
         return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    def fail(self) -> None:
+        """Nothing happens."""
+
+
+class Broken(Sound):
+    def fail(self) -> None:
+        raise ZeroDivisionError("the wheel came off")
+
+
+class Killed(Sound):
+    def fail(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Full(Sound):
+    """From then on, no file of its process can grow."""
+
+    def fail(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 class NotFinite(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -46,5 +69,6 @@ class NotFinite(gymnasium.Env[np.ndarray, np.ndarray]):
         return obs, reward, False, False, {}
 
 
-gymnasium.register("Broken-v0", "tests.system.broken_env:Broken", max_episode_steps=100)
+for name in ("Sound", "Broken", "Killed", "Full"):
+    gymnasium.register(f"{name}-v0", f"tests.system.broken_env:{name}", max_episode_steps=100)
 gymnasium.register("NotFinite-v0", "tests.system.broken_env:NotFinite", max_episode_steps=100)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from mtrl.config import GROUPS, KINDS
 from mtrl.registry import names
 from mtrl.train import _main
 from tests.system.commands import AGENTS
@@ -27,6 +26,22 @@ def test_reference_pages_are_fresh() -> None:
     assert set((ROOT / "docs" / "reference").glob("*.md")) <= pages.keys()
 
 
+def test_what_the_documentation_imports_is_in_the_reference_of_python() -> None:
+    """From its Python code, and what its prose calls by the full name."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    listed = {path for paths in reference.API.values() for path in paths}
+    named = {
+        f"{module}.{name}"
+        for module, imported in re.findall(r"^from (mtrl[\w.]*) import ([\w, ]+)$", code, re.MULTILINE)
+        for name in imported.split(", ")
+    } | set(re.findall(r"\b(mtrl(?:\.\w+)+)\(", code))
+    assert len(named) > 15
+    assert {name for name in named if name not in listed} == set()
+    assert {path for path in listed if not inspect.getdoc(reference.found(path)[0])} == set()
+
+
 def test_every_setting_has_a_meaning() -> None:
     assert [key for key, _, meaning in reference.run_settings() if not meaning] == []
     assert [
@@ -39,9 +54,8 @@ def test_every_setting_has_a_meaning() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("group", sorted({*GROUPS} - {"env"}))
-def test_every_component_says_what_it_is_for(group: str) -> None:
-    kind = KINDS.get(group, group)
+@pytest.mark.parametrize("kind", reference.PAGES)
+def test_every_component_says_what_it_is_for(kind: str) -> None:
     components = {name: reference.plain(kind, name) for name in names(kind)}
     ours = {name: inspect.getdoc(one) or "" for name, one in components.items() if one.__module__.startswith("mtrl.")}
     assert [name for name, text in ours.items() if not re.search(r"\n\nUse (it|`\w+`) ", text)] == []

@@ -68,6 +68,8 @@ def atari(
 ) -> VecEnv:
     """Atari games, one task each. The arguments are those of `AtariVecEnv`.
 
+    Use it for games, from pixels, of which one policy plays as many as you list.
+
     Args:
         games: A list of games, one game, or the name of a set: `[pong, breakout]`, `pong`, `atari57`.
         num_envs: Total number of slots; None for `slots_per_task` for each game.

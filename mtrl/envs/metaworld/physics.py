@@ -17,7 +17,10 @@ from mtrl.types import UserError, VecEnv
 def official(
     suite: Suite, num_envs: int, seed: int, device: str, num_workers: int | None = None, render: bool = False
 ) -> VecEnv:
-    """The published gymnasium environments, spread over processes."""
+    """The published gymnasium environments, spread over processes.
+
+    Use it to check the others: it is the environment of record, in which policies are evaluated.
+    """
     from mtrl.envs.metaworld.official import make_slots
     from mtrl.envs.rendering import check_mujoco_draws
 
@@ -41,7 +44,10 @@ def official(
 def rollout(
     suite: Suite, num_envs: int, seed: int, device: str, num_workers: int | None = None, render: bool = False
 ) -> VecEnv:
-    """The same trajectories from C MuJoCo in `num_workers` threads, with batched rewards: several times faster."""
+    """The same trajectories from C MuJoCo in `num_workers` threads, with batched rewards: several times faster.
+
+    Use it on a CPU.
+    """
     if render:
         raise UserError("physics=rollout cannot render: use physics=official.")
     if has_other_mujoco():
@@ -58,7 +64,10 @@ def rollout(
 def warp(
     suite: Suite, num_envs: int, seed: int, device: str, num_workers: int | None = None, render: bool = False
 ) -> VecEnv:
-    """MuJoCo Warp: thousands of slots on a GPU, close to the official simulation. Installed by `mtrl.install_warp`."""
+    """MuJoCo Warp: thousands of slots on a GPU, close to the official simulation. Installed by `mtrl.install_warp`.
+
+    Use it for very many slots on a GPU.
+    """
     if render:
         raise UserError("physics=warp cannot render: use physics=official.")
     packages = load()

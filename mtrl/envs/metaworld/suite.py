@@ -74,6 +74,8 @@ def metaworld(
 ) -> VecEnv:
     """A benchmark of Meta-World.
 
+    Use it for a list of your own of Meta-World's tasks; the presets are its benchmarks.
+
     Args:
         benchmark: Registered name of the benchmark.
         num_envs: Total number of slots; None for `slots_per_task` for each task.

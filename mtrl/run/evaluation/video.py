@@ -17,6 +17,9 @@ from mtrl.registry import missing_extra
 from mtrl.run.evaluation.episodes import begin
 from mtrl.types import Actor, UserError, VecEnv
 
+VIDEOS = "videos"
+"""Folder of the videos in that of a run."""
+
 
 @torch.no_grad()
 def record_videos(
@@ -58,7 +61,7 @@ def record_videos(
         raise missing_extra("A video", "imageio", "video") from error
     suffix = _video_suffix()
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if suffix == ".mp4" else {"duration": 1000 / fps}
-    names = [stem + suffix for stem in _file_stems(env.spec.task_names)]
+    names = [stem + suffix for stem in file_stems(env.spec.task_names)]
     longest = int(min(max_episode_steps, env.spec.horizon or max_episode_steps))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ def record_videos(
     return [folder / name for name in names]
 
 
-def _file_stems(task_names: Sequence[str]) -> list[str]:
+def file_stems(task_names: Sequence[str]) -> list[str]:
     """Distinct file names for the tasks, in characters that every file system accepts."""
     stems = [re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in task_names]
     return [stem if stems.count(stem) == 1 else f"{stem}-{task}" for task, stem in enumerate(stems)]

@@ -251,3 +251,17 @@ def test_updates_and_steps(two: list[str], tmp_path: Path, capsys: pytest.Captur
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help", command=mtrl.compare) == 0
     assert "Keys: by, at, format, out" in capsys.readouterr().out
+
+
+def test_stored_runs_as_by_rliable() -> None:
+    """rliable 1.2.0 on the scores at 3M steps: `aggregate_iqm`, its interval by 20,000 resamples, the probability."""
+    results = Path(__file__).parents[3] / "results"
+    stored = [path for name in ("mt10_no_torso", "mt10_components") for path in (results / name).rglob("seed*.json")]
+    longer, shorter = of_all(
+        compare(read_runs(sorted(map(str, stored), reverse=True)), ["total_steps"], ["steps"]), "3,000,000 steps"
+    )
+    assert (longer.runs, shorter.runs) == (3, 12)
+    assert longer.iqm.value == pytest.approx(0.928125)
+    assert (longer.iqm.low, longer.iqm.high) == pytest.approx((0.86625, 0.978125), abs=0.005)
+    assert shorter.iqm.value == pytest.approx(0.86033333)
+    assert shorter.improvement.value == pytest.approx(0.45694444)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import mtrl.report.__main__
+import mtrl.report.films
+import mtrl.report.page
 from mtrl.report.metrics import common_times, series
 from mtrl.report.runs import read_run
 from mtrl.report.statistics import band, mean, profile
@@ -79,7 +81,7 @@ class Page(HTMLParser):
             self.open.append(tag)
         given = dict(attrs)
         self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag == "figure":
+        if tag == "figure" and "id" in given:  # films have none
             self.figures.append(str(given["id"]))
         self.loaded += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
 
@@ -141,6 +143,30 @@ def test_figures_for_papers(runs: list[str], capsys: pytest.CaptureFixture[str])
         pdf = Path(f"figures/{name}.pdf").read_bytes()
         assert pdf.startswith(b"%PDF")
         assert re.search(rb"/MediaBox \[ *0 0 244\.8 ", pdf)
+
+
+@pytest.mark.parametrize("most_bytes", [100, 11])
+def test_films(runs: list[str], monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+    """Of the first run of a group that has any, the hardest task first: rates are (0.5, 0.5, 1) + (0.7, 0.7, 1)."""
+    films = {f"{runs[1]}/videos/task-2.mp4": b"12345678", f"{runs[1]}/videos/task-1.gif": b"123"}
+    films |= {f"{runs[2]}/videos/task-1.mp4": b"1234", f"{runs[3]}/videos/task-1.mp4": b"unused"}
+    for path, content in films.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_bytes(content)
+    monkeypatch.setattr(mtrl.report.films, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(mtrl.report.page, "MOST_BYTES", most_bytes)
+    page = made(*runs)
+    shown = [link for link in page.loaded if not link.startswith(("#", "data:image/png"))]
+    urls = ["data:image/gif;base64,MTIz", "data:video/mp4;base64,MTIzNA==", "data:video/mp4;base64,MTIzNDU2Nzg="]
+    captions = ["task-1: aggregation=mean, seed 2", "task-1: aggregation=<pcgrad>, seed 1"]
+    assert [word for word in page.words if word in captions] == captions
+    left_out = [word for word in page.words if "left out" in word]
+    if most_bytes == 100:
+        assert (shown, left_out) == (urls, [])
+    else:
+        assert shown == urls[:2]
+        assert [line.startswith("1 of 3 films are left out, as a page holds at most 40") for line in left_out] == [True]
+        assert left_out[0].endswith(f": see {runs[1]}/videos.")
 
 
 def test_many_groups(run_dir: Path) -> None:
