@@ -63,7 +63,6 @@ def joined(
     return EvalResult(dict(protocol), in_order, comparable_returns=spec.comparable_returns)
 
 
-@torch.no_grad()
 def run_episodes(
     actor: Actor,
     env: VecEnv,
@@ -102,7 +101,8 @@ def run_episodes(
     env.assign(*queue.plan(env.task, running))
     while left:
         ended: Ended = {}
-        action, _, state = actor.act(obs, env.task, state, explore=False)
+        with torch.no_grad():  # here, as a generator's caller computes between its steps
+            action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action, truncate=cut)
         check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
         check_step(step, length + 1, env.spec)
