@@ -5,6 +5,7 @@ python -m mtrl.evaluate run=runs/... video=true                 # and a film of 
 python -m mtrl.evaluate run=runs/... env.split=test             # another setting of its environment
 python -m mtrl.evaluate run=runs/... teacher=true              # its teacher, too: eval_teacher.json, beside the student
 python -m mtrl.evaluate env=mt10 teacher=scripted              # a teacher alone, by its name or by the path of a policy
+python -m mtrl.evaluate run=runs/... actors=8                   # in eight processes; transport=ray: on a Ray cluster
 python -m mtrl.evaluate policy=mt10                             # a policy that comes with the package, beside its card
 python -m mtrl.evaluate policy=folder env=mt10                  # a policy folder that does not say its environment
 """
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +24,12 @@ import torch
 
 import mtrl.distill  # registers teachers
 import mtrl.envs
+from mtrl.checks import not_negative
 from mtrl.config import parse_with_env, run_or_exit, split_paths, stored_entry
-from mtrl.distill.teachers import Teacher, TeacherActor
+from mtrl.distill.teachers import Teacher, TeacherActor, teacher_actor
 from mtrl.origin import OFFICIAL, Origin, origin
-from mtrl.policy import check_device, find_policy, load_policy
+from mtrl.parallel.evaluation import shared_episodes
+from mtrl.policy import check_device, find_policy, load_actor, load_policy
 from mtrl.registry import build, construct, names, parameters, unknown
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
@@ -47,6 +51,8 @@ def evaluate_policy(
     out: str | None = None,
     env: dict[str, Any] | None = None,
     teacher: bool | str = False,
+    actors: int = 0,
+    transport: str = "local",
 ) -> EvalResult:
     """Evaluates a policy, prints the table, compares it with the policy's card, and writes `eval.json`.
 
@@ -61,6 +67,8 @@ def evaluate_policy(
         env: Changes to the settings of that run's environment.
         teacher: Also evaluates a teacher, and writes `eval_teacher.json`: that of the run (true), a registered name, or
             anything that `mtrl.load_policy` takes. Without a run and a policy, it is evaluated in their place.
+        actors: Processes that share the episodes, with a thread each; 0: this one, with all cores.
+        transport: Where actors run: local, or ray for the machines of a Ray cluster.
     """
     evaluated = [str(path) for path in (run, policy) if path is not None]
     if len(evaluated) != 1 and (evaluated or not isinstance(teacher, str)):
@@ -81,14 +89,21 @@ def evaluate_policy(
     if video and target is None:
         raise UserError("video=true needs a folder for the videos of a policy outside of a run: out=...")
     check_device(device)
+    not_negative(actors=actors)
+    if actors and device != "cpu":
+        raise UserError(f"actors={actors} act on the CPU: leave out device={device}.")
+    if transport != "local" and not actors:
+        raise UserError(f"transport={transport} connects to actors: choose their number with actors=...")
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores CPU quotas
     protocol = mtrl.envs.evaluation_protocol(node, seed)
     evaluator = Evaluator(protocol, mtrl.envs.make, seed, episodes_per_task, max_episode_steps, device, stop_at_success)
+    if actors:
+        evaluator = evaluator.share(slots_per_task=1)  # this process only needs to know its tasks
     try:
         spec = evaluator.env.spec
         subjects = [] if folder is None else [_student(folder, spec, device)]
         subjects += [_teacher(one, spec, device) for one in teachers]
-        results = {subject.name: _result(subject, evaluator) for subject in subjects}
+        results = {subject.name: _result(subject, evaluator, actors, transport) for subject in subjects}
         (first, result), *others = zip(subjects, results.values(), strict=True)
         if target is not None:
             write_eval(target / "eval.json", result, policy=first.source)
@@ -115,6 +130,8 @@ class Subject(NamedTuple):
     """Its column where several are compared."""
     source: str
     actor: Actor
+    make_actor: Callable[[EnvSpec], Actor]
+    """Makes it in another process, on the CPU."""
     words: dict[str, Any]
     """What the protocol says of it."""
 
@@ -123,12 +140,14 @@ def _student(folder: Path, spec: EnvSpec, device: str) -> Subject:
     loaded = load_policy(folder, device)
     adapted = loaded.for_env(spec)
     new = ", ".join(name for name in adapted.tasks if name not in loaded.tasks)
-    return Subject("student", str(folder), adapted.actor, {"not trained in": new} if new else {})
+    make_actor = partial(load_actor, folder.resolve())
+    return Subject("student", str(folder), adapted.actor, make_actor, {"not trained in": new} if new else {})
 
 
 def _teacher(node: Mapping[str, Any], spec: EnvSpec, device: str) -> Subject:
     made: Teacher = build("teacher", node, spec=spec, device=device)
-    return Subject("teacher", made.description, TeacherActor(made, spec, device), {})
+    make_actor = partial(teacher_actor, node)
+    return Subject("teacher", made.description, TeacherActor(made, spec, device), make_actor, {})
 
 
 def _teachers(teacher: bool | str, config: Mapping[str, Any], stored: Path) -> list[Mapping[str, Any]]:
@@ -137,7 +156,7 @@ def _teachers(teacher: bool | str, config: Mapping[str, Any], stored: Path) -> l
         if teacher in names("teacher"):
             return [{"name": teacher}]
         try:
-            return [{"name": "policy", "path": str(find_policy(teacher))}]
+            return [{"name": "policy", "path": str(find_policy(teacher).resolve())}]
         except UserError as error:
             raise UserError(f"{unknown('teacher:', teacher, names('teacher'))} {error}") from error
     learned_from = [config.get("data") or {}, *(config.get("aux_losses") or {}).values()]
@@ -148,7 +167,7 @@ def _teachers(teacher: bool | str, config: Mapping[str, Any], stored: Path) -> l
     return nodes if teacher else []
 
 
-def _result(subject: Subject, evaluator: Evaluator) -> EvalResult:
+def _result(subject: Subject, evaluator: Evaluator, actors: int, transport: str) -> EvalResult:
     """Evaluates, with a progress bar."""
     began = time.perf_counter()
     with Progress() as progress:
@@ -157,7 +176,11 @@ def _result(subject: Subject, evaluator: Evaluator) -> EvalResult:
             rate = done / (time.perf_counter() - began)
             progress.update(done, total, rate, NO_RESULTS, {}, f"{subject.name} evaluation", unit="episodes")
 
-        result = evaluator(subject.actor, report)
+        if actors:
+            ended = shared_episodes(evaluator, subject.make_actor, actors, transport, progress.print)
+        else:
+            ended = evaluator.episodes(subject.actor, evaluator.jobs)
+        result = evaluator.joined(ended, report)
     return replace(result, protocol={**result.protocol, **subject.words})
 
 

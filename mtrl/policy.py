@@ -292,6 +292,11 @@ class StoredPolicy:
     """Tensors of the network, by name."""
 
 
+def load_actor(folder: Path, spec: EnvSpec) -> Actor:
+    """The actor of a policy in an environment, on the CPU. Raises like `load_policy` and `Policy.for_env`."""
+    return load_policy(folder).for_env(spec).actor
+
+
 def read_policy(folder: Path) -> StoredPolicy:
     """Reads the files of a policy folder, and checks them before memory is allocated for the network.
 

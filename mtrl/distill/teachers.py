@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtrl.distill.losses import Kind, kind_of, label_of, label_size, teacher_action, teacher_distribution
 from mtrl.nn.distributions import Distribution
 from mtrl.policy import load_policy
-from mtrl.registry import register, unknown
+from mtrl.registry import build, register, unknown
 from mtrl.types import EnvSpec, UserError
 
 
@@ -238,3 +238,8 @@ class TeacherActor:
             return *distribution.sample(), state
         action = distribution.mode()
         return action, distribution.log_prob(action), state
+
+
+def teacher_actor(node: Mapping[str, Any], spec: EnvSpec) -> TeacherActor:
+    """A teacher in an environment, on the CPU, from its config node. Raises like `build`."""
+    return TeacherActor(build("teacher", node, spec=spec, device="cpu"), spec)

@@ -84,7 +84,7 @@ def main(fd: int) -> None:
             connection.send(one_line(error))
 
 
-def _listen(connection: Connection, free: SimpleQueue[None]) -> None:
+def listen(connection: Connection, free: SimpleQueue[None]) -> None:
     """Forwards messages that the slot is free, and exits the process, whatever it is doing, when the pipe closes."""
     try:
         while True:
@@ -98,7 +98,7 @@ def _act(connection: Connection) -> None:
     recipe: Recipe = connection.recv()
     broadcast = WeightBroadcast(SharedTensors.receive(connection))
     free: SimpleQueue[None] = SimpleQueue()
-    Thread(target=_listen, args=(connection, free), daemon=True).start()
+    Thread(target=listen, args=(connection, free), daemon=True).start()
     acting = Acting(recipe, broadcast.read)
     slot: SharedTensors | None = None
     while True:

@@ -46,6 +46,27 @@ class RayActor:
             return one_line(error)
 
 
+def connected(actors: int) -> Any:
+    """Ray, connected to the cluster that runs on this machine.
+
+    Raises:
+        UserError: Ray is not installed, no cluster runs, or it has fewer cores than there are actors.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise missing_extra("transport=ray", "Ray", "ray") from error
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise UserError("transport=ray needs a cluster on this machine: start one with ray start --head.") from error
+    cores = int(ray.cluster_resources().get("CPU", 0))
+    if cores < actors:
+        ray.shutdown()
+        raise UserError(f"actors={actors} need a core each, but the Ray cluster has {cores}.")
+    return ray
+
+
 @dataclass
 class Running:
     """An actor and the rollout that it is making."""
@@ -70,26 +91,12 @@ class RayActors:
         actors: Number of actors.
 
     Raises:
-        UserError: Ray is not installed, no cluster runs, or it has fewer cores than there are actors.
+        UserError: See `connected`.
     """
 
     def __init__(self, device: str, actors: int) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise missing_extra("transport=ray", "Ray", "ray") from error
-        self._ray, self.device, self.version = ray, device, 0
-        try:
-            ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-        except ConnectionError as error:
-            raise UserError(
-                "transport=ray needs a cluster on this machine: start one with ray start --head."
-            ) from error
-        cores = int(ray.cluster_resources().get("CPU", 0))
-        if cores < actors:
-            ray.shutdown()
-            raise UserError(f"actors={actors} need a core each, but the Ray cluster has {cores}.")
-        self._class = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(RayActor)
+        self._ray, self.device, self.version = connected(actors), device, 0
+        self._class = self._ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(RayActor)
         self._weights: Any = None
         self.running: dict[int, Running] = {}
 
@@ -127,7 +134,7 @@ class RayActors:
         try:
             message = self._ray.get(running.rollout)
         except self._ray.exceptions.RayError as error:
-            return Death(actor, f"Actor {actor} {_how_it_ended(error)}")
+            return Death(actor, f"Actor {actor} {how_it_ended(error)}")
         if isinstance(message, str):
             raise failed(message)
         rollout, version, ended = message
@@ -147,7 +154,7 @@ def arrays(tree: Tree) -> Arrays:
     return {path: tensor.detach().cpu().numpy() for path, tensor in leaves(tree)}
 
 
-def _how_it_ended(error: Exception) -> str:
+def how_it_ended(error: Exception) -> str:
     """What Ray says of the end of an actor, in a line."""
     first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     known = [line.replace(":", "") for line in others if line.startswith(("pid:", "ip:"))]

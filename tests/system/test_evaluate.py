@@ -33,6 +33,17 @@ def test_equals_the_final_evaluation_of_the_run(finished: Path, capsys: pytest.C
         assert f"{values['success_rate']:.2f}" in out
 
 
+def test_processes_that_share_the_episodes(finished: Path, tmp_path: Path) -> None:
+    """Unequal shares of goals, joined: the file of one process."""
+    assert evaluate(f"run={finished}", f"out={tmp_path / 'one'}") == 0
+    assert evaluate(f"run={finished}", f"out={tmp_path / 'two'}", "actors=2") == 0
+    one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "two"))
+    returns = [[columns.pop("return") for columns in found["episodes"].values()] for found in (one, two)]
+    assert one["episodes"] == two["episodes"]
+    for expected, found in zip(*returns, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)  # batches of other sizes are rounded differently
+
+
 def test_of_one_checkpoint_and_elsewhere(finished: Path, tmp_path: Path) -> None:
     step = "000000000480"
     assert evaluate(f"run={finished}/checkpoints/{step}", f"out={tmp_path}/new", "episodes_per_task=3") == 0
@@ -82,6 +93,9 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["run={run}", "teacher=true"], "config.yaml has none: name it, teacher=..."),
         (["run={run}", "teacher=scriptd"], "Unknown teacher: 'scriptd'. Did you mean 'scripted'? Valid: policy"),
         (["run={run}", "teacher=scripted"], "Unknown task of the teacher 'scripted': 'reach-0'"),
+        (["run={run}", "actors=6"], "actors=6 share 5 episodes per task: at most one for each of them."),
+        (["run={run}", "actors=2", "transport=rey"], "Unknown transport 'rey'. Did you mean 'ray'? Valid: local, ray."),
+        (["run={run}", "transport=ray"], "transport=ray connects to actors: choose their number with actors=..."),
         (["run={run}", "env=mt11"], "Unknown env 'mt11'. Did you mean 'mt1'?"),
         (["run={run}", "env.foo=1"], "Unknown option of env 'toy_reach': 'foo'"),
         (["run={run}", "env.num_tasks=5"], "The policy was not trained in reach-4 and cannot act there"),

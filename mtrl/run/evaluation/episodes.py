@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,59 +13,96 @@ from torch import Tensor
 
 from mtrl.checks import positive
 from mtrl.finite import check_actions, check_first, check_step
-from mtrl.types import Actor, EpisodeResult, EvalResult, VecEnv
+from mtrl.types import Actor, EnvSpec, EpisodeResult, EvalResult, VecEnv
+
+Job = tuple[int, int]
+"""Task and goal of an episode."""
+Ended = dict[int, EpisodeResult]
+"""Episodes that have ended, by the places of their jobs in a list."""
 
 
-@torch.no_grad()
-def evaluate(
-    actor: Actor,
-    env: VecEnv,
-    episodes_per_task: int,
-    num_goals: int,
+def all_jobs(spec: EnvSpec, episodes_per_task: int, num_goals: int) -> list[Job]:
+    """The jobs of an evaluation: episode i of a task runs goal i of its fixed goals (cycling beyond them).
+
+    Args:
+        episodes_per_task: At least 1.
+        num_goals: Number of goals of each task; 0 if the goal is the episode's seed, which is i then.
+
+    Returns:
+        Goal by goal: with as many slots as tasks, each slot keeps its task.
+    """
+    positive(episodes_per_task=episodes_per_task)
+    tasks = range(spec.num_tasks)
+    return [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in tasks]
+
+
+def joined(
+    ended: Iterable[Ended],
+    jobs: Sequence[Job],
+    spec: EnvSpec,
     protocol: Mapping[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EvalResult:
+    """The result of `all_jobs`, whoever runs them.
+
+    Args:
+        ended: The episodes of all jobs, in any order.
+        protocol: Description of what the numbers mean, stored with them.
+        progress: Called with the numbers of finished and of all episodes, also when none has ended. An exception from
+            it ends the evaluation.
+
+    Returns:
+        Episodes ordered by task, and by goal.
+    """
+    found: Ended = {}
+    for episodes in ended:
+        found |= episodes
+        progress(len(found), len(jobs))
+    K = spec.num_tasks
+    in_order = tuple(found[index] for task in range(K) for index in range(task, len(jobs), K))
+    return EvalResult(dict(protocol), in_order, comparable_returns=spec.comparable_returns)
+
+
+def run_episodes(
+    actor: Actor,
+    env: VecEnv,
+    jobs: Sequence[Job],
     seed: int = 0,
     max_episode_steps: float = math.inf,
     stop_at_success: bool = False,
-) -> EvalResult:
-    """Runs `episodes_per_task` deterministic episodes of every task.
+) -> Iterator[Ended]:
+    """Runs a deterministic episode for each job.
 
-    Episode i of a task runs goal i of the task's `num_goals` fixed goals (cycling beyond them). No slot waits for
-    another: one whose episode is over begins the next of its task, or of the task with the most that have not begun.
+    No slot waits for another: one whose episode is over begins the next of its task, or of the task with the most that
+    have not begun.
 
     Args:
         actor: Acts on the env's observations and tasks.
         env: Any vectorised env; its slots are reassigned.
-        episodes_per_task: At least 1.
-        num_goals: Number of goals of each task; 0 if the goal is the episode's seed, which is i then.
-        protocol: Description of what the numbers mean, stored with them.
-        progress: Called after every step with the numbers of finished and of all episodes. An exception from it ends
-            the evaluation.
         seed: Seed of the env.
         max_episode_steps: Longer episodes are truncated.
         stop_at_success: Whether an episode ends at its first success. Success rates are the same, in less time;
             returns and lengths are those up to there.
 
-    Returns:
-        Episodes ordered by task, and by the order in which they began.
+    Yields:
+        After every step of all slots, the episodes that have ended in it.
 
     Raises:
         RuntimeError: The env ran another task or goal than the assigned one.
     """
-    positive(episodes_per_task=episodes_per_task)
     names, B, device = env.spec.task_names, env.num_envs, env.task.device
-    # Goal by goal: with as many slots as tasks, each slot then keeps its task.
-    jobs = [(task, i % num_goals if num_goals else i) for i in range(episodes_per_task) for task in range(len(names))]
     queue = _Queue(jobs, B)
-    finished: dict[int, EpisodeResult] = {}
+    left = len(jobs)
     obs, state = begin(env, jobs[:B], seed), actor.initial_state(B)
     running = torch.arange(B, device=device) < len(jobs)
     cut = torch.zeros_like(running)
     success, length = torch.zeros_like(running), torch.zeros_like(env.task)
     returns = torch.zeros(B, dtype=torch.float64, device=device)
     env.assign(*queue.plan(env.task, running))
-    while len(finished) < len(jobs):
-        action, _, state = actor.act(obs, env.task, state, explore=False)
+    while left:
+        ended: Ended = {}
+        with torch.no_grad():  # here, as a generator's caller computes between its steps
+            action, _, state = actor.act(obs, env.task, state, explore=False)
         step = env.step(action, truncate=cut)
         check_actions(action, env.spec, step.task)  # which an environment on an accelerator leaves to us
         check_step(step, length + 1, env.spec)
@@ -79,7 +116,7 @@ def evaluate(
             index = queue.job[slot]
             task, goal = jobs[index]
             outcome = bool(success[slot]) if env.spec.reports_success[task] else None
-            finished[index] = EpisodeResult(
+            ended[index] = EpisodeResult(
                 names[task], goal, outcome, float(returns[slot]), int(length[slot]), bool(truncated[slot])
             )
         running, begun = running & ~over, step.done
@@ -94,9 +131,8 @@ def evaluate(
             # An episode that is over while the environment goes on with it makes room for the slot's next one.
             cut = ~running & queue.has_next(device)
         obs, state = step.obs, state.masked_fill(begun[:, None], 0)
-        progress(len(finished), len(jobs))
-    episodes = tuple(finished[index] for task in range(len(names)) for index in range(task, len(jobs), len(names)))
-    return EvalResult(dict(protocol), episodes, comparable_returns=env.spec.comparable_returns)
+        left -= len(ended)
+        yield ended
 
 
 class _Queue:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mtrl.checks import positive
-from mtrl.run.evaluation.episodes import evaluate
+from mtrl.run.evaluation.episodes import Ended, Job, all_jobs, joined, run_episodes
 from mtrl.types import Actor, EnvSpec, EvalResult, EvaluationProtocol, VecEnv
 
 
@@ -22,7 +23,7 @@ class Evaluator:
         episodes_per_task: 50 is the official protocol of Meta-World.
         max_episode_steps: Truncates episodes of environments that have no time limit.
         device: Device of the policies.
-        stop_at_success: See `evaluate`.
+        stop_at_success: See `run_episodes`.
     """
 
     def __init__(
@@ -40,29 +41,43 @@ class Evaluator:
         self.settings = protocol.record_settings() | {"device": device}
         self.seed, self.episodes_per_task, self._max_episode_steps = seed, episodes_per_task, max_episode_steps
         self._stop_at_success = stop_at_success
+        self._slots_per_task = min(episodes_per_task, 5)
         self._env: VecEnv | None = None
 
     def __call__(self, actor: Actor, progress: Callable[[int, int], None] = lambda done, total: None) -> EvalResult:
         """Runs every episode of the protocol with deterministic actions."""
-        env = self.env
-        result = evaluate(
-            actor,
-            env,
-            self.episodes_per_task,
-            env.spec.num_goals,
-            self.protocol(env.spec),
-            progress,
-            self.seed,
-            self.max_episode_steps(env.spec),
-            self._stop_at_success,
-        )
+        return self.joined(self.episodes(actor, self.jobs), progress)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Task and goal of every episode of the protocol."""
+        spec = self.env.spec
+        return all_jobs(spec, self.episodes_per_task, spec.num_goals)
+
+    def episodes(self, actor: Actor, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Runs some of the episodes; see `run_episodes`."""
+        limit = self.max_episode_steps(self.env.spec)
+        return run_episodes(actor, self.env, jobs, self.seed, limit, self._stop_at_success)
+
+    def joined(self, ended: Iterable[Ended], progress: Callable[[int, int], None]) -> EvalResult:
+        """The result of all `jobs`, whoever runs them."""
+        spec = self.env.spec
+        result = joined(ended, self.jobs, spec, self.protocol(spec), progress)
         return replace(result, scores=self._protocol.scores(result))
+
+    def share(self, slots_per_task: int) -> Evaluator:
+        """This evaluator for a process beside others, which steps at most so many slots per task by itself."""
+        share = copy.copy(self)
+        share._env, share._slots_per_task = None, min(slots_per_task, self._slots_per_task)
+        if share.settings.get("num_workers", 0) is None:
+            share.settings = {**self.settings, "num_workers": 0}
+        return share
 
     @property
     def env(self) -> VecEnv:
         """Made on first access, with a few slots per task: enough to keep the cores busy, in little memory."""
         if self._env is None:
-            self._env = self._make_env(**self.settings, seed=self.seed, slots_per_task=min(self.episodes_per_task, 5))
+            self._env = self._make_env(**self.settings, seed=self.seed, slots_per_task=self._slots_per_task)
         return self._env
 
     def max_episode_steps(self, spec: EnvSpec) -> float:

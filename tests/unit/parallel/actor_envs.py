@@ -1,14 +1,16 @@
-"""Environments for actors, some of which fail, in a module that actors can import."""
+"""Environments and policies for actors, some of which fail, in a module that actors can import."""
 
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mtrl.envs.counting import CountingEnv
-from mtrl.types import Step
+from mtrl.types import EnvSpec, Step
 
 
 def make_counting() -> CountingEnv:
@@ -31,3 +33,26 @@ def make_failing() -> Failing:
 
 def make_dead() -> CountingEnv:
     os._exit(3)
+
+
+class Still:
+    """Does not move."""
+
+    def __init__(self, action_dim: int) -> None:
+        self.action_dim = action_dim
+
+    def initial_state(self, num: int) -> torch.Tensor:
+        return torch.zeros(num, 0)
+
+    def act(
+        self, obs: torch.Tensor, task: torch.Tensor, state: torch.Tensor, explore: bool
+    ) -> tuple[torch.Tensor, ...]:
+        return torch.zeros(len(obs), self.action_dim), torch.zeros(len(obs)), state
+
+
+def make_actor_that_dies_once(file: Path, spec: EnvSpec) -> Still:
+    """Kills its process unless the file, which it writes, exists."""
+    if not file.exists():
+        file.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Still(spec.action_dim)

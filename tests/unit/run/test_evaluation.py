@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from scipy.stats import binomtest
 
-from mtrl.run.evaluation.episodes import evaluate
+from mtrl.run.evaluation.episodes import all_jobs, joined, run_episodes
 from mtrl.run.evaluation.report import headline, plain_table, show, to_json, write_eval
 from mtrl.run.evaluation.statistics import bootstrap_interval, metrics, summary, wilson_interval
 from mtrl.run.evaluation.video import record_videos
@@ -92,6 +92,11 @@ class EchoActor:
         assert not explore
         assert torch.equal(task, obs[:, 0].long())
         return obs.sum(1, keepdim=True), torch.zeros(len(obs)), state
+
+
+def evaluate(actor, env, episodes_per_task, num_goals, protocol, progress=lambda done, total: None, **limits):
+    jobs = all_jobs(env.spec, episodes_per_task, num_goals)
+    return joined(run_episodes(actor, env, jobs, **limits), jobs, env.spec, protocol, progress)
 
 
 def expected(task, goal):
