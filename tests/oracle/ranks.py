@@ -28,7 +28,7 @@ from tests.helpers import TRUNK, make_spec, random_rollout
 
 K, T, B, N, OBS, A = 4, 6, 8, 5, 4, 2
 """N: samples per task in a batch of SAC, of which the ranks have different numbers."""
-UPDATES = 2
+UPDATES = 10
 SPEC = make_spec(K, OBS, A)
 ADAM = {"name": "adam", "lr": 0.02, "eps": 1e-3}
 AGENTS: dict[str, dict[str, Any]] = {
