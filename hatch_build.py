@@ -4,6 +4,7 @@ Not the static force-include table: that also copies the files on `pip install -
 """
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ class Links(MetadataHookInterface):
         metadata["readme"] = {"content-type": "text/markdown", "text": text}
 
     def _git(self, *arguments: str) -> str:
-        """What git says of the clone; "" if this is none."""
-        if not Path(self.root, ".git").exists():
+        """What git says of the clone; "" if this is none, or a machine without git builds it."""
+        if not Path(self.root, ".git").exists() or shutil.which("git") is None:
             return ""
         done = subprocess.run(["git", "-C", self.root, *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()

@@ -52,7 +52,7 @@ def test_address_of_the_repository(hook: Any, origin: str, address: str) -> None
     assert hook.web_address(origin) == address
 
 
-def test_links_lead_to_the_repository(hook: Any, tmp_path: Path) -> None:
+def test_links_lead_to_the_repository(hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     assert metadata(hook, tmp_path)["urls"] == {}
     for arguments in (["init", "-q"], ["remote", "add", "origin", "git@example.org:lab/mtrl.git"]):
@@ -68,3 +68,5 @@ def test_links_lead_to_the_repository(hook: Any, tmp_path: Path) -> None:
     assert re.search(r"\]\((?!https?:|#)", text) is None
     assert "git clone https://example.org/lab/mtrl mtrl" in text
     assert re.fullmatch("[0-9a-f]{40}", commit)
+    monkeypatch.setenv("PATH", "")
+    assert metadata(hook, tmp_path)["urls"] == {}  # as in a container without git
