@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from mtrl.agents.components import Components
 from mtrl.build import build_episodes, build_learner
 from mtrl.config import composed
+from mtrl.data.experience import ending
 from mtrl.optim import gradients
 from mtrl.optim.aggregation import Aggregation, PCGrad
 from mtrl.registry import lookup, names
@@ -194,15 +195,18 @@ def random_data(learner: Learner, node: dict[str, Any], env: RandomEnv, device: 
     obs, task = torch.randn(*shape, OBS), env.task.expand(shape)
     with torch.no_grad():
         action, log_prob = learner.policy(obs.to(device), task.to(device)).sample()
+    done = torch.zeros(shape, dtype=torch.bool)
+    ends, end_obs = ending(done, torch.randn(*shape, OBS))
     rollout = Rollout(
         obs=obs,
         action=action,
         log_prob=log_prob,
         reward=torch.rand(shape),
-        terminated=torch.zeros(shape, dtype=torch.bool),
-        truncated=torch.zeros(shape, dtype=torch.bool),
+        terminated=done,
+        truncated=done,
         continuation=torch.ones(shape),
-        next_obs=torch.randn(*shape, OBS),
+        ends=ends,
+        end_obs=end_obs,
         task=task,
         core_state=torch.zeros(env.num_envs, 0),
     )

@@ -194,8 +194,10 @@ class Rollout:
     truncated: Bool[Tensor, "T B"]
     continuation: Float[Tensor, "T B"]
     """0 where the value of the next state counts as zero (`Step.continuation`), else 1."""
-    next_obs: Shaped[Tensor, "T B *obs"]
-    """Observation that the step led to (`Step.final_obs`): differs from `obs[t + 1]` where an episode ended."""
+    ends: Int[Tensor, "2 N"]
+    """Step and slot of the N steps whose next observation is not the next row of `obs`: see `ending`."""
+    end_obs: Shaped[Tensor, "N *obs"]
+    """Observation that each of these steps led to (`Step.final_obs`)."""
     task: Int[Tensor, "T B"]
     """Constant within an episode; may change where one ended."""
     core_state: Float[Tensor, "B S"]

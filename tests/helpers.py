@@ -14,7 +14,7 @@ import mtrl.data
 import mtrl.nn
 import mtrl.optim  # noqa: F401
 from mtrl.agents.components import Components
-from mtrl.data.experience import EpisodeStatistics
+from mtrl.data.experience import EpisodeStatistics, ending
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.nn.networks import PolicyNetwork, ValueNetwork
 from mtrl.nn.value_norm import ValueNorm
@@ -171,10 +171,34 @@ def naive_vtrace(
     return target, advantage, weight_pg
 
 
+def end_fields(done: Tensor, next_obs: Tensor) -> dict[str, Tensor]:
+    """What a rollout says of the steps that end an episode or the rollout, from what every step led to."""
+    ends, end_obs = ending(done, next_obs)
+    return {"ends": ends, "end_obs": end_obs}
+
+
+def next_obs_of(rollout: Rollout) -> Tensor:
+    """The observation (T, B, ...) that each step led to."""
+    next_obs = rollout.obs.roll(-1, dims=0)
+    for step, slot, obs in zip(*rollout.ends.tolist(), rollout.end_obs, strict=True):
+        next_obs[step, slot] = obs
+    return next_obs
+
+
+def of_slots(rollout: Rollout, begin: int, end: int) -> Rollout:
+    """The rollout of some of the slots."""
+    of_steps = {name: x for name, x in vars(rollout).items() if name not in ("ends", "end_obs", "core_state")}
+    others = {name: x[:, begin:end] for name, x in of_steps.items()}
+    inside = (rollout.ends[1] >= begin) & (rollout.ends[1] < end)
+    ends = rollout.ends[:, inside] - torch.tensor([[0], [begin]])
+    core_state = rollout.core_state[begin:end]
+    return Rollout(**others, ends=ends, end_obs=rollout.end_obs[inside], core_state=core_state)
+
+
 def random_rollout(
     T: int, B: int, num_tasks: int, obs_dim: int, action: Tensor, seed: int, done_share: float = 0.3
 ) -> Rollout:
-    """Float64 steps of B slots that end in both ways; `next_obs` is the next row's `obs` except where one ended."""
+    """Float64 steps of B slots that end in both ways."""
     g = torch.Generator().manual_seed(seed)
     obs = torch.randn(T + 1, B, obs_dim, generator=g, dtype=torch.float64)
     ended = torch.rand(T, B, generator=g) < done_share
@@ -192,7 +216,7 @@ def random_rollout(
         terminated=terminated,
         truncated=ended & ~terminated,
         continuation=(~terminated).double(),
-        next_obs=torch.where(ended[..., None], final, obs[1:]),
+        **end_fields(ended, torch.where(ended[..., None], final, obs[1:])),
         task=task,
         core_state=torch.zeros(B, 0),
     )

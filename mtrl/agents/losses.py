@@ -34,17 +34,15 @@ def per_task_standardise(
     The divisor is at least `floor` (K,), so a smaller standard deviation is not scaled up to 1. If it is no larger than
     the rounding error of the values in their precision, all samples of the task become 0.
     """
-    index = chosen.flatten().nonzero().squeeze(1)  # indices once, as each boolean mask would wait for the device
-    num_tasks, chosen_task = len(floor), task.flatten()[index]
-    chosen_values = values.flatten()[index].double()
 
     def totals(*of_each: Tensor) -> Float[Tensor, "n K"]:
-        return ranks.sum(torch.stack([per_task.total(x, chosen_task, num_tasks) for x in of_each]))
+        return ranks.sum(torch.stack([per_task.total(x.where(chosen, 0), task, len(floor)) for x in of_each]))
 
-    count, first, size = totals(torch.ones_like(chosen_values), chosen_values, chosen_values.abs())
+    exact = values.double()
+    count, first, size = totals(torch.ones_like(exact), exact, exact.abs())
     count = count.clamp(min=1)
-    centred = values.double() - (first / count)[task]
-    (second,) = totals(centred.flatten()[index].square())
+    centred = exact - (first / count)[task]
+    (second,) = totals(centred.square())
     spread = (second / count).sqrt()
     rounding = torch.finfo(values.dtype).eps * size / count
     divisor = spread.clamp(min=floor).where(spread > rounding, torch.inf)

@@ -199,12 +199,10 @@ class VTraceActorCritic(Learner):
         value = self._value(features, task)
         # V(s_{t+1}) is the next row's value, except where an episode or the rollout ends.
         next_value = value.roll(-1, dims=0)
-        ends = rollout.done.clone()
-        ends[-1] = True
-        t, slot = ends.nonzero(as_tuple=True)  # indices once, as each boolean mask would wait for the device
-        last_obs, last_task = rollout.next_obs[t, slot][None], task[t, slot][None]
+        t, slot = rollout.ends
+        last_task = task[t, slot][None]
         first = torch.zeros_like(last_task, dtype=torch.bool)
-        last, _ = self.policy.unroll(last_obs, last_task, first, states[t, slot])
+        last, _ = self.policy.unroll(rollout.end_obs[None], last_task, first, states[t, slot])
         next_value[t, slot] = self._value(last[0], last_task[0])
         target, advantage, weight = vtrace(
             log_prob - rollout.log_prob,

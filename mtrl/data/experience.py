@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mtrl import per_task
@@ -401,15 +402,17 @@ class OnPolicy(DataSource):
                 "terminated": step.terminated,
                 "truncated": step.truncated,
                 "continuation": step.continuation,
-                "next_obs": step.final_obs,
+                "final_obs": step.final_obs,
                 "task": task,
             }
             for key, tensor in row.items():
                 columns.setdefault(key, []).append(tensor)
         collector.settle()
         collector.episodes.exchange()
-        stacked = {key: torch.stack(tensors).to(collector.device) for key, tensors in columns.items()}
-        self._rollouts = [Rollout(**stacked, core_state=core_state)]
+        stacked = {key: torch.stack(tensors) for key, tensors in columns.items()}
+        ends, end_obs = ending(stacked["terminated"] | stacked["truncated"], stacked.pop("final_obs"))
+        stacked |= {"ends": ends, "end_obs": end_obs, "core_state": core_state}
+        self._rollouts = [Rollout(**{key: tensor.to(collector.device) for key, tensor in stacked.items()})]
         return self.rollout_length * collector.env.num_envs
 
     def batches(self) -> Iterator[Rollout]:
@@ -426,12 +429,31 @@ class OnPolicy(DataSource):
         self.collector.load_state_dict(state["collector"])
 
 
+def ending(
+    done: Bool[Tensor, "T B"], next_obs: Shaped[Tensor, "T B *obs"]
+) -> tuple[Int[Tensor, "2 N"], Shaped[Tensor, "N *obs"]]:
+    """`Rollout.ends` and `Rollout.end_obs`: the steps that end an episode or the rollout, in order of time and slot.
+
+    Args:
+        next_obs: The observation that each step led to.
+    """
+    last = done.clone()
+    last[-1] = True
+    step, slot = last.nonzero(as_tuple=True)
+    return torch.stack([step, slot]), next_obs[step, slot]
+
+
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     """Concatenates rollouts of T steps along their slots."""
+    widths = [rollout.task.shape[1] for rollout in rollouts]
+    moved = [
+        replace(rollout, ends=rollout.ends + rollout.ends.new_tensor([[0], [sum(widths[:i])]]))
+        for i, rollout in enumerate(rollouts)
+    ]
 
     def join(name: str) -> Tensor:
-        slots = 0 if name == "core_state" else 1
-        return torch.cat([getattr(rollout, name) for rollout in rollouts], dim=slots)
+        along = 0 if name in ("core_state", "end_obs") else 1
+        return torch.cat([getattr(rollout, name) for rollout in moved], dim=along)
 
     return Rollout(**{name: join(name) for name in vars(rollouts[0])})
 

@@ -28,6 +28,10 @@ Ended = list[tuple[list[int], dict[str, list[float]]]]
 """Arguments of the calls of `EpisodeStatistics.add` during a rollout, as lists because a pipe would share tensors."""
 
 
+OF_ENDS = ("ends", "end_obs")
+"""Fields of a rollout whose size varies: they go through the pipe, as arrays, and all others through shared memory."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What an actor is built from. Everything in it can be pickled.
@@ -103,10 +107,12 @@ def _act(connection: Connection) -> None:
     slot: SharedTensors | None = None
     while True:
         rollout, version, ended = acting.rollout()
+        tensors = dict(vars(rollout))
+        ends = {name: tensors.pop(name).numpy() for name in OF_ENDS}
         first = slot is None
-        slot = slot or SharedTensors.like(vars(rollout))
-        copy_into(slot.tensors, vars(rollout))
-        connection.send((version, ended))
+        slot = slot or SharedTensors.like(tensors)
+        copy_into(slot.tensors, tensors)
+        connection.send((version, ended, ends))
         if first:
             slot.send(connection)
         free.get()

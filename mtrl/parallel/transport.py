@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from mtrl.parallel.actor import Ended, Recipe
 from mtrl.registry import register
 from mtrl.system.memory import SharedTensors, Tree, WeightBroadcast, build_tree, leaves
@@ -155,13 +157,14 @@ class ActorProcess(ServingProcess):
         message = self.connection.recv()
         if isinstance(message, str):
             raise failed(message)
-        version, ended = message
+        version, ended, ends = message
         if self._slot is None:
             self._slot = SharedTensors.receive(self.connection)
         tensors = {path: tensor.to(device, copy=True) for path, tensor in leaves(self._slot.tensors)}
         with suppress(OSError):  # as above
             self.connection.send(None)  # the slot is free
-        return Rollout(**build_tree(tensors)), version, ended
+        of_ends = {name: torch.tensor(array, device=device) for name, array in ends.items()}
+        return Rollout(**build_tree(tensors), **of_ends), version, ended
 
 
 def _close_all(processes: dict[int, ActorProcess]) -> None:

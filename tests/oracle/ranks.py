@@ -24,7 +24,7 @@ from mtrl.build import build_episodes, build_learner
 from mtrl.optim.aggregation import pcgrad
 from mtrl.parallel.ranks import started_ranks
 from mtrl.types import ONE_PROCESS, Batch, Ranks, Rollout
-from tests.helpers import TRUNK, make_spec, random_rollout
+from tests.helpers import TRUNK, make_spec, of_slots, random_rollout
 
 K, T, B, N, OBS, A = 4, 6, 8, 5, 4, 2
 """N: samples per task in a batch of SAC, of which the ranks have different numbers."""
@@ -98,11 +98,10 @@ def joint_batch(case: Case, update: int) -> Rollout | Batch:
 
 def part(batch: Rollout | Batch, rank: int, size: int) -> Rollout | Batch:
     """The rank's share of the slots, or of each task's samples."""
-
-    def of_rank(name: str, tensor: Tensor) -> Tensor:
-        return tensor.tensor_split(size, 0 if name == "core_state" else 1)[rank]
-
-    return replace(batch, **{name: of_rank(name, tensor) for name, tensor in vars(batch).items()})
+    if isinstance(batch, Rollout):
+        bounds = [B * i // size for i in range(size + 1)]
+        return of_slots(batch, bounds[rank], bounds[rank + 1])
+    return replace(batch, **{name: x.tensor_split(size, 1)[rank] for name, x in vars(batch).items()})
 
 
 def noise(mean: Tensor) -> Tensor:

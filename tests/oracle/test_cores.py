@@ -22,7 +22,19 @@ from mtrl.optim.multi_task import JointStep, MultiTaskOptimizer, SeparateSteps
 from mtrl.optim.weighting import Uniform
 from mtrl.registry import build
 from mtrl.types import EnvSpec, Rollout
-from tests.helpers import SCALAR, TRUNK, describe, given, make_spec, naive_vtrace, no_timer, random_rollout, small
+from tests.helpers import (
+    SCALAR,
+    TRUNK,
+    describe,
+    given,
+    make_spec,
+    naive_vtrace,
+    next_obs_of,
+    no_timer,
+    of_slots,
+    random_rollout,
+    small,
+)
 
 K, T, B, OBS, WIDTH = 3, 6, 4, 4, 5
 GAMMA = 0.875  # exact in float32, as masks are
@@ -89,6 +101,7 @@ def test_targets_are_the_naive_loop_with_memory() -> None:
     """Memory ends with an episode, not with a life; the value of what a step led to is that of the memory so far."""
     learner, r = make_learner(make_spec(K, OBS, 2)), make_rollout()
     learner.networks.double()
+    next_obs = next_obs_of(r)
     assert r.terminated[:-1].any()
     assert r.truncated[:-1].any()
     policy, core = learner.policy, learner.policy.core
@@ -101,7 +114,7 @@ def test_targets_are_the_naive_loop_with_memory() -> None:
                 state = naive_cell(core, r.obs[t, b], state)
                 value[t, b] = learner.value(state[:WIDTH], k)
                 log_prob[t, b] = policy.distribution(state[:WIDTH], k).log_prob(r.action[t, b])
-                next_value[t, b] = learner.value(naive_cell(core, r.next_obs[t, b], state)[:WIDTH], k)
+                next_value[t, b] = learner.value(naive_cell(core, next_obs[t, b], state)[:WIDTH], k)
                 if r.done[t, b]:
                     state = torch.zeros_like(state)
     zero = r.continuation == 0
@@ -151,16 +164,7 @@ def moved(r: Rollout, **options: Any) -> dict[str, Tensor]:
 def test_minibatches_are_whole_sequences() -> None:
     """Two epochs of a slot at a time are twice the sum of updates with one slot each, with its state and its ends."""
     r = make_rollout()
-    alone = [
-        moved(
-            dataclasses.replace(
-                r,
-                core_state=r.core_state[b : b + 1],
-                **{key: value[:, b : b + 1] for key, value in vars(r).items() if key != "core_state"},
-            )
-        )
-        for b in range(B)
-    ]
+    alone = [moved(of_slots(r, b, b + 1)) for b in range(B)]
     for name, change in moved(r, num_epochs=2, num_minibatches=B).items():
         expected = 2 * sum(slot[name] for slot in alone)
         torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-12)

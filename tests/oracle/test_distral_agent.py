@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from mtrl.distill.distral_agent import Distral
 from mtrl.nn.columns import SharedPolicy
 from mtrl.types import Rollout, UserError
-from tests.helpers import copy_parameters, make_spec, naive_network, random_rollout
+from tests.helpers import copy_parameters, end_fields, make_spec, naive_network, random_rollout
 from tests.oracle import test_impala
 from tests.oracle.test_impala import LR, A, B, K, T, close, compare, make_rollout
 
@@ -163,7 +163,7 @@ def test_both_columns_climb_the_objective(value_norm: str) -> None:
         terminated=ended,
         truncated=~ended,
         continuation=(~ended).double(),
-        next_obs=obs,
+        **end_fields(ended, obs),
         task=tasks.expand(4, K),
         core_state=torch.zeros(K, 0),
     )

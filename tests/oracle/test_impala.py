@@ -25,10 +25,12 @@ from tests.helpers import (
     TRUNK,
     copy_parameters,
     describe,
+    end_fields,
     given,
     make_spec,
     naive_network,
     naive_vtrace,
+    next_obs_of,
     random_rollout,
 )
 
@@ -112,10 +114,10 @@ class Naive:
         clip_range: float = math.inf,
         normalise: bool = False,
     ) -> None:
-        everyone = [(t, b) for t in range(T) for b in range(B)]
+        everyone, next_obs = [(t, b) for t in range(T) for b in range(B)], next_obs_of(r)
         with torch.no_grad():
             value = torch.stack([self.v(r.obs[i], int(r.task[i])) for i in everyone]).view(T, B)
-            next_value = torch.stack([self.v(r.next_obs[i], int(r.task[i])) for i in everyone]).view(T, B)
+            next_value = torch.stack([self.v(next_obs[i], int(r.task[i])) for i in everyone]).view(T, B)
             start = torch.stack([self.log_prob(r.obs[i], r.action[i], int(r.task[i])) for i in everyone]).view(T, B)
         target, advantage, weight = naive_vtrace(
             start - r.log_prob,
@@ -233,8 +235,9 @@ def test_observation_statistics_move_only_after_learning() -> None:
     learner, plain = (make_learner(obs_norm=name, num_epochs=2, num_minibatches=2) for name in ("running", "none"))
     norm, first, second = learner.policy.obs_norm, make_rollout(0), make_rollout(1)
     norm.update(first.obs, first.task)
-    obs, next_obs = (norm(obs, second.task) for obs in (second.obs, second.next_obs))
-    for one, rollout in ((learner, second), (plain, dataclasses.replace(second, obs=obs, next_obs=next_obs))):
+    step, slot = second.ends
+    obs, end_obs = norm(second.obs, second.task), norm(second.end_obs, second.task[step, slot])
+    for one, rollout in ((learner, second), (plain, dataclasses.replace(second, obs=obs, end_obs=end_obs))):
         torch.manual_seed(1)
         one.update(rollout, 0.0)
     expected = dict(plain.networks.named_parameters())
@@ -246,14 +249,15 @@ def test_observation_statistics_move_only_after_learning() -> None:
 
 
 def test_bootstraps_from_what_the_step_led_to() -> None:
-    """`next_obs` counts where an episode was truncated and after the last step, not where the task terminated."""
+    """`end_obs` counts where an episode was truncated and after the last step, not where the task terminated."""
     rollout = make_rollout(0)
     ended = rollout.terminated | rollout.truncated
 
     def losses(changed: Tensor) -> Tensor:
         learner = make_learner()
-        next_obs = rollout.next_obs + changed[..., None].double()
-        return learner.update(dataclasses.replace(rollout, next_obs=next_obs), 0.0)["value_loss"]
+        step, slot = rollout.ends
+        end_obs = rollout.end_obs + changed[step, slot, None].double()
+        return learner.update(dataclasses.replace(rollout, end_obs=end_obs), 0.0)["value_loss"]
 
     nothing, last = losses(torch.zeros(T, B)), torch.zeros(T, B, dtype=torch.bool)
     last[-1] = True
@@ -268,11 +272,13 @@ def test_the_next_episode_is_not_bootstrapped_from() -> None:
     Which is of task 0, and the one after it of task 1: so their losses tell them apart.
     """
     rollout = make_rollout(0)
+    truncated = torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True)
     quiet = dataclasses.replace(
         rollout,
         terminated=torch.zeros(T, B, dtype=torch.bool),
-        truncated=torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([2]), True),
+        truncated=truncated,
         continuation=torch.ones(T, B),
+        **end_fields(truncated, next_obs_of(rollout)),
         task=torch.zeros(T, B, dtype=torch.int64).index_fill(0, torch.arange(3, T), 1),
     )
     obs, reward = quiet.obs.clone(), quiet.reward.clone()

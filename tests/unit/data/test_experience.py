@@ -18,7 +18,7 @@ from mtrl.data.replay import Replay, transition_columns
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.data.task_sampling.uniform import Uniform
 from mtrl.types import Batch, Ranks, Rollout, State, UserError
-from tests.helpers import make_spec, no_timer
+from tests.helpers import end_fields, make_spec, next_obs_of, no_timer
 
 K = 3
 TASK, GOAL, EPISODE, STEP, SLOT = range(5)
@@ -96,18 +96,22 @@ def test_rollouts_do_not_mix_episodes_or_tasks(sampler: Callable[[], TaskSampler
         (rollout,) = experience.batches()
         assert not list(experience.batches())  # each is used once
         rollouts.append(rollout)
+    next_obs = torch.cat([next_obs_of(r) for r in rollouts])
     everything = {
-        key: torch.cat([getattr(r, key) for r in rollouts]) for key in vars(rollouts[0]) if key != "core_state"
+        key: torch.cat([getattr(r, key) for r in rollouts])
+        for key in vars(rollouts[0])
+        if key not in ("ends", "end_obs", "core_state")
     }
-    rollout = Rollout(**everything, core_state=rollouts[0].core_state)  # rollouts follow one another without a gap
+    done = everything["terminated"] | everything["truncated"]
+    # Rollouts follow one another without a gap.
+    rollout = Rollout(**everything, **end_fields(done, next_obs), core_state=rollouts[0].core_state)
 
-    check_transitions(rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.next_obs, rollout.task)
+    check_transitions(rollout.obs, rollout.action, rollout.reward, rollout.terminated, next_obs, rollout.task)
     assert torch.equal(rollout.log_prob, Recorder.log_prob(rollout.obs))
-    last = rollout.next_obs[..., STEP] == 4 + rollout.obs[..., SLOT] % 3
+    last = next_obs[..., STEP] == 4 + rollout.obs[..., SLOT] % 3
     assert torch.equal(rollout.truncated, last & (rollout.obs[..., EPISODE] % 2 == 1))
-    done = rollout.terminated | rollout.truncated
     following, ended = rollout.obs[1:], done[:-1]
-    assert torch.equal(following[~ended], rollout.next_obs[:-1][~ended])
+    assert torch.equal(following[~ended], next_obs[:-1][~ended])
     assert torch.equal(following[ended][:, EPISODE], rollout.obs[:-1][ended][:, EPISODE] + 1)
     assert (following[ended][:, STEP] == 0).all()
     assert torch.equal(following[..., SLOT], rollout.obs[:-1][..., SLOT])

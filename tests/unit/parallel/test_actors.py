@@ -23,7 +23,7 @@ from mtrl.parallel.actor import Ended, Recipe
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.parallel.transport import ActorError, ActorProcess, Death, Delivery, LocalProcesses, Transport
 from mtrl.types import Rollout, UserError, VecEnv
-from tests.helpers import describe, no_timer, random_rollout
+from tests.helpers import describe, next_obs_of, no_timer, of_slots, random_rollout
 from tests.system.commands import alive, shared_memory, wait_for
 from tests.unit.parallel.actor_envs import make_counting, make_dead, make_failing
 
@@ -42,11 +42,6 @@ class Fixed(TaskSampler):
 
     def probabilities(self) -> Tensor:
         return self.shares
-
-
-def slots(rollout: Rollout, begin: int, end: int) -> Rollout:
-    others = {key: value[:, begin:end] for key, value in vars(rollout).items() if key != "core_state"}
-    return Rollout(**others, core_state=rollout.core_state[begin:end])
 
 
 class Run:
@@ -77,7 +72,7 @@ class Run:
             for parameter in self.policy.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         self.policy.obs_norm.update(batch.obs, batch.task)
-        return [slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.source._lags[known:]
+        return [of_slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.source._lags[known:]
 
     @property
     def pids(self) -> list[int]:
@@ -113,19 +108,20 @@ def test_actors_act_as_the_learner_did(run: Run) -> None:
         assert not torch.equal(rollouts[0].action, rollouts[1].action)  # random numbers of their own
         for rollout, lag in zip(rollouts, lags, strict=True):
             behaviour = run.policies[-1 - lag]
+            next_obs = next_obs_of(rollout)
             features, _ = behaviour.unroll(rollout.obs, rollout.task, rollout.is_first, rollout.core_state)
             log_prob = behaviour.distribution(features, rollout.task).log_prob(rollout.action)
             torch.testing.assert_close(rollout.log_prob, log_prob)
             assert torch.equal(rollout.core_state.any(1), rollout.obs[0, :, STEP] > 0)
             for column in (TASK, GOAL, EPISODE, SLOT):
-                assert torch.equal(rollout.obs[..., column], rollout.next_obs[..., column])
-            assert torch.equal(rollout.next_obs[..., STEP], rollout.obs[..., STEP] + 1)
+                assert torch.equal(rollout.obs[..., column], next_obs[..., column])
+            assert torch.equal(next_obs[..., STEP], rollout.obs[..., STEP] + 1)
             assert torch.equal(rollout.task, rollout.obs[..., TASK].long())
             done = rollout.terminated | rollout.truncated
-            assert torch.equal(rollout.obs[1:][~done[:-1]], rollout.next_obs[:-1][~done[:-1]])
+            assert torch.equal(rollout.obs[1:][~done[:-1]], next_obs[:-1][~done[:-1]])
             begins = (rollout.obs[0, :, EPISODE], rollout.obs[0, :, STEP])
             (index, *_) = [i for i, end in enumerate(ends) if all(map(torch.equal, end, begins))]
-            episode, step = rollout.next_obs[-1, :, EPISODE], rollout.next_obs[-1, :, STEP]
+            episode, step = next_obs[-1, :, EPISODE], next_obs[-1, :, STEP]
             ends[index] = (episode + done[-1], torch.where(done[-1], 0, step))
         seen += rollouts
         all_lags += lags
@@ -137,7 +133,7 @@ def test_actors_act_as_the_learner_did(run: Run) -> None:
     assert int(statistics["policy_lag_max"]) == max(all_lags)
     assert int(statistics["actor_restarts"]) == 0
     done = torch.stack([r.terminated | r.truncated for r in seen])
-    task, length = torch.stack([r.task for r in seen])[done], torch.stack([r.next_obs for r in seen])[done][:, STEP]
+    task, length = torch.stack([r.task for r in seen])[done], torch.stack([next_obs_of(r) for r in seen])[done][:, STEP]
     success = torch.stack([r.terminated for r in seen])[done].double()
     for k in range(K):
         own = length[task == k]
