@@ -1,4 +1,4 @@
-"""Sweeps whose jobs fail in the middle, begun two at a time: what the record says of each job beside what happened to it.
+"""Sweeps whose jobs fail in the middle, begun two at a time: whether the record of each job says what happened to it.
 
     python benchmarks/sweep_faults.py                       # 30 sweeps of three jobs
     python benchmarks/sweep_faults.py --pairs 2
@@ -35,7 +35,9 @@ def begin(faults: list[str], folder: Path) -> subprocess.Popen[str]:
     ids = ",".join(f"[tests.system.broken_env:{fault}-v0]" for fault in faults)
     command = [sys.executable, "-m", "mtrl.train", "-m", *SMALL.split(), f"env.ids={ids}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def restarted(sweep: Path) -> int:
@@ -81,7 +83,9 @@ def main() -> None:
     for fault in MUST_SAY:
         right, wrong = counts[fault, "right"], counts[fault, "wrong"]
         print(f"| {fault} | {right + wrong} | {right} |")
-    print(f"\n{2 * pairs} sweeps in {folders} folders; exit codes of sweeps and restarts that are wrong: {wrong_codes}.")
+    print(
+        f"\n{2 * pairs} sweeps in {folders} folders; exit codes of sweeps and restarts that are wrong: {wrong_codes}."
+    )
     sys.exit(bool(wrong_codes or folders < 2 * pairs or any(wrong for (_, wrong) in counts if wrong == "wrong")))
 
 

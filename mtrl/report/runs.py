@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def _tasks(run: FinishedRun) -> Iterable[str]:
 
 
 def groups(runs: Sequence[FinishedRun], by: Sequence[str] = ()) -> dict[str, list[FinishedRun]]:
-    """Runs that differ only in their seeds, by what tells them from the first group, in the order of their seeds.
+    """Runs that differ only in their seeds, by what tells them from most groups, in the order of their seeds.
 
     Args:
         by: Keys of settings or of their groups (`aggregation`, `agent.gamma`). Only these make a group then.
@@ -199,9 +200,25 @@ def groups(runs: Sequence[FinishedRun], by: Sequence[str] = ()) -> dict[str, lis
     telling = _telling(runs, [key for key in differ if not by or _inside(key, by)])
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        other = [key for key in telling if run.settings.get(key) != runs[0].settings.get(key)]
-        found.setdefault(_label(run, other or telling), []).append(run)
-    return {name: sorted(own, key=lambda run: run.seed) for name, own in found.items()}
+        found.setdefault(_label(run, telling), []).append(run)
+    names = _names([group[0] for group in found.values()], telling)
+    return {name: sorted(group, key=lambda run: run.seed) for name, group in zip(names, found.values(), strict=True)}
+
+
+def _names(runs: Sequence[FinishedRun], telling: Sequence[str]) -> list[str]:
+    """Names of groups, from a run of each: the settings in which it differs from most, and all if there are none.
+
+    Those that a component lacks go without saying, unless that leaves two groups with one name.
+    """
+    usual = {key: Counter(repr(run.settings.get(key)) for run in runs).most_common(1)[0][0] for key in telling}
+    short, long = [], []
+    for run in runs:
+        other = [key for key, value in usual.items() if repr(run.settings.get(key)) != value]
+        replaced = [key.removesuffix(".name") for key in other if key.endswith(".name")]
+        has = [key for key in other if run.settings.get(key) is not None or not _inside(key, replaced)]
+        short.append(_label(run, has or telling))
+        long.append(_label(run, other or telling))
+    return short if len(set(short)) == len(short) else long
 
 
 def _label(run: FinishedRun, keys: Sequence[str]) -> str:

@@ -132,9 +132,9 @@ def test_groups(tmp_path: Path) -> None:
     runs = read_runs(paths)
     by_default = of_all(compare(runs))
     assert [(row.group, row.runs) for row in by_default] == [
-        ("agent=ppo agent.lr=1", 2),
-        ("agent=sac agent.lr=2", 1),
-        ("agent.lr=2", 1),
+        ("agent.lr=1", 2),
+        ("agent=sac", 1),
+        ("agent=ppo agent.lr=2", 1),  # the values that most groups have
     ]
     by_name = compare(runs, by=["agent.name"])
     assert [(row.group, row.runs) for row in of_all(by_name)] == [("agent=ppo", 3), ("agent=sac", 1)]
@@ -145,6 +145,25 @@ def test_groups(tmp_path: Path) -> None:
         pytest.approx(0.6),
         pytest.approx(np.nan, nan_ok=True),
     )
+
+
+def test_what_a_component_lacks_is_no_part_of_the_name(tmp_path: Path) -> None:
+    """Unless another group has the component with the usual value."""
+    trunks = [
+        {"name": "mlp", "activation": "tanh"},
+        {"name": "mlp", "activation": "relu"},
+        {"name": "moore"},
+        {"name": "film"},
+        {"name": "mlp", "activation": "tanh", "width": 8},
+        {"name": "mlp", "activation": "tanh", "width": 9},
+        {"name": "moore", "activation": "tanh"},
+    ]
+    paths = [write_run(tmp_path / str(i), 1, [[0.5]], [5], [400], trunk=trunk) for i, trunk in enumerate(trunks)]
+    names = [row.group.replace("trunk", "t") for row in of_all(compare(read_runs(paths[:6])))]
+    assert names == ["t=mlp t.activation=tanh t.width=null", "t.activation=relu", "t=moore", "t=film", *names[4:]]
+    assert names[4:] == ["t.width=8", "t.width=9"]
+    names = [row.group for row in of_all(compare(read_runs(paths)))]
+    assert (names[2], names[6]) == ("trunk=moore trunk.activation=null", "trunk=moore")
 
 
 def test_scores_where_there_is_no_success(tmp_path: Path) -> None:
