@@ -152,6 +152,46 @@ DISTRAL = Study(
 )
 """Distral and the learner it is made of."""
 
+SMALLER = {
+    "whole": [],
+    "quarter": ["torso.channels=[8,16]", "torso.width=128"],
+    "fourteenth": ["torso.channels=[4,8]", "torso.width=64"],
+    "twenty_fifth": ["torso.channels=[4,8]", "torso.width=40"],
+}
+"""Shares of the parameters of the teachers' network, about: Rusu et al. 2016 have 25, 7 and 4 percent."""
+
+GAMES = Study(
+    [
+        "env=atari",
+        "env.action_set=full_masked",
+        "torso=shallow_cnn",
+        "agent=distill",
+        "agent.loss.name=forward_kl",
+        "data.slots_per_task=8",
+        "data.samples_per_insert=4",
+        "total_steps=200000",
+        "eval.every=0",
+        "eval.episodes_per_task=30",
+    ],
+    {
+        **{
+            name: ["env.games=pong", "data.teacher.name=policy", "data.teacher.path={runs}/pong", *options]
+            for name, options in SMALLER.items()
+        },
+        "two_games": [
+            "env.games=[pong,boxing]",
+            "data.teacher.name=specialists",
+            _paths({"pong": "pong", "boxing": "boxing"}),
+            "total_steps=400000",
+        ],
+    },
+    before={
+        "pong": ["+experiment=atari_pong", "env.action_set=full_masked", "seed=2"],
+        "boxing": ["+experiment=atari_pong", "env.games=boxing", "env.action_set=full_masked", "total_steps=1000000"],
+    },
+)
+"""Students of a policy for Pong, of its size and smaller, and one of two policies for a game each."""
+
 SCREEN = Study(
     ["env=mt10", "total_steps=2000000", "schedule_steps=5000000", "eval.every=0", "eval.stop_at_success=true"],
     {
@@ -170,6 +210,7 @@ STUDIES = {
     "mt50_beyond": BEYOND,
     "mt10_kickstart": KICKSTART,
     "mt10_distral": DISTRAL,
+    "atari_distill": GAMES,
     "mt10_screen": SCREEN,
 }
 

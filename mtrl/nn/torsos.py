@@ -172,11 +172,20 @@ class NatureCNN(PixelTorso):
 class ShallowCNN(PixelTorso):
     """Two convolutions: the shallow network of IMPALA and A3C (Mnih et al. 2016), with a third of Nature's FLOPs.
 
-    Use it where time is short.
+    Use it where time is short, and with fewer channels for small students.
+
+    Args:
+        channels: Channels of each convolution.
+
+    Raises:
+        ValueError: `channels` are not two.
     """
 
-    def __init__(self, obs_shape: Sequence[int], width: int = 256) -> None:
-        super().__init__(obs_shape, convolutions(obs_shape, ((16, 8, 4), (32, 4, 2))), width)
+    def __init__(self, obs_shape: Sequence[int], width: int = 256, channels: Sequence[int] = (16, 32)) -> None:
+        if len(channels) != 2:
+            raise ValueError(f"channels must be two numbers, one for each convolution, not {list(channels)}.")
+        first, second = channels
+        super().__init__(obs_shape, convolutions(obs_shape, ((first, 8, 4), (second, 4, 2))), width)
         orthogonal(self.linear)
 
 

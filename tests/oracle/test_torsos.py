@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ POINTS = {"points": [0, 1], "scales": [0.1], "axes": 1}
 PIXELS = [name for name in names("torso") if name not in ("none", "differences")]
 
 
-def make(name: str, **options: int) -> Torso:
+def make(name: str, **options: Any) -> Torso:
     torch.manual_seed(0)
     return build("torso", {"name": name, **options}, obs_shape=SHAPE)
 
@@ -42,6 +44,16 @@ def test_sizes(name: str, features: int, parameters: int) -> None:
     torso = make(name)
     assert torso.out_features == features
     assert sum(p.numel() for p in torso.parameters()) == parameters
+
+
+def test_a_smaller_shallow_cnn() -> None:
+    """84 -> 20 -> 9, 9 * 9 * 8 = 648. (256 + 1) * 4 + (4 * 4 * 4 + 1) * 8 + (648 + 1) * 40 = 1028 + 520 + 25960."""
+    assert sum(p.numel() for p in make("shallow_cnn", width=40, channels=[4, 8]).parameters()) == 27_508
+
+
+def test_channels_are_those_of_two_convolutions() -> None:
+    with pytest.raises(UserError, match=r"channels must be two numbers, one for each convolution, not \[4\]"):
+        make("shallow_cnn", channels=[4])
 
 
 def test_every_torso_is_counted() -> None:
