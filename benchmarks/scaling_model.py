@@ -2,7 +2,8 @@
 
     python benchmarks/scaling_model.py measure     # results/scaling_constants.json: minutes, on cores that are idle
     python benchmarks/scaling_model.py table       # the table of docs/distributed.md from it
-    python benchmarks/scaling_model.py check       # beside training here with 1, 2 and 4 actors: on idle cores
+    python benchmarks/scaling_model.py check       # beside training here with 1, 2 and 4 actors: on idle cores;
+                                                   # results/scaling_check.json
 
 The model is a queue. An actor reads the newest weights, acts for a rollout, sends it, and waits until its learner has
 received it. A learner receives its share of the rollouts of an update one by one, computes its gradients, adds them up
@@ -53,6 +54,7 @@ ROLLOUTS = 64
 SLOTS = 10
 """Slots of an actor."""
 ACTORS, LEARNERS = (1, 2, 4, 16, 64, 256, 1000), (1, 8, 64)
+CHECK = RESULTS.with_name("scaling_check.json")
 LINK = 1.25e9
 """Bytes per second: a network of 10 Gbit/s."""
 
@@ -282,23 +284,29 @@ def stored() -> dict[str, Constants]:
     return {name: Constants(**of_run) for name, of_run in json.loads(RESULTS.read_text())["constants"].items()}
 
 
+def on_cores(constants: Constants, actors: int, cores: int) -> float:
+    """Steps per second as predicted, or what so few cores can do if all of them always work."""
+    c = constants
+    work = c.act_s + c.receive_s + c.update_s + c.publish_s / actors  # seconds for a rollout
+    return min(predict(c, actors, 1, rollouts=actors, link=float("inf")).steps_per_s, cores * c.rollout_steps / work)
+
+
 def check(rounds: int) -> None:
-    """Steps per second of training with 1, 2 and 4 actors beside those that the model predicts."""
-    constants = stored()
+    """Steps per second with 1, 2 and 4 actors, of as many slots each, beside what is predicted for these cores."""
+    constants, rows = stored(), []
     for name, overrides in RUNS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "actors.json"
-            script = str(Path(__file__).with_name("actors.py"))
-            command = [sys.executable, script, *overrides, "--actors", "1", "2", "4", "--rounds", str(rounds)]
-            subprocess.run([*command, "--output", str(output)], check=True)
-            found = json.loads(output.read_text())
-        for row in found["rows"][1:]:
-            # There, the slots of a run are shared by its actors, and an update has a rollout of each.
-            c, actors = constants[name], row["actors"]
-            predicted = predict(c, actors, 1, rollouts=actors, link=float("inf")).steps_per_s
-            ratio = predicted / row["steps_per_s"]
-            print(f"{name}, {actors} actors: {row['steps_per_s']:.0f} steps/s, predicted {predicted:.0f}: {ratio:.2f}")
-        print(f"The model has a core for the learner and one for each actor; here there are {found['cores']}.")
+        for actors in (1, 2, 4):  # an update has a rollout of each
+            with tempfile.TemporaryDirectory() as folder:
+                output = Path(folder) / "actors.json"
+                script = str(Path(__file__).with_name("actors.py"))
+                command = [sys.executable, script, *overrides, f"env.num_envs={SLOTS * actors}"]
+                command += ["--actors", str(actors), "--rounds", str(rounds), "--output", str(output)]
+                subprocess.run(command, check=True)
+                found = json.loads(output.read_text())
+            measured, predicted = found["rows"][1]["steps_per_s"], on_cores(constants[name], actors, found["cores"])
+            print(f"{name}, {actors}: {measured:.0f} steps/s, predicted {predicted:.0f}: {predicted / measured:.2f}")
+            rows.append({"training": name, "actors": actors, "steps_per_s": measured, "predicted": predicted})
+    CHECK.write_text(json.dumps({**machine(), "cores": found["cores"], "rows": rows}, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,11 @@ def speed_sections(results: Path) -> list[str]:
     for name, section in sections.items():
         if (results / name).exists():
             lines += section(json.loads((results / name).read_text()))
-    for pattern, section_of in {"update_cost_*.json": _update_cost, "actors_*.json": _actors}.items():
+    for pattern, section_of in {
+        "update_cost_*.json": _update_cost,
+        "actors_*.json": _actors,
+        "ranks_*.json": _ranks,
+    }.items():
         lines += section_of([json.loads(path.read_text()) for path in sorted(results.glob(pattern))])
     return lines
 
@@ -107,6 +111,7 @@ def _actors(runs: list[dict[str, Any]]) -> list[str]:
         "No number of cores can give more than as many times the rate of one core by itself.",
         "Commands: `python benchmarks/actors.py TRAINING --output results/actors_NAME.json`, and for one core",
         "`taskset -c 0 python benchmarks/actors.py TRAINING --actors --output results/actors_NAME_1core.json`.",
+        "`--ray 2` adds two in a Ray cluster of one node on the same machine.",
         "",
         "| training | cores | actors | steps/s | of serial | learner waits |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -115,7 +120,32 @@ def _actors(runs: list[dict[str, Any]]) -> list[str]:
         training = " ".join(run["command"])
         for row in run["rows"]:
             lines.append(
-                f"| `{training}` | {run['cores']} | {row['actors']} | {row['steps_per_s']:,.0f} "
+                f"| `{training}` | {run['cores']} | {row['actors']}{', Ray' * (row.get('transport') == 'ray')} "
+                f"| {row['steps_per_s']:,.0f} "
                 f"| {row['of_serial']:.2f} | {row['waited']:.0%} |"
             )
+    return [*lines, ""]
+
+
+def _ranks(runs: list[dict[str, Any]]) -> list[str]:
+    """What `benchmarks/ranks_speed.py` measured, for each of several trainings."""
+    if not runs:
+        return []
+    lines = [
+        "## Speed of training in several ranks",
+        "",
+        "Environment steps per second of one process with a thread for each core, and of ranks with one core each,",
+        "in turns. An exchange includes waiting for the slower rank. Command:",
+        "`OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 benchmarks/ranks_speed.py TRAINING --output "
+        "results/ranks_NAME.json`.",
+        "",
+        "| training | cores | one process | ranks | ratio | in exchanges | MB per iteration |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        median = run["median"]
+        lines.append(
+            f"| `{' '.join(run['command'])}` | {run['cores']} | {median['alone']:,.0f} | {run['ranks']}: "
+            f"{median['ranks']:,.0f} | {median['ratio']:.2f} | {median['exchange']:.0%} | {median['bytes'] / 1e6:.1f} |"
+        )
     return [*lines, ""]

@@ -68,7 +68,7 @@ class AsyncOnPolicy(DataSource):
         self._running = False
         self._deaths = [0] * count  # in a row
         self._rollouts: list[Rollout] = []
-        self._lags: list[int] = []
+        self._lags: list[tuple[int, int]] = []  # actor and lag of each rollout since the last statistics
 
     def connect(self, policy: PolicyNetwork) -> None:
         """Sets the policy whose weights are published."""
@@ -101,7 +101,7 @@ class AsyncOnPolicy(DataSource):
 
     def _accept(self, delivery: Delivery) -> Rollout:
         self._deaths[delivery.actor] = 0
-        self._lags.append(self.transport.version - delivery.version)
+        self._lags.append((delivery.actor, self.transport.version - delivery.version))
         for task, results in delivery.ended:
             values = {name: torch.tensor(column, dtype=torch.float64) for name, column in results.items()}
             self.episodes.add(torch.tensor(task), values)
@@ -120,10 +120,14 @@ class AsyncOnPolicy(DataSource):
             yield self._rollouts.pop()
 
     def statistics(self) -> Metrics:
-        """Statistics of episodes, and mean and maximum lag of the rollouts since the last call."""
-        lags, self._lags = torch.tensor(self._lags or [torch.nan]).double(), []
-        lag = {"policy_lag": lags.mean(), "policy_lag_max": lags.max()}
-        return {**self.episodes.statistics(), **lag, "actor_restarts": torch.tensor(self.restarts)}
+        """Statistics of episodes, and lags of the rollouts since the last call: mean, maximum, mean of each actor."""
+        lags, self._lags = self._lags, []
+        of_all = torch.tensor([lag for _, lag in lags] or [torch.nan]).double()
+        found = {"policy_lag": of_all.mean(), "policy_lag_max": of_all.max()}
+        for actor in sorted({actor for actor, _ in lags}):
+            own = torch.tensor([lag for who, lag in lags if who == actor]).double()
+            found[f"policy_lag/actor-{actor}"] = own.mean()
+        return {**self.episodes.statistics(), **found, "actor_restarts": torch.tensor(self.restarts)}
 
     def close(self) -> None:
         self.transport.close()

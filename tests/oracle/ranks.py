@@ -1,6 +1,9 @@
 """Learners that learn from a joint batch: in one process, or as a program in several, each with its part.
 
-python -m tests.oracle.ranks FILE    # in every rank; the first one writes the results of all cases to FILE
+python -m tests.oracle.ranks FOLDER    # in every rank, which writes what it found to a file of its number
+
+The ranks also share the work of learning each case in one process. (In pytest, where shapes and types are checked, that
+takes many times as long.)
 """
 
 from __future__ import annotations
@@ -36,18 +39,28 @@ AGENTS: dict[str, dict[str, Any]] = {
     "impala": {"obs_norm": "running"},
     "sac": {},
 }
-PLAIN = {"aggregation": "sum", "value_norm": "none", "weighting": "uniform", "trunk": "mlp", "absent": False}
+AGGREGATIONS = ("sum", "pcgrad", "cagrad", "mgda")
+PLAIN = {
+    "aggregation": "sum",
+    "value_norm": "none",
+    "weighting": "uniform",
+    "trunk": "mlp",
+    "absent": False,
+    "dtype": "float64",
+}
 
 Case = dict[str, Any]
 
 
 def cases() -> Iterator[Case]:
-    """What learns. `absent`: the first rank sees nothing of task 2, and none anything of task 3."""
-    for agent, aggregation, value_norm in itertools.product(
-        AGENTS, ("sum", "pcgrad", "cagrad", "mgda"), ("none", "popart")
+    """What learns. `absent`: the first half of the slots sees nothing of task 2, and none anything of task 3."""
+    for agent, aggregation, value_norm, absent in itertools.product(
+        AGENTS, AGGREGATIONS, ("none", "popart"), (False, True)
     ):
-        for absent in (False, True) if agent != "sac" else (False,):  # its batches hold every task
-            yield {**PLAIN, "agent": agent, "aggregation": aggregation, "value_norm": value_norm, "absent": absent}
+        yield {**PLAIN, "agent": agent, "aggregation": aggregation, "value_norm": value_norm, "absent": absent}
+    for agent, aggregation in itertools.product(AGENTS, AGGREGATIONS):
+        case = {**PLAIN, "agent": agent, "aggregation": aggregation, "value_norm": "popart", "absent": True}
+        yield {**case, "dtype": "float32"}
     for weighting in ("gradnorm", "famo"):
         yield {**PLAIN, "agent": "ppo", "weighting": weighting, "absent": True}
     for aggregation in ("mean", "gradvac"):
@@ -72,14 +85,16 @@ def make_learner(case: Case, ranks: Ranks) -> Any:
         device="cpu",
     )
     learner = build_learner({"name": case["agent"], "optimizer": ADAM, **AGENTS[case["agent"]]}, components)
-    learner.networks.double()
+    if case["dtype"] == "float64":  # otherwise as they are: some statistics are float64 in any case
+        learner.networks.double()
     return learner
 
 
 def joint_batch(case: Case, update: int) -> Rollout | Batch:
     g = torch.Generator().manual_seed(update)
+    batch: Rollout | Batch
     if case["agent"] == "sac":
-        return Batch(
+        batch = Batch(
             obs=torch.randn(K, N, OBS, generator=g, dtype=torch.float64),
             action=torch.rand(K, N, A, generator=g, dtype=torch.float64) * 2 - 1,
             reward=torch.randn(K, N, generator=g, dtype=torch.float64),
@@ -87,13 +102,14 @@ def joint_batch(case: Case, update: int) -> Rollout | Batch:
             next_obs=torch.randn(K, N, OBS, generator=g, dtype=torch.float64),
             task=torch.arange(K)[:, None].expand(K, N),
         )
-    action = torch.randn(T, B, A, generator=g, dtype=torch.float64)
-    rollout = random_rollout(T, B, K, OBS, action, seed=update)
-    if not case["absent"]:
-        return rollout
-    task = rollout.task % 3
-    first = task[:, : B // 2]
-    return replace(rollout, task=torch.cat([torch.where(first == 2, 0, first), task[:, B // 2 :]], 1))
+    else:
+        action = torch.randn(T, B, A, generator=g, dtype=torch.float64)
+        batch = random_rollout(T, B, K, OBS, action, seed=update)
+    if case["absent"]:
+        first, second = (batch.task % 3).tensor_split(2, 1)
+        batch = replace(batch, task=torch.cat([torch.where(first == 2, 0, first), second], 1))
+    dtype = getattr(torch, case["dtype"])
+    return replace(batch, **{name: x.to(dtype) for name, x in vars(batch).items() if x.is_floating_point()})
 
 
 def part(batch: Rollout | Batch, rank: int, size: int) -> Rollout | Batch:
@@ -130,16 +146,21 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in tensors.values())).hexdigest()
 
 
-def main(file: str) -> None:
+def main(folder: str) -> None:
     torch.set_num_threads(1)
     found: dict[str, Tensor] = {}
     with started_ranks() as ranks:
-        for case in cases():
-            tensors = learned(case, ranks)
-            assert len(set(ranks.gather(digest(tensors)))) == 1, f"the ranks differ: {case}"
-            found |= {f"{json.dumps(case)} {name}": tensor.contiguous() for name, tensor in tensors.items()}
-        if ranks.rank == 0:
-            save_file(found, Path(file))
+        for number, case in enumerate(cases()):
+            tensors = {"ranks": learned(case, ranks)}
+            assert len(set(ranks.gather(digest(tensors["ranks"])))) == 1, f"the ranks differ: {case}"
+            if number % ranks.size == ranks.rank:
+                tensors["alone"] = learned(case)
+            found |= {
+                f"{json.dumps(case)} {who} {name}": tensor.contiguous()
+                for who, learner in tensors.items()
+                for name, tensor in learner.items()
+            }
+        save_file(found, Path(folder) / str(ranks.rank))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,12 @@ def test_run(run_dir: Path) -> None:
     found = [row for row in rows(run_dir) if "train/policy_lag" in row]
     assert [row["step"] for row in found] == list(range(80, 641, 80))
     # Not all in each row: an actor that falls behind leaves it to the other.
-    assert {"train/return_mean", "train/success_rate/reach-0", "train/policy_lag_max"} <= set().union(*found)
+    assert {
+        "train/return_mean",
+        "train/success_rate/reach-0",
+        "train/policy_lag_max",
+        "train/policy_lag/actor-1",
+    } <= set().union(*found)
     assert found[0]["train/policy_lag"] == 0
     assert all(row["train/policy_lag_max"] >= row["train/policy_lag"] for row in found)
     assert [row["train/actor_restarts"] for row in found] == [0] * 8

@@ -7,6 +7,7 @@ unshare --net --pid --fork --kill-child --mount-proc sh -c 'ip link set lo up; p
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.commands import ON_POLICY, TINY, alive, environment, rows, start, wait_for
+from mtrl.parallel.ray_actors import RayActors
+from tests.system.commands import ON_POLICY, TINY, alive, environment, rows, run, start, tiny, wait_for
+from tests.unit.parallel.actor_envs import make_counting
+from tests.unit.parallel.test_actors import Run, check_back_pressure
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,7 +52,7 @@ def processes(words: str) -> set[int]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The head, with one core, and a node with three."""
+    """The head, with one core, and a node with three, which a test kills."""
     before = processes("/ray/")
     folder = tmp_path_factory.mktemp("r")
     limits = ["--object-store-memory=80000000"]
@@ -58,6 +62,40 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     for process in processes("/ray/") - before:
         os.kill(process, signal.SIGKILL)
+
+
+def test_a_slow_learner_bounds_what_waits(cluster: None) -> None:
+    transport = RayActors("cpu", 2)
+    try:
+        rollouts = transport.running.values()
+        check_back_pressure(
+            Run(make_counting, 2, transport),
+            lambda: len(transport._ray.wait([r.rollout for r in rollouts], num_returns=2, timeout=1)[0]) == 2,
+        )
+    finally:
+        transport.close()
+    wait_for(lambda: not processes("ray::RayActor"))
+
+
+def test_an_evaluation(cluster: None, tmp_path: Path) -> None:
+    """The same episodes as in one process, although one of the three is killed."""
+    assert run(*tiny(), f"run_dir={tmp_path / 'run'}") == 0
+    episodes = []
+    for name, transport in (("one", ()), ("ray", ("actors=3", "transport=ray"))):
+        arguments = (f"run={tmp_path / 'run'}", "episodes_per_task=5", f"out={tmp_path / name}", *transport)
+        evaluation = start(*arguments, cwd=tmp_path, module="mtrl.evaluate")
+        if transport:
+            wait_for(lambda: processes("ray::messages"))
+            os.kill(min(processes("ray::messages")), signal.SIGKILL)
+        out, err = evaluation.communicate(timeout=400)
+        assert evaluation.returncode == 0, err
+        assert out.count("other episodes begin again.") == len(transport[:1])
+        episodes.append(json.loads((tmp_path / name / "eval.json").read_text())["episodes"])
+    one, shared = episodes
+    for task, columns in one.items():
+        assert shared[task]["success"] == columns["success"]
+        assert shared[task]["return"] == pytest.approx(columns["return"], rel=1e-5)
+    wait_for(lambda: not processes("ray::messages"))
 
 
 def test_actors_and_a_node_die(cluster: None, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from scaling_model import Constants, predict
+from scaling_model import Constants, on_cores, predict
 
 FREE = Constants(
     rollout_steps=100,
@@ -37,6 +37,12 @@ def test_one_saturated_actor() -> None:
     assert found.bottleneck == "actors"
     assert found.busy["actors"] == pytest.approx(1 / 1.1)
     assert found.busy["update"] == pytest.approx(0.2 / 1.1)
+
+
+def test_fewer_cores_than_processes() -> None:
+    """A rollout of 100 steps is 1 + .1 + .2 s of work. With cores for all, the learner needs 4 (.1 + .2) s for four."""
+    assert on_cores(FREE, actors=4, cores=5) == pytest.approx(400 / 1.2)
+    assert on_cores(FREE, actors=4, cores=2) == pytest.approx(2 * 100 / 1.3)
 
 
 def test_one_saturated_learner() -> None:

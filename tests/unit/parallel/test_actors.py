@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from mtrl.data.experience import EpisodeStatistics
 from mtrl.data.task_sampling import TaskSampler
 from mtrl.envs.counting import CountingEnv
 from mtrl.nn.networks import PolicyNetwork, build_policy
-from mtrl.parallel.actor import Ended, Recipe
+from mtrl.parallel.actor import Ended, Recipe, broadcast_tree
 from mtrl.parallel.actors import AsyncOnPolicy
 from mtrl.parallel.transport import ActorError, ActorProcess, Death, Delivery, LocalProcesses, Transport
 from mtrl.types import Rollout, UserError, VecEnv
@@ -72,7 +73,7 @@ class Run:
             for parameter in self.policy.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         self.policy.obs_norm.update(batch.obs, batch.task)
-        return [of_slots(batch, i, i + B) for i in range(0, 2 * B, B)], self.source._lags[known:]
+        return [of_slots(batch, i, i + B) for i in range(0, 2 * B, B)], [lag for _, lag in self.source._lags[known:]]
 
     @property
     def pids(self) -> list[int]:
@@ -150,6 +151,30 @@ def test_the_shares_of_the_tasks_reach_the_actors(run: Run) -> None:
         rollouts, _ = run.collect()
     for rollout in rollouts:
         assert Counter(rollout.task[-1].tolist()) == {1: 3, 2: 3}
+
+
+def check_back_pressure(run: Run, idle: Callable[[], bool]) -> None:
+    """While the learner is busy, each of two actors makes one rollout and no more.
+
+    Args:
+        idle: Whether a rollout of each actor waits.
+    """
+    run.collect()
+    wait_for(idle)
+    before = run.transport.version
+    time.sleep(1)  # time for hundreds of rollouts
+    for _ in range(3):  # of a learner that learns from others meanwhile
+        run.transport.publish(broadcast_tree(run.policy, run.sampler.shares))
+    for version in (before, before + 3):  # what waited, and what was begun after that was received
+        wait_for(idle)
+        found = [(delivery.actor, delivery.version) for delivery in run.transport.receive(100)]
+        assert found == [(0, version), (1, version)]
+
+
+def test_a_slow_learner_bounds_what_waits() -> None:
+    with running(make_counting) as run:
+        processes = run.transport.processes
+        check_back_pressure(run, lambda: all(process.connection.poll() for process in processes.values()))
 
 
 def test_killed_actor_is_replaced(run: Run) -> None:
@@ -233,8 +258,12 @@ def test_lags_by_hand() -> None:
     statistics = experience.statistics()
     assert float(statistics["policy_lag"]) == (0 + 0 + 1 + 0 + 1 + 2 + 0 + 3) / 8
     assert int(statistics["policy_lag_max"]) == 3
+    of_actors = [float(statistics[f"policy_lag/actor-{i}"]) for i in range(2)]
+    assert of_actors == [(0 + 1 + 1 + 0) / 4, (0 + 0 + 2 + 3) / 4]
     assert batches[3].action[0, :, 0].tolist() == [4] * B + [1] * B  # side by side
-    assert experience.statistics()["policy_lag"].isnan()  # told once
+    again = experience.statistics()  # told once
+    assert again["policy_lag"].isnan()
+    assert "policy_lag/actor-0" not in again
 
 
 def test_a_quick_actor_need_not_wait_for_a_slow_one() -> None:
