@@ -127,20 +127,25 @@ class RayActors:
             ) from error
         ready, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0)
         for rollout in ready[:most]:
-            yield self._take(actors[rollout])
+            yield from self._take(actors[rollout])
 
-    def _take(self, actor: int) -> Delivery | Death:
+    def _take(self, actor: int) -> Iterator[Delivery | Death]:
         running = self.running[actor]
         try:
             message = self._ray.get(running.rollout)
+        except self._ray.exceptions.ActorUnavailableError:
+            # Perhaps its machine is lost. Before Ray knows, it would start a new actor there again: ask the same one.
+            running.rollout = self._request(running.handle)
+            return
         except self._ray.exceptions.RayError as error:
-            return Death(actor, f"Actor {actor} {how_it_ended(error)}")
+            yield Death(actor, f"Actor {actor} {how_it_ended(error)}")
+            return
         if isinstance(message, str):
             raise failed(message)
         rollout, version, ended = message
         tensors = {path: torch.tensor(array, device=self.device) for path, array in rollout.items()}
         running.rollout = self._request(running.handle)
-        return Delivery(actor, Rollout(**build_tree(tensors)), version, ended)
+        yield Delivery(actor, Rollout(**build_tree(tensors)), version, ended)
 
     def close(self) -> None:
         for running in self.running.values():
