@@ -32,7 +32,7 @@ class Study(NamedTuple):
     budget: Sequence[str]
     variants: Mapping[str, Sequence[str]]
     before: Mapping[str, Sequence[str]] = {}
-    """Runs that the variants start from, in this order, with one seed; `{runs}` in an option is their folder."""
+    """Runs that the variants start from, in this order, with one seed: those of which `{runs}/name` is in an option."""
 
 
 def _paths(teachers: Mapping[str, str]) -> str:
@@ -169,7 +169,7 @@ GAMES = Study(
         "agent.loss.name=forward_kl",
         "data.slots_per_task=8",
         "data.samples_per_insert=4",
-        "total_steps=200000",
+        "total_steps=100000",
         "eval.every=0",
         "eval.episodes_per_task=30",
     ],
@@ -182,12 +182,20 @@ GAMES = Study(
             "env.games=[pong,boxing]",
             "data.teacher.name=specialists",
             _paths({"pong": "pong", "boxing": "boxing"}),
-            "total_steps=400000",
+            "total_steps=200000",
         ],
     },
     before={
-        "pong": ["+experiment=atari_pong", "env.action_set=full_masked", "seed=2"],
-        "boxing": ["+experiment=atari_pong", "env.games=boxing", "env.action_set=full_masked", "total_steps=1000000"],
+        game: [
+            "+experiment=atari_pong",
+            f"env.games={game}",
+            "env.action_set=full_masked",
+            "seed=2",
+            "total_steps=1250000",
+            "schedule_steps=2500000",
+            "eval.every=0",
+        ]
+        for game in ("pong", "boxing")
     },
 )
 """Students of a policy for Pong, of its size and smaller, and one of two policies for a game each."""
@@ -232,8 +240,9 @@ def train_variant(name: str, variant: str, seed: str) -> None:
         return
     study, runs = STUDIES[name], Path("runs") / name
     options = study.variants[variant]
-    for before in study.before if "{runs}" in " ".join(options) else ():
-        train(runs / before, _within(runs, study.before[before]))
+    for before, its_options in study.before.items():
+        if f"{{runs}}/{before}" in " ".join(options):
+            train(runs / before, _within(runs, its_options))
     run = runs / f"{variant}_seed{seed}"
     train(run, [*study.budget, *_within(runs, options), f"seed={seed}"])
     print(store(run, f"{name}/{variant}"))
