@@ -29,6 +29,8 @@ from typing import Any
 from kills import MARK, cluster, processes, rows, shared_memory, wait_for
 
 ACTORS = 3
+NODES = (1, 1, 2)
+"""Cores of each. The last one dies, with an actor on each of its cores at most."""
 ACTOR = r"^ray::RayActor"
 HOUR = 3600.0
 
@@ -36,7 +38,7 @@ HOUR = 3600.0
 def trained(overrides: Sequence[str], steps: int, folder: Path) -> dict[str, Any]:
     """Trains, kills, and returns what is known afterwards."""
     before = shared_memory()
-    with cluster([1, 1, 2], memory=200_000_000) as nodes:
+    with cluster(NODES, memory=200_000_000) as nodes:
         command = [sys.executable, "-m", "mtrl.train", *overrides, f"actors={ACTORS}", "transport=ray"]
         command += [f"total_steps={steps}", f"log.every={steps // 60}", "run_dir=run"]
         with (folder / "log").open("wb") as log:
@@ -70,7 +72,7 @@ def trained(overrides: Sequence[str], steps: int, folder: Path) -> dict[str, Any
         "seconds": round(seconds),
         "killed_at_step": killed,
         "actor_restarts": restarts,
-        "rollouts_lost_at_most": restarts,
+        "rollouts_lost_at_most": 1 + NODES[-1],
         "repeated": 0,
         "left_of_the_run": left,
         "left_of_the_cluster": len(processes("ray")) + len(shared_memory() - before),
