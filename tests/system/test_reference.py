@@ -76,6 +76,7 @@ def pattern(metric: str) -> str:
         "<layer>": r"\d+",
         "<module>": r"\d+",
         "<name>": "[a-z]+",
+        "<n>": r"\d+",
     }
     for placeholder, expression in stands_for.items():
         metric = metric.replace(placeholder, expression)
