@@ -102,7 +102,7 @@ def _without_paths(line: str) -> str:
     """A line of env.txt; of a command, what another machine can repeat."""
     if not line.startswith("command: "):
         return line
-    arguments = [word for word in shlex.split(line) if "=" in word and not word.startswith("run_dir=")]
+    arguments = [word for word in shlex.split(line) if "=" in word and not word.startswith(("run_dir=", "resume="))]
     return f"command: python -m mtrl.train {shlex.join(arguments)}"
 
 
