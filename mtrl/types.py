@@ -195,7 +195,7 @@ class Rollout:
     continuation: Float[Tensor, "T B"]
     """0 where the value of the next state counts as zero (`Step.continuation`), else 1."""
     ends: Int[Tensor, "2 N"]
-    """Step and slot of the N steps whose next observation is not the next row of `obs`: see `ending`."""
+    """Step and slot of the N steps that end an episode or the rollout: `obs[t + 1]` is not what they led to."""
     end_obs: Shaped[Tensor, "N *obs"]
     """Observation that each of these steps led to (`Step.final_obs`)."""
     task: Int[Tensor, "T B"]

@@ -27,7 +27,6 @@ from mtrl.types import Metrics, Rollout, VecEnv
 Ended = list[tuple[list[int], dict[str, list[float]]]]
 """Arguments of the calls of `EpisodeStatistics.add` during a rollout, as lists because a pipe would share tensors."""
 
-
 OF_ENDS = ("ends", "end_obs")
 """Fields of a rollout whose size varies: they go through the pipe, as arrays, and all others through shared memory."""
 
