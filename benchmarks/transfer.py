@@ -49,7 +49,7 @@ VARIANTS = {
 }
 PRETRAINING = ["agent=distill", "agent.loss.name=smooth_l1", "data.slots_per_task=6", "data.batch_size=40"]
 PRETRAINING += ["data.max_episode_steps=250", "eval.every=0", "eval.episodes_per_task=1"]
-DEFAULTS = {"name": "transfer", "tasks": "10", "total_steps": "3000000", "pretrain_steps": "500000", "episodes": "50"}
+DEFAULTS = {"name": "transfer", "tasks": "10", "total_steps": "1500000", "pretrain_steps": "500000", "episodes": "50"}
 
 
 def steps_to(curve: Curve, rate: float) -> float:
