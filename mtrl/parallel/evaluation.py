@@ -15,7 +15,7 @@ import torch
 from mtrl.checks import positive
 from mtrl.parallel.actor import listen, one_line
 from mtrl.parallel.actors import MOST_DEATHS
-from mtrl.parallel.ray_actors import connected, how_it_ended
+from mtrl.parallel.ray_actors import connected_for, how_it_ended
 from mtrl.parallel.transport import ActorError, Death, failed
 from mtrl.registry import unknown
 from mtrl.run.evaluation.episodes import Ended, Job
@@ -175,7 +175,7 @@ class RayShares:
     """Processes on the machines of the Ray cluster that runs on this one, a core for each."""
 
     def __init__(self, actors: int) -> None:
-        self._ray = connected(actors)
+        self._ray = connected_for(actors)
         # A dead one is replaced as local ones are, not by Ray, which would repeat all of its episodes.
         self._messages = self._ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)(messages)
         self.running: dict[int, Any] = {}

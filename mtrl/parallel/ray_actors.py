@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,20 +47,28 @@ class RayActor:
             return one_line(error)
 
 
-def connected(actors: int) -> Any:
-    """Ray, connected to the cluster that runs on this machine.
+def connected(setting: str) -> Any:
+    """Ray, connected to the cluster that runs on this machine, for the setting that needs it.
 
     Raises:
-        UserError: Ray is not installed, no cluster runs, or it has fewer cores than there are actors.
+        UserError: Ray is not installed, or no cluster runs.
     """
     try:
         import ray
     except ImportError as error:
-        raise missing_extra("transport=ray", "Ray", "ray") from error
+        raise missing_extra(setting, "Ray", "ray") from error
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError("transport=ray needs a cluster on this machine: start one with ray start --head.") from error
+        raise UserError(f"{setting} needs a cluster on this machine: start one with ray start --head.") from error
+    signal.signal(signal.SIGTERM, ours)  # Ray has set its own
+    return ray
+
+
+def connected_for(actors: int) -> Any:
+    """The same, for actors. Raises `UserError` also if the cluster has fewer cores than there are actors."""
+    ray = connected("transport=ray")
     cores = int(ray.cluster_resources().get("CPU", 0))
     if cores < actors:
         ray.shutdown()
@@ -91,11 +100,11 @@ class RayActors:
         actors: Number of actors.
 
     Raises:
-        UserError: See `connected`.
+        UserError: See `connected_for`.
     """
 
     def __init__(self, device: str, actors: int) -> None:
-        self._ray, self.device, self.version = connected(actors), device, 0
+        self._ray, self.device, self.version = connected_for(actors), device, 0
         self._class = self._ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(RayActor)
         self._weights: Any = None
         self.running: dict[int, Running] = {}

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -46,8 +45,6 @@ class Place(NamedTuple):
     host: str
     parent: int
     """Id of the process that waits for it."""
-    process: int | None = None
-    """Its id; None before it has begun."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +93,14 @@ class Job:
     @property
     def runs_beside(self) -> bool:
         """Whether it runs on this machine, and another process than this one waits for it."""
-        beside = self.place and self.place.host == platform.node() and self.place.parent != os.getpid()
+        place = self.place
+        beside = place and place.host == platform.node() and place.parent != os.getpid() and _is_alive(place.parent)
         return bool(beside) and self.state == "running"
-
-    def stop(self) -> bool:
-        """Asks its process to save the run and end. Returns whether there is one to ask, on this machine."""
-        if self.place is None or self.place.process is None:
-            return False
-        with suppress(ProcessLookupError):
-            os.kill(self.place.process, signal.SIGTERM)
-        return True
 
     def run(self) -> int:
         """Trains in another process, which begins or continues the run. Returns its exit code; negative for a signal.
+
+        When the sweep is being stopped, the run saves itself.
 
         Raises:
             UserError: The job is running already.
@@ -116,21 +108,19 @@ class Job:
         """
         command = [sys.executable, "-m", "mtrl.train", *self.arguments, f"run_dir={self.run_dir}", "resume=auto"]
         with locked(self.log) as log:
-            place = Place(platform.node(), os.getpid())
-            self.save(place=place)
+            self.save(place=Place(platform.node(), os.getpid()))
             # The process inherits the lock with its output, so that it lasts if this process is killed.
             with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as job:
                 try:
-                    with suppress(OSError):
-                        self.save(place=place._replace(process=job.pid))
-                    return job.wait()
-                except BaseException:  # interrupted: the run saves itself
+                    while job.poll() is None and not (self.folder / STOPPING).exists():
+                        with suppress(subprocess.TimeoutExpired):
+                            job.wait(timeout=0.2)
+                finally:  # if it is stopped, or this process is interrupted, the run saves itself
                     job.terminate()
                     job.wait()
-                    raise
-                finally:
                     with suppress(OSError):  # the disk is full: without its exit code, a job that has ended has failed
                         self.save(job.returncode)
+                return job.returncode
 
     def result(self) -> tuple[str, float]:
         """What the final policy was measured by, and its mean over tasks. Raises `UserError` if it is unfinished."""
@@ -163,6 +153,16 @@ class Job:
             last = lines[-1].strip() if lines else "it printed nothing"
             return f"{_ending(self.exit_code)}: {last}"
         return _ending(self.exit_code)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
 
 
 def _ending(exit_code: int | None) -> str:

@@ -40,12 +40,13 @@ from mtrl.sweep.jobs import STOPPING, Job, job_name, read_jobs, status
 from mtrl.types import UserError
 
 PLUGINS = {
-    "hydra/launcher=joblib": "hydra_joblib_launcher",
-    "hydra/launcher=submitit_local": "hydra_submitit_launcher",
-    "hydra/launcher=submitit_slurm": "hydra_submitit_launcher",
-    "hydra/sweeper=optuna": "hydra_optuna_sweeper",
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "hydra/launcher=submitit_local": ("hydra_plugins.hydra_submitit_launcher", "sweep"),
+    "hydra/launcher=submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "sweep"),
+    "hydra/launcher=ray": ("ray", "ray"),
+    "hydra/sweeper=optuna": ("hydra_plugins.hydra_optuna_sweeper", "sweep"),
 }
-"""Packages of the extra [sweep], by what chooses them."""
+"""Modules and extras, by what chooses them."""
 
 FOR_OPTUNA = ("hydra.sweeper.direction=maximize", "hydra.sweeper.max_failure_rate=1.0")
 """Its defaults are to minimise, and to end at the first failure."""
@@ -173,9 +174,9 @@ def _values(override: Override) -> list[str]:
 
 def _with_plugins(of_hydra: Sequence[str]) -> list[str]:
     """Settings of Hydra, with ours for Optuna. Raises `UserError` if a plug-in is not installed."""
-    for setting, package in PLUGINS.items():
-        if setting in of_hydra and not find_spec(f"hydra_plugins.{package}"):
-            raise missing_extra(setting, package.replace("_", "-"), "sweep")
+    for setting, (module, extra) in PLUGINS.items():
+        if setting in of_hydra and not find_spec(module):
+            raise missing_extra(setting, module.removeprefix("hydra_plugins.").replace("_", "-"), extra)
     given = {line.partition("=")[0] for line in of_hydra}
     ours = FOR_OPTUNA if "hydra/sweeper=optuna" in of_hydra else ()
     return [*of_hydra, *(line for line in ours if line.partition("=")[0] not in given)]
@@ -238,16 +239,14 @@ def _reporting(folder: Path) -> Iterator[None]:
 def _interruptible(folder: Path) -> Iterator[None]:
     """SIGTERM and Ctrl-C end a sweep when its jobs on this machine have saved their runs; no other job begins.
 
-    A launcher that is interrupted kills the processes of its jobs, or leaves them running. Therefore they are stopped
-    before it notices, except for the job that this process waits for, which the exception stops (`Job.run`).
+    A launcher that is interrupted kills the processes of its jobs, or leaves them running. Therefore they end before it
+    notices, except for the job that this process waits for, which the exception stops (`Job.run`).
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])  # a second one ends the sweep at once
         (folder / STOPPING).touch()
-        asked: set[str] = set()
-        while beside := [job for job in read_jobs(folder) if job.runs_beside]:
-            asked |= {job.name for job in beside if job.name not in asked and job.stop()}
+        while any(job.runs_beside for job in read_jobs(folder)):
             time.sleep(0.1)
         if number == signal.SIGINT:
             raise KeyboardInterrupt

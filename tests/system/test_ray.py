@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mtrl.parallel.ray_actors import RayActors
+from mtrl.sweep.jobs import read_jobs
 from tests.system.commands import ON_POLICY, TINY, alive, environment, rows, run, start, tiny, wait_for
 from tests.unit.parallel.actor_envs import make_counting
 from tests.unit.parallel.test_actors import Run, check_back_pressure
@@ -96,6 +97,44 @@ def test_an_evaluation(cluster: None, tmp_path: Path) -> None:
         assert shared[task]["success"] == columns["success"]
         assert shared[task]["return"] == pytest.approx(columns["return"], rel=1e-5)
     wait_for(lambda: not processes("ray::messages"))
+
+
+def test_a_sweep(cluster: None, tmp_path: Path) -> None:
+    """Its jobs go on in other processes if theirs are killed, save themselves when it is stopped, and are restarted."""
+    few = (
+        "env=toy_reach",
+        "env.num_envs=8",
+        *TINY,
+        "log.every=4000",
+        "eval.every=0",
+        "total_steps=150000",
+        "checkpoint.every=4000",
+    )
+    sweep = start("-m", *few, "seed=1,2,3", "hydra/launcher=ray", "sweep_dir=mine", cwd=tmp_path)
+    runs = [tmp_path / "mine" / f"00{number}_seed={number + 1}" for number in range(3)]
+    wait_for(lambda: all((run / "checkpoints" / "last").exists() for run in runs))
+    (job,) = processes("run_dir=mine/000_seed=1 ")
+    parent = int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1])
+    for process in (parent, job):  # as when their machine is lost
+        os.kill(process, signal.SIGKILL)
+    log = runs[0].with_name("000_seed=1.log")
+    wait_for(lambda: "training" in log.read_text().partition("Resuming")[2])
+    sweep.send_signal(signal.SIGTERM)
+    out, err = sweep.communicate(timeout=400)
+    assert sweep.returncode == 143, out + err
+    assert [job.exit_code for job in read_jobs(tmp_path / "mine")] == [143, 143, 143], out
+    sweep = start("restart", "mine", cwd=tmp_path, module="mtrl.sweep")
+    out, err = sweep.communicate(timeout=400)
+    assert sweep.returncode == 0, err
+    assert "3 done." in out
+
+
+def test_a_job_that_no_machine_can_run(cluster: None, tmp_path: Path) -> None:
+    settings = ("seed=1,2", "hydra/launcher=ray", "hydra.launcher.num_cpus=9")
+    sweep = start("-m", "env=toy_reach", *settings, cwd=tmp_path)
+    _, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 2
+    assert "error: Each job needs {'CPU': 9, 'GPU': 0}, but no machine of the Ray cluster has as many." in err
 
 
 def test_actors_and_a_node_die(cluster: None, tmp_path: Path) -> None:

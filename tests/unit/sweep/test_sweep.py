@@ -164,10 +164,12 @@ def test_a_job_outlives_the_sweep(place: Path) -> None:
 def test_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM stops the job that runs; the rest waits."""
 
-    def interrupt(process: subprocess.Popen[bytes], wait: Callable[..., int] = subprocess.Popen.wait) -> int:
+    def interrupt(
+        process: subprocess.Popen[bytes], timeout: float, wait: Callable[..., int] = subprocess.Popen.wait
+    ) -> int:
         monkeypatch.setattr(subprocess.Popen, "wait", wait)
         signal.raise_signal(signal.SIGTERM)
-        return wait(process)
+        return wait(process, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
     assert sweep("seed=5,6", "sweep_dir=mine") == 143
@@ -253,13 +255,28 @@ def test_mistakes_are_found_before_anything_is_written(
     assert set(place.iterdir()) == before
 
 
-@pytest.mark.parametrize("setting", ["hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
+@pytest.mark.parametrize(
+    ("setting", "package", "extra"),
+    [
+        ("hydra/launcher=joblib", "hydra-joblib-launcher", "sweep"),
+        ("hydra/launcher=submitit_slurm", "hydra-submitit-launcher", "sweep"),
+        ("hydra/launcher=ray", "ray", "ray"),
+        ("hydra/sweeper=optuna", "hydra-optuna-sweeper", "sweep"),
+    ],
+)
 def test_missing_plug_ins(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, setting: str
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    package: str,
+    extra: str,
 ) -> None:
     monkeypatch.setattr("mtrl.sweep.launch.find_spec", lambda _: None)
     assert sweep("seed=1,2", setting) == 2
-    assert f"{setting} needs hydra-" in the_error(capsys)
+    error = the_error(capsys)
+    assert f"{setting} needs {package}: pip install" in error
+    assert f"[{extra}]" in error
 
 
 @pytest.mark.parametrize(
