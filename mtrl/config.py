@@ -613,9 +613,13 @@ def resumed(stored: Mapping[str, Any], overrides: Sequence[Override], paths: Ite
 
 
 def differing(config: TrainConfig, stored: TrainConfig) -> list[str]:
-    """Keys of the settings that prevent a stored run from being continued with a configuration."""
-    expected = stored.lasting()
-    return [key for key, value in config.lasting().items() if value != expected[key]]
+    """The settings that prevent a stored run from being continued with a configuration: `agent.gamma=0.99, now 0.9`."""
+    then, now = flat(stored.lasting()), flat(config.lasting())
+    return [
+        f"{key}={then.get(key, '(not set)')}, now {now.get(key, '(not set)')}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
 
 
 def _first_line(error: Exception) -> str:

@@ -391,7 +391,8 @@ def _resume_or_start(config: TrainConfig, ranks: Ranks) -> int:
     if not ranks.first(lambda: _can_resume(run_dir)):
         return train(config, None, ranks)
     if differ := differing(config, load_train_yaml(run_dir / "config.yaml")):
-        raise UserError(f"The run in {run_dir} was begun with another {', '.join(differ)}: choose another run_dir.")
+        several = [*differ[:4], f"and {len(differ) - 4} other settings"] if len(differ) > 5 else differ
+        raise UserError(f"The run in {run_dir} was begun with {'; '.join(several)}: choose another run_dir.")
     return train(config, run_dir, ranks)
 
 

@@ -294,7 +294,8 @@ def test_auto_is_for_the_same_run(run_dir: Path, capsys: pytest.CaptureFixture[s
     assert run(*tiny(total_steps=80), "resume=auto", f"run_dir={run_dir}") == 0
     capsys.readouterr()
     assert run(*tiny(total_steps=80), "seed=2", "agent.gamma=0.9", "resume=auto", f"run_dir={run_dir}") == 2
-    assert f"The run in {run_dir} was begun with another agent, seed: choose another run_dir." in the_error(capsys)
+    differ = "agent.gamma=0.99, now 0.9; seed=1, now 2"
+    assert the_error(capsys) == f"The run in {run_dir} was begun with {differ}: choose another run_dir."
     assert run(*tiny(total_steps=160), "log.every=40", "resume=auto", "run_dir=run") == 0
     assert rows(run_dir)[-1]["step"] == 160
 
