@@ -147,7 +147,7 @@ KICKSTART = Study(
 """The default agent with and without the shipped policy as its teacher."""
 
 DISTRAL = Study(
-    ["env=mt10", "total_steps=2000000", "eval.every=0"],
+    ["env=mt10", "total_steps=1000000", "eval.every=0"],
     {"impala": ["agent=impala"], "one_column": ["agent=distral"], "two_columns": ["agent=distral", "agent.columns=2"]},
 )
 """Distral and the learner it is made of."""
