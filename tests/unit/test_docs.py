@@ -30,7 +30,8 @@ def block(language: str, containing: str = "", page: str = PAGE) -> str:
 
 @pytest.fixture(autouse=True)
 def unchanged_registry() -> Iterator[None]:
-    """Examples are registered for one test."""
+    """Examples are registered for one test. Suites of environments are not, which a test may be the first to import."""
+    mtrl.envs.register_all()
     before = copy.deepcopy(registry._components)
     yield
     registry._components.clear()
