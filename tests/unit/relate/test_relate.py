@@ -53,7 +53,10 @@ def test_pairs_of_equal_tasks(policy: Path, tmp_path: Path, capsys: pytest.Captu
         assert matrix[0, 2] == pytest.approx(1)
         assert matrix[0, 1] < 0.999
         assert found["relations"][name]["groups"] == [["reach-0", "reach-2"], ["reach-1", "reach-3"]]
-        assert (tmp_path / "out" / f"{name}.svg").read_text().startswith("<?xml")
+        for figure in (name, f"{name}_map"):
+            assert (tmp_path / "out" / f"{figure}.svg").read_text().startswith("<?xml")
+        (x0, y0), _, (x2, y2), _ = found["relations"][name]["map"]
+        assert (x0 - x2) ** 2 + (y0 - y2) ** 2 == pytest.approx(0, abs=1e-4)  # equal tasks are in one place
     assert list(found["relations"]["cka"]["layers"]) == ["hidden.0", "output"]
     assert "'network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]'" in capsys.readouterr().out
     heading, *rows = (tmp_path / "out" / "relate.csv").read_text().splitlines()
