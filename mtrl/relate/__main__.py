@@ -110,6 +110,11 @@ def relate(
         if layers := relations[name].layers:
             means = ", ".join(f"{layer} {_mean_of_pairs(values.numpy()):.2f}" for layer, values in layers.items())
             print(f"mean by layer: {means}")
+        if len(relations[name].halves) == 2:
+            one, other = (half.numpy() for half in relations[name].halves)
+            found = agreement(one, other, seed=seed)
+            result["relations"][name]["halves"] = found._asdict()
+            print(*agreement_lines({("one half of the log", "the other"): found}))
         verdict = "no chance" if p_value <= 0.05 else "could be chance"
         print(f"{grouping} groups, p = {p_value:.3f} ({verdict}): {setting(best)}")
     pairs = list(itertools.combinations(matrices, 2))

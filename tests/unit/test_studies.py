@@ -1,17 +1,25 @@
-"""The studies of benchmarks/studies.py that are compared with each other have one budget and one size."""
+"""Studies that are compared with each other have one budget and one size; benchmarks/relations.py."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from mtrl.config import parse
 from mtrl.envs.metaworld.catalog import MT10
 from mtrl.nn.networks import build_policy
+from mtrl.relate.grouping import best_partition
 from tests.helpers import describe, make_spec
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import relations
 from studies import STUDIES
+
+from results import RESULTS
 
 
 def options(variant: str) -> dict[str, object]:
@@ -28,6 +36,24 @@ def test_groups_are_beside_one_network_for_all() -> None:
     for partition in partitions:
         assert sorted(task for group in partition for task in group) == sorted(MT10)
     assert len({frozenset(map(frozenset, partition)) for partition in partitions}) == 4
+
+
+def test_the_best_groups_are_those_that_were_found() -> None:
+    stored = json.loads((RESULTS / "mt10_relations" / "relate.json").read_text())
+    found = stored["relations"]["lookahead"]
+    assert options("best_two")["network.trunk.groups"] == found["groups"]
+    tasks = [[stored["tasks"].index(task) for task in group] for group in found["groups"]]
+    assert best_partition(np.array(found["matrix"]), 2) == tasks
+
+
+def test_the_section_on_relations_is_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    before = (relations.DOCS / "relations.md").read_text()
+    (tmp_path / "relations.md").write_text(before)
+    monkeypatch.setattr(relations, "DOCS", tmp_path)
+    relations.render()
+    assert (tmp_path / "relations.md").read_text() == before
+    assert len(list(tmp_path.glob("relations_mt10_relations_*.svg"))) == 2 * len(relations.SHOWN)
 
 
 def test_groups_have_the_parameters_of_one_network() -> None:
