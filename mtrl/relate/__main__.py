@@ -32,7 +32,8 @@ from mtrl.relate.grouping import GROUPINGS, structure_p_value, total
 from mtrl.relate.measures import Relation
 from mtrl.relate.pairs import matrix_of
 from mtrl.relate.probe import Probe, Recorder
-from mtrl.relate.report import agreement_lines, csv_text, draw, matrix_lines, named, setting
+from mtrl.relate.report import agreement_lines, csv_text, draw, draw_map, matrix_lines, named, setting
+from mtrl.relate.scaling import Map, task_map
 from mtrl.report.figures import check_matplotlib
 from mtrl.run.console import NO_RESULTS, Progress
 from mtrl.run.evaluation.evaluator import Evaluator
@@ -91,6 +92,7 @@ def relate(
     result: dict[str, Any] = {"policies": [str(folder) for folder in folders], "tasks": list(probe.tasks)}
     result["grouping"] = grouping
     result |= {"observations": len(probe.task), "seed": seed, "relations": {}}
+    maps = {name: task_map(matrix) for name, matrix in matrices.items()}
     for name, matrix in matrices.items():
         partition = GROUPINGS[grouping](matrix, groups)
         p_value = structure_p_value(matrix, groups, seed=seed)
@@ -101,11 +103,18 @@ def relate(
             "groups": best,
             "value": total(matrix, partition),
             "p_value": p_value,
+            "map": maps[name].positions.tolist(),
+            "map_share": maps[name].share,
         }
         print("\n".join(["", f"{name}:", *matrix_lines(probe.tasks, matrix)]))
         if layers := relations[name].layers:
             means = ", ".join(f"{layer} {_mean_of_pairs(values.numpy()):.2f}" for layer, values in layers.items())
             print(f"mean by layer: {means}")
+        if len(relations[name].halves) == 2:
+            one, other = (half.numpy() for half in relations[name].halves)
+            found = agreement(one, other, seed=seed)
+            result["relations"][name]["halves"] = found._asdict()
+            print(*agreement_lines({("one half of the log", "the other"): found}))
         verdict = "no chance" if p_value <= 0.05 else "could be chance"
         print(f"{grouping} groups, p = {p_value:.3f} ({verdict}): {setting(best)}")
     pairs = list(itertools.combinations(matrices, 2))
@@ -114,7 +123,7 @@ def relate(
     if agreements:
         print("\n".join(["", "agreement (rank correlation, 95% interval over tasks):", *agreement_lines(agreements)]))
     if target is not None:
-        _write(target, result, probe.tasks, matrices)
+        _write(target, result, probe.tasks, matrices, maps)
     return result
 
 
@@ -199,13 +208,21 @@ def _record(
     return {spec.task_names[task]: recorder.kept[task] for task in known}
 
 
-def _write(folder: Path, result: Mapping[str, Any], tasks: Sequence[str], matrices: Mapping[str, Any]) -> None:
-    """`relate.json`, `relate.csv`, and a figure of each relation. Raises `UserError`."""
+def _write(
+    folder: Path,
+    result: Mapping[str, Any],
+    tasks: Sequence[str],
+    matrices: Mapping[str, np.ndarray],
+    maps: Mapping[str, Map],
+) -> None:
+    """`relate.json`, `relate.csv`, and two figures of each relation. Raises `UserError`."""
     try:
         write_atomic(folder / "relate.json", json_text(result, indent=1) + "\n")
         with replacing(folder / "relate.csv") as temporary:
             temporary.write_text(csv_text(tasks, matrices), encoding="utf-8")
         paths = [draw(folder / f"{name}.svg", name, tasks, matrix) for name, matrix in matrices.items()]
+        for name, found in maps.items():
+            paths.append(draw_map(folder / f"{name}_map.svg", name, tasks, found, result["relations"][name]["groups"]))
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from error
     print("\n".join(map(str, ["", folder / "relate.json", folder / "relate.csv", *paths])))

@@ -28,6 +28,8 @@ class Relation:
     matrix: Float[Tensor, "K K"]
     layers: dict[str, Float[Tensor, "K K"]] = field(default_factory=dict)
     """The same of each layer of the trunk; the matrix is that of its output."""
+    halves: tuple[Float[Tensor, "K K"], ...] = ()
+    """The same from every other row of the log, and from the rows between. NaN where they do not tell."""
 
 
 @register("relation", "cka")
@@ -103,7 +105,8 @@ def of_routing(probe: Probe) -> Relation:
 def of_gradient(probe: Probe) -> Relation:
     """Cosine of the gradients of two tasks in the parameters that they share, as the mean over training."""
     hint = "Train with an aggregation that looks at gradients, such as aggregation=measured_mean."
-    return Relation(_logged(probe, "gradient", ("grad/policy_cosine", "grad/joint_cosine"), hint))
+    cosines, *halves = _logged(probe, "gradient", ("grad/policy_cosine", "grad/joint_cosine"), hint)
+    return Relation(cosines, halves=tuple(halves))
 
 
 @register("relation", "lookahead")
@@ -112,16 +115,20 @@ def of_lookahead(probe: Probe) -> Relation:
 
     A gain is the decrease of the policy's loss (`mtrl.optim.lookahead`), as the mean over training.
     """
-    gain = _logged(probe, "lookahead", ("grad/lookahead",), "Train with log.lookahead=true.")
+    gain, *halves = _logged(probe, "lookahead", ("grad/lookahead",), "Train with log.lookahead=true.")
     by_itself = gain.diagonal()
     if (by_itself <= 0).any():
         names = ", ".join(name for name, lost in zip(probe.tasks, by_itself <= 0, strict=True) if lost)
         raise UserError(f"relation lookahead: on average, steps on the loss of {names} did not lower it in this run.")
-    return Relation(gain / by_itself)
+    return Relation(gain / by_itself, halves=tuple(half / half.diagonal() for half in halves))
 
 
-def _logged(probe: Probe, measure: str, keys: tuple[str, ...], hint: str) -> Float[Tensor, "K K"]:
-    """The mean of a matrix over the log of the run. Raises `UserError` if it is not there."""
+def _logged(probe: Probe, measure: str, keys: tuple[str, ...], hint: str) -> list[Float[Tensor, "K K"]]:
+    """The mean of a matrix over the log of the run, and if it has several rows, over every other one and the rest.
+
+    Raises:
+        UserError: It is not there.
+    """
     _only(probe, measure)
     if probe.run is None:
         raise UserError(f"relation {measure}: it is in the log of a run, and this policy has none here.")
@@ -129,10 +136,11 @@ def _logged(probe: Probe, measure: str, keys: tuple[str, ...], hint: str) -> Flo
     logged = [row[key] for row in rows for key in keys if key in row]
     if not logged:
         raise UserError(f"relation {measure}: there is no {keys[0]} in {probe.run / 'metrics.jsonl'}. {hint}")
-    matrix = torch.from_numpy(np.array(logged, dtype=float)).nanmean(0)[list(probe.ids)][:, list(probe.ids)]
+    every = torch.from_numpy(np.array(logged, dtype=float))[:, list(probe.ids)][:, :, list(probe.ids)]
+    matrix, *halves = (some.nanmean(0) for some in (every, every[::2], every[1::2]) if len(some))
     if matrix.isnan().any():
         raise UserError(f"relation {measure}: a task of this run never had a gradient.")
-    return matrix
+    return [matrix, *halves]
 
 
 def _only(probe: Probe, measure: str) -> PolicyNetwork:

@@ -6,12 +6,15 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtrl.files import replacing
 from mtrl.relate.agreement import Agreement
 from mtrl.relate.grouping import Partition, dendrogram
+from mtrl.relate.scaling import Map
+from mtrl.report.figures import TaskMap, task_maps
 
 WIDEST = 12
 """Tasks up to which a matrix is printed whole, in 100 columns."""
@@ -87,6 +90,20 @@ def draw(path: Path, title: str, tasks: Sequence[str], matrix: np.ndarray) -> Pa
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.7, pad=0.3)
     figure.tight_layout()
-    with replacing(path) as temporary:
+    return _saved(figure, path)
+
+
+def draw_map(path: Path, name: str, tasks: Sequence[str], found: Map, groups: Sequence[Sequence[str]]) -> Path:
+    """Writes a map of the tasks, with their groups as colours. Needs matplotlib. Returns the path."""
+    figure = task_maps([TaskMap(name, tasks, found.positions, found.share, groups)])
+    figure.set_facecolor("white")
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    """Writes a figure; the same one is the same file."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": path.stem}), replacing(path) as temporary:
         figure.savefig(temporary, metadata={"Date": None})
     return path

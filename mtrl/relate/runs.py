@@ -6,12 +6,13 @@ python -m mtrl.relate policies=runs/mt10 transfer=runs/pairs            # beside
 
 Each task is learned from scratch, and from the policy of every other task: K + K (K - 1) runs. All other settings are
 those of `mtrl.train`, and {task} in them stands for the task. Runs that were stopped go on, finished ones stay.
+With areas=FILE, what finished runs contribute is kept there, and stays when their folders are gone.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from mtrl.checks import positive
 from mtrl.config import parse, run_or_exit, split_paths
 from mtrl.registry import construct
-from mtrl.relate.pairs import matrix_of, run_dir
+from mtrl.relate.pairs import matrix_of, read_areas, run_dir, store_areas
 from mtrl.relate.report import matrix_lines
 from mtrl.report.runs import is_finished
 from mtrl.sweep.jobs import Job
@@ -41,7 +42,9 @@ def plan(folder: Path, tasks: Sequence[str], settings: Sequence[str]) -> tuple[l
     return [planned(None, task) for task in tasks], [planned(*pair) for pair in pairs]
 
 
-def transfer_runs(folder: str, tasks: Sequence[str], settings: Sequence[str], jobs: int = 1) -> None:
+def transfer_runs(
+    folder: str, tasks: Sequence[str], settings: Sequence[str], jobs: int = 1, areas: str | None = None
+) -> None:
     """Runs what is missing, and prints the matrix.
 
     Args:
@@ -49,9 +52,11 @@ def transfer_runs(folder: str, tasks: Sequence[str], settings: Sequence[str], jo
         tasks: Their names, at least two.
         settings: Of `mtrl.train`.
         jobs: Number of runs at a time.
+        areas: A small file that keeps what finished runs contribute. Those in it are not run again, even if their
+            folders are gone; but a run from scratch is, if runs that begin with its policy are missing.
 
     Raises:
-        UserError: Settings do not name the task, or runs failed; the others were run.
+        UserError: Settings do not name the task, `areas` is of runs with others, or runs failed; the others were run.
     """
     positive(jobs=jobs)
     if len(set(tasks)) < max(len(tasks), 2):
@@ -59,12 +64,25 @@ def transfer_runs(folder: str, tasks: Sequence[str], settings: Sequence[str], jo
     if not any(TASK in setting for setting in settings):
         raise UserError(f"No setting says which task a run has: write {TASK} where it goes, as in env.task={TASK}.")
     scratch, after = plan(Path(folder), tasks, settings)
-    _run_all(scratch, jobs)
-    _run_all(after, jobs)
-    print("\n".join(["forward transfer, from row to column:", *matrix_lines(tasks, matrix_of(Path(folder), tasks))]))
+    file = None if areas is None else Path(areas)
+
+    def keep() -> None:
+        if file is not None:
+            store_areas(file, Path(folder), tasks, settings)
+
+    keep()
+    known = {} if file is None else read_areas(file, settings)
+    begun_with = {before for before in tasks for task in tasks if before != task and (before, task) not in known}
+    scratch = [job for job, task in zip(scratch, tasks, strict=True) if (None, task) not in known or task in begun_with]
+    kept = {run_dir(Path(folder), *pair) for pair in known}
+    after = [job for job in after if job.run_dir not in kept]
+    _run_all(scratch, jobs, keep)
+    _run_all(after, jobs, keep)
+    found = matrix_of(file or Path(folder), tasks)
+    print("\n".join(["forward transfer, from row to column:", *matrix_lines(tasks, found)]))
 
 
-def _run_all(jobs: Sequence[Job], at_once: int) -> None:
+def _run_all(jobs: Sequence[Job], at_once: int, after_each: Callable[[], None]) -> None:
     """Runs those that are not finished. Raises `UserError` after the last one if some failed."""
     missing = [job for job in jobs if not is_finished(job.run_dir)]
     failed: list[Job] = []
@@ -75,6 +93,7 @@ def _run_all(jobs: Sequence[Job], at_once: int) -> None:
                 if code.result():
                     failed.append(replace(job, exit_code=code.result()))
                 print(f"{number} of {len(waiting)} runs: {job.run_dir}{' failed' if code.result() else ''}", flush=True)
+                after_each()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -95,11 +114,11 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    keys = ("folder", "tasks", "jobs")
+    keys = ("folder", "tasks", "jobs", "areas")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nKeys: {', '.join(keys)}, and those of mtrl.train")
         return 0
-    remaining, paths = split_paths(arguments, ("folder",))
+    remaining, paths = split_paths(arguments, ("folder", "areas"))
     mine = [argument for argument in remaining if argument.split("=")[0] in keys]
     keywords = {override.key_or_group: override.value() for override in parse(mine)}
     settings = [argument for argument in remaining if argument not in mine]

@@ -18,6 +18,7 @@ from mtrl.report.figures import Groups, check_matplotlib, draw_all, save
 from mtrl.report.films import films
 from mtrl.report.metrics import logged_rows
 from mtrl.report.page import page
+from mtrl.report.relations import relations
 from mtrl.report.runs import FinishedRun, common_measure, groups, read_runs
 from mtrl.types import UserError
 
@@ -40,16 +41,19 @@ def report(runs: list[str], by: str | None = None, out: str = "report.html", fig
     measure, tasks = common_measure(found)
     shown = _best(by_group, measure)
     rows = {run.path: logged_rows(run) for own in shown.values() for run in own}
-    drawn = draw_all(shown, rows, measure, tasks)
+    drawn, related = draw_all(shown, rows, measure, tasks), relations(shown)
     comparison, filmed = _comparison(found, [] if by is None else by.split(",")), films(shown, measure, tasks)
     target = Path(out)
     try:
-        text = page(by_group, shown, comparison, drawn, filmed)
+        text = page(by_group, shown, comparison, drawn, related, filmed)
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror or error}.") from error
     try:
         write_atomic(target, text)
-        return [target, *(path for one in drawn for path in (save(one, Path(figures)) if figures else ()))]
+        return [
+            target,
+            *(path for one in (*drawn, *related.drawn) for path in (save(one, Path(figures)) if figures else ())),
+        ]
     except OSError as error:
         raise UserError(f"Cannot write {error.filename or out}: {error.strerror or error}.") from error
 

@@ -356,6 +356,56 @@ def maps(
     return figure
 
 
+@dataclass(frozen=True)
+class TaskMap:
+    """Tasks in a plane."""
+
+    name: str
+    tasks: Sequence[str]
+    positions: np.ndarray
+    """(K, 2)."""
+    share: float
+    """Of their differences, which the plane shows."""
+    groups: Sequence[Sequence[str]]
+    """Names of tasks: a group has a colour."""
+
+    @property
+    def title(self) -> str:
+        farthest = np.linalg.norm(self.positions[:, None] - self.positions, axis=-1).max()
+        shown = f"{self.share:.0%} of the differences; the largest distance is {farthest:.2g}"
+        return f"{self.name}: {shown}" if self.name else shown
+
+
+def task_maps(panels: Sequence[TaskMap]) -> Any:
+    """Maps of tasks below each other. Names are in a column on each side, so that none covers another."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        figure, every = _new(sum(max(1.7, 0.065 * len(one.tasks)) + 0.2 for one in panels), len(panels))
+        for axes, one in zip(every, panels, strict=True):
+            color = {task: COLORS[g % len(COLORS)] for g, group in enumerate(one.groups) for task in group}
+            by_x = sorted(zip(one.positions.tolist(), one.tasks, strict=True), key=lambda point: point[0][0])
+            half = len(by_x) // 2
+            _named_points(axes, by_x[:half], color, "right", -0.03)
+            _named_points(axes, by_x[half:], color, "left", 1.03)
+            axes.set(aspect="equal", adjustable="datalim")
+            axes.axis("off")
+            axes.margins(0.08)
+            axes.set_title(textwrap.fill(one.title, 60), loc="center")
+    return figure
+
+
+def _named_points(
+    axes: Any, points: Sequence[tuple[Sequence[float], str]], color: Mapping[str, str], align: str, at: float
+) -> None:
+    """Points with a line from each to its name, in a column `at` a share of the width."""
+    for row, ((x, y), task) in enumerate(sorted(points, key=lambda point: point[0][1])):
+        axes.plot(x, y, "o", color=color[task], ms=3.5)
+        line = {"arrowstyle": "-", "color": color[task], "lw": 0.4, "relpos": (float(align == "right"), 0.5)}
+        where = {"xytext": (at, (row + 0.5) / len(points)), "textcoords": "axes fraction", "ha": align, "va": "center"}
+        axes.annotate(task, (x, y), **where, fontsize=6, color=color[task], arrowprops={**line, "shrinkA": 1})
+
+
 def _title(name: str, groups: Groups) -> str:
     """Of a panel; none for the only one."""
     return name if len(groups) > 1 else ""

@@ -11,6 +11,7 @@ from html import escape
 from mtrl.report.comparison import Comparison
 from mtrl.report.figures import Drawn, Groups, svg
 from mtrl.report.films import MOST, MOST_BYTES, Film, that_fit
+from mtrl.report.relations import Related
 from mtrl.report.runs import FinishedRun, differing_keys
 from mtrl.report.tables import Table, tables
 
@@ -39,7 +40,12 @@ details { margin: 0.5rem 0; } summary { cursor: pointer; }
 
 
 def page(
-    groups: Groups, shown: Groups, comparison: Comparison | str, drawn: Sequence[Drawn], films: Sequence[Film]
+    groups: Groups,
+    shown: Groups,
+    comparison: Comparison | str,
+    drawn: Sequence[Drawn],
+    related: Related,
+    films: Sequence[Film],
 ) -> str:
     """The page as HTML.
 
@@ -48,6 +54,7 @@ def page(
         shown: Those in the figures.
         comparison: Of the groups, or why there is none.
         drawn: The figures.
+        related: What is known of relations between tasks.
         films: Of which the page shows those that fit.
 
     Raises:
@@ -66,7 +73,7 @@ def page(
     parts.append("<h2>Figures</h2>")
     if len(shown) < len(groups):
         parts.append(f"<p>Of {len(groups)} groups, the first and the best {len(shown) - 1}.</p>")
-    parts += ["<div class=figures>", *map(_figure, drawn), "</div>", *_films(films)]
+    parts += ["<div class=figures>", *map(_figure, drawn), "</div>", *_relations(related), *_films(films)]
     parts += ["<h2>Settings that differ</h2>", *_settings(groups)]
     parts += ["<h2>Environment and versions</h2>", *_environment(runs)]
     parts += _folded(f"All {len(runs)} runs", _runs(groups))
@@ -82,6 +89,13 @@ def _figure(drawn: Drawn) -> str:
     caption = escape(drawn.caption)
     picture = svg(drawn).replace("<svg ", f'<svg aria-label="{caption}" ', 1)
     return f'<figure id="{drawn.name}">\n{picture}<figcaption>{caption}</figcaption>\n</figure>'
+
+
+def _relations(related: Related) -> list[str]:
+    if not related.drawn:
+        return []
+    lines = ["<h2>Which tasks belong together</h2>", "<div class=figures>", *map(_figure, related.drawn), "</div>"]
+    return [*lines, *(line for table in related.agreements for line in table.html())]
 
 
 def _films(films: Sequence[Film]) -> list[str]:

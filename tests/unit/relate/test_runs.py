@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mtrl.relate.runs
-from mtrl.relate.pairs import matrix_of, run_dir
+from mtrl.relate.pairs import matrix_of, read_areas, run_dir, store_areas
 from mtrl.relate.runs import plan
 from mtrl.types import UserError
 from tests.system.commands import run, the_error, tiny
@@ -60,6 +61,56 @@ def test_from_nothing_to_a_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "from_0.9" / "0.5" / "eval").rename(tmp_path / "lost")
     assert run(*command, command=mtrl.relate.runs) == 0
     assert capsys.readouterr().out.count(" runs: ") == 1
+
+
+def test_areas_stay_when_runs_are_gone(tmp_path: Path) -> None:
+    """The areas of `test_matrix`, kept in two sessions with folders of their own; a pair's first run counts."""
+    file, settings = tmp_path / "kept" / "areas.json", ["env=mt1", "env.task={task}"]
+    one, other = tmp_path / "one", tmp_path / "other"
+    store_areas(file, one, ["a", "b"], settings)
+    assert not file.exists()
+    store(run_dir(one, None, "a"), [0.25, 0.75])
+    store(run_dir(one, "b", "a"), [0.5, 1.0])
+    store(run_dir(one, None, "b"), [0.2, 0.2])
+    store_areas(file, one, ["a", "b"], settings)
+    store(run_dir(other, None, "a"), [0.9, 0.9])
+    store(run_dir(other, "a", "b"), [0.6, 0.6])
+    store_areas(file, other, ["a", "b"], settings)
+    np.testing.assert_allclose(matrix_of(file, ["b", "a"]), [[0, 0.5], [0.5, 0]])
+    assert json.loads(file.read_text())["runs"][-1] == {
+        "before": "a",
+        "task": "b",
+        "area": 0.6,
+        "steps": 400,
+        "seed": 1,
+    }
+    with pytest.raises(UserError, match=r"other settings: expected env=mt1 env.task={task}, found env=mt1"):
+        read_areas(file, ["env=mt1"])
+    file.write_text("[]")
+    with pytest.raises(UserError, match="it is no file of areas"):
+        matrix_of(file, ["a", "b"])
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a new machine: the missing pair, and the run from scratch with whose policy it begins."""
+    settings = [*tiny(total_steps=80), "env.num_tasks=1", "agent.gamma={task}", "eval.episodes_per_task=1"]
+    kept = [
+        {"before": before, "task": task, "area": 0.5} for before, task in ((None, "0.5"), (None, "0.9"), ("0.9", "0.5"))
+    ]
+    file, folder = tmp_path / "areas.json", tmp_path / "new"
+    file.write_text(json.dumps({"settings": settings, "runs": kept}))
+    command = [f"folder={folder}", f"areas={file}", "tasks=['0.5','0.9']", *settings]
+    assert run(*command, command=mtrl.relate.runs) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if " runs: " in line] == [
+        f"1 of 1 runs: {folder / 'scratch' / '0.5'}",
+        f"1 of 1 runs: {folder / 'from_0.5' / '0.9'}",
+    ]
+    assert len(json.loads(file.read_text())["runs"]) == 4
+    shutil.rmtree(folder)
+    assert run(*command, command=mtrl.relate.runs) == 0
+    assert " runs: " not in (out := capsys.readouterr().out)
+    assert "forward transfer, from row to column:" in out
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,54 @@ def test_figures_for_papers(runs: list[str], capsys: pytest.CaptureFixture[str])
         assert re.search(rb"/MediaBox \[ *0 0 244\.8 ", pdf)
 
 
+RELATED: dict[str, Any] = {
+    "tasks": list(TASKS),
+    "relations": {
+        "cka": {
+            "matrix": [[1, 0.2, 0.9], [0.2, 1, None], [0.9, None, 1]],
+            "map": [[0.5, 0], [-1, 0], [0.5, 0.1]],
+            "map_share": 0.75,
+            "groups": [["task-0", "task-2"], ["task-1"]],
+        }
+    },
+    "agreement": [{"of": ["cka", "rsa"], "correlation": 0.5, "low": -0.25, "high": 1}],
+}
+
+
+def write_relations(run: str, stored: dict[str, Any]) -> None:
+    path = Path(run, "relate", "relate.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(stored))
+
+
+def test_relations_of_tasks(runs: list[str]) -> None:
+    """Of the first run of a group that has them: here of one group, with its agreement."""
+    write_relations(runs[1], RELATED)
+    page = made(*runs)
+    assert set(page.figures) == {*PROGRESS, *LOGGED, "relation_cka", "relation_cka_map"}
+    assert "cka and rsa" in page.words
+    assert "0.50 (-0.25 to 1.00)" in page.words
+    text = " ".join(" ".join(page.words).split())
+    assert "aggregation=mean: 75% of the differences" in text
+    assert "task-0 task-2 task-1" in text  # a group side by side
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"tasks": ["task-0", "task-1"]},
+        {"relations": {"cka": {**RELATED["relations"]["cka"], "groups": [["task-0"], ["task-1"]]}}},
+        {"relations": {"cka": {**RELATED["relations"]["cka"], "map": [["a", "b"]] * 3}}},
+        {"agreement": None},
+    ],
+)
+def test_damaged_relations(runs: list[str], capsys: pytest.CaptureFixture[str], damage: dict[str, Any]) -> None:
+    write_relations(runs[0], {**RELATED, **damage})
+    assert run(*runs, command=mtrl.report.__main__) == 2
+    assert f"{runs[0]}/relate/relate.json cannot be read (" in (error := the_error(capsys))
+    assert f"python -m mtrl.relate policies={runs[0]} makes it again" in error
+
+
 @pytest.mark.parametrize("most_bytes", [100, 11])
 def test_films(runs: list[str], monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
     """Of the first run of a group that has any, the hardest task first: rates are (0.5, 0.5, 1) + (0.7, 0.7, 1)."""
