@@ -56,7 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     for variant, runs in curves.items():
         reached = {seed: steps_to(curve, goal) for seed, curve in runs.items()}
         print(
-            f"{variant:12} {np.mean(list(reached.values())):>12,.0f}  ", *(f"{s} {n:,.0f}" for s, n in reached.items())
+            f"{variant:12} median {np.median(list(reached.values())):>9,.0f}  ",
+            *(f"{s} {n:,.0f}" for s, n in reached.items()),
         )
 
 

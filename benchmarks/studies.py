@@ -181,9 +181,8 @@ GROUPS = Study(
 """Two networks for groups of tasks: the best groups by a measure, and random ones of their sizes (of seeds 0, 1, 2).
 
 One network for all tasks is the variant `scratch` of `KICKSTART`, which has the same budget. Policy and value network
-have 168,528 and 160,778 parameters there, and 168,336 and 162,986 in two groups: so each of these is smaller. Every
-seed of a run has two of the three random partitions. Of these, `random_b` is by chance one exchange of two tasks away
-from the best.
+have 168,528 and 160,778 parameters there, and 168,336 and 162,986 in two groups: so each of these is smaller. Of the
+random ones, `random_b` is by chance one exchange of two tasks away from the best.
 """
 
 DISTRAL = Study(
