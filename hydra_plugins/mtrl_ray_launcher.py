@@ -59,10 +59,10 @@ class RayLauncher(Launcher):
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
             ]
             try:
-                while ray.wait(jobs, num_returns=len(jobs), timeout=0)[1]:
+                while _unfinished(ray, jobs, timeout=0):
                     time.sleep(0.5)  # Ray would turn what a signal's handler raises into another exception
             except BaseException:
-                ray.wait(jobs, num_returns=len(jobs))  # they see that the sweep is being stopped
+                _unfinished(ray, jobs, timeout=None)  # they see that the sweep is being stopped
                 raise
             return [_returned(ray, job) for job in jobs]
         finally:
@@ -91,6 +91,12 @@ def _run(task: TaskFunction, config: DictConfig, state: Any, here: Path) -> Any:
     Singleton.set_state(state)
     HydraConfig.instance().set_config(config)
     return task(config)
+
+
+def _unfinished(ray: Any, jobs: Sequence[Any], timeout: float | None) -> Sequence[Any]:
+    """Those of some jobs that have not ended in so many seconds."""
+    unfinished: Sequence[Any] = ray.wait(jobs, num_returns=len(jobs), timeout=timeout)[1] if jobs else []
+    return unfinished
 
 
 def _returned(ray: Any, job: Any) -> JobReturn:

@@ -56,10 +56,8 @@ def read_areas(file: Path, settings: Sequence[str] | None = None) -> dict[Pair, 
         return {}
     try:
         stored = read_json(file, file.parent)
-        made_with, areas = (
-            list(stored["settings"]),
-            {(one["before"], one["task"]): float(one["area"]) for one in stored["runs"]},
-        )
+        made_with = list(stored["settings"])
+        areas = {(one["before"], one["task"]): float(one["area"]) for one in stored["runs"]}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{file} cannot be read: it is no file of areas ({reason(error)}).") from error
     if settings is not None and made_with != list(settings):

@@ -127,6 +127,9 @@ def test_a_sweep(cluster: None, tmp_path: Path) -> None:
     out, err = sweep.communicate(timeout=400)
     assert sweep.returncode == 0, err
     assert "3 done." in out
+    sweep = start("restart", "mine", cwd=tmp_path, module="mtrl.sweep")
+    assert "0 jobs to run in mine." in sweep.communicate(timeout=400)[0]
+    assert sweep.returncode == 0
 
 
 def test_a_job_that_no_machine_can_run(cluster: None, tmp_path: Path) -> None:
