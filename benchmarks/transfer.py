@@ -41,7 +41,8 @@ GOOD = 0.8
 PRETRAINED = "{pretrained}"
 VARIANTS = {
     "scratch": [],
-    "trunk": [f"init_from={PRETRAINED}", "init_from_parts=[trunk,obs_norm]"],
+    # Of tasks that it does not know, a policy with a head for each task gives the trunk and the normalisation: with
+    # init_from_parts=[trunk,obs_norm], the run is the same.
     "all": [f"init_from={PRETRAINED}"],
     "l2_sp": [f"init_from={PRETRAINED}", "l2_sp.policy=1"],
     # The shipped policy was distilled in all fifty tasks. Its standard deviation was not: only actions are compared.
