@@ -17,7 +17,7 @@ from mtrl.files import json_text
 from mtrl.relate.agreement import agreement
 from mtrl.relate.report import draw, draw_map
 from mtrl.relate.scaling import Map
-from results import DOCS, RESULTS
+from results import DOCS, RESULTS, write_between
 
 MARKERS = ("<!-- relations: written by benchmarks/relations.py -->", "<!-- end of relations -->")
 SHOWN = ("cka", "lookahead")
@@ -47,9 +47,7 @@ def _rounded(node: Any) -> Any:
 def render() -> None:
     """Writes the section between the markers of docs/relations.md, and its figures."""
     lines = [line for path in sorted(RESULTS.glob("*/relate.json")) for line in _section(path)]
-    page = DOCS / "relations.md"
-    before, rest = page.read_text().split(MARKERS[0])
-    page.write_text("\n".join([before + MARKERS[0], *lines, MARKERS[1]]) + rest.split(MARKERS[1])[1])
+    write_between(DOCS / "relations.md", MARKERS, lines)
 
 
 def _section(path: Path) -> list[str]:

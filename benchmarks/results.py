@@ -13,6 +13,7 @@ import json
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,13 @@ def _update_readme(groups: dict[str, list[dict[str, Any]]]) -> None:
         minutes = " ".join(f"{final['wall_s'] / 60:.0f}" for final in finals)
         seeds = " ".join(str(run["config"]["seed"]) for run in runs)
         lines.append(f"| {name} | `{_command_of_all(runs)}` | {seeds} | {steps} | {success} | {minutes} |")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(README_MARKERS[0])
-    rows = "\n".join(["", *lines, ""])
-    readme.write_text(before + README_MARKERS[0] + rows + README_MARKERS[1] + rest.split(README_MARKERS[1])[1])
+    write_between(ROOT / "README.md", README_MARKERS, lines)
+
+
+def write_between(page: Path, markers: tuple[str, str], lines: Sequence[str]) -> None:
+    """Replaces the lines between two markers of a page."""
+    before, rest = page.read_text().split(markers[0])
+    page.write_text("\n".join([before + markers[0], *lines, markers[1]]) + rest.split(markers[1])[1])
 
 
 def _in_one_number(evaluation: dict[str, Any]) -> str:

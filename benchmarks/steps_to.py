@@ -13,40 +13,37 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+from transfer import curve_of
 
 from mtrl.registry import unknown
+from mtrl.relate.transfer import Curve
 from results import RESULTS
 
 COLUMN = "success_rate while exploring"
 
 
-def curve_of(run: dict[str, Any]) -> list[tuple[float, float]]:
-    """Steps and success of the rows in which an episode ended."""
-    index = run["training_curve"]["columns"].index(COLUMN)
-    return [(row[0], row[index]) for row in run["training_curve"]["rows"] if row[index] is not None]
-
-
-def final(curve: Sequence[tuple[float, float]]) -> float:
+def final(curve: Curve) -> float:
     """The mean of the last tenth."""
     return float(np.mean([success for _, success in curve[-max(len(curve) // 10, 1) :]]))
 
 
-def steps_to(curve: Sequence[tuple[float, float]], goal: float) -> float:
+def steps_to(curve: Curve, goal: float) -> float:
     """The step of the first of two rows with at least this success; infinity if there are none."""
     return next((step for (step, success), (_, then) in pairwise(curve) if min(success, then) >= goal), float("inf"))
 
 
 def main(arguments: Sequence[str]) -> None:
+    if len(arguments) < 2:
+        sys.exit(__doc__)
     name, reference, *share = arguments
     variants = sorted(path.name for path in (RESULTS / name).iterdir() if path.is_dir())
     if reference not in variants:
         sys.exit(unknown("variant", reference, variants))
     curves = {
         variant: {
-            path.stem: curve_of(json.loads(path.read_text()))
+            path.stem: curve_of(json.loads(path.read_text()), COLUMN)
             for path in sorted((RESULTS / name / variant).glob("*.json"))
         }
         for variant in variants

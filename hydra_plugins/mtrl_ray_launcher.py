@@ -21,9 +21,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from mtrl.parallel.ray_actors import connected
-from mtrl.types import UserError
-
 SETTINGS = {"_target_": "hydra_plugins.mtrl_ray_launcher.RayLauncher", "num_cpus": 1, "num_gpus": 0}
 """hydra.launcher.*: what each job needs, all of it on one machine."""
 
@@ -69,6 +66,10 @@ class RayLauncher(Launcher):
             ray.shutdown()
 
     def _connected(self) -> Any:
+        # Not at the top: every program with Hydra in this environment imports its plug-ins, and these import torch.
+        from mtrl.parallel.ray_actors import connected
+        from mtrl.types import UserError
+
         ray = connected("hydra/launcher=ray")
         machines = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         needed = {"CPU": self.resources["num_cpus"], "GPU": self.resources["num_gpus"]}

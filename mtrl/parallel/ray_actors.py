@@ -62,7 +62,8 @@ def connected(setting: str) -> Any:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise UserError(f"{setting} needs a cluster on this machine: start one with ray start --head.") from error
-    signal.signal(signal.SIGTERM, ours)  # Ray has set its own
+    finally:
+        signal.signal(signal.SIGTERM, ours)  # Ray has set its own
     return ray
 
 
