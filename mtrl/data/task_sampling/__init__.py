@@ -3,6 +3,7 @@
 from mtrl.data.task_sampling import a5c as a5c
 from mtrl.data.task_sampling import adaptive_schedule as adaptive_schedule
 from mtrl.data.task_sampling import ea4c as ea4c
+from mtrl.data.task_sampling import gap as gap
 from mtrl.data.task_sampling import learning_progress as learning_progress
 from mtrl.data.task_sampling import proportional as proportional
 from mtrl.data.task_sampling import ua4c as ua4c

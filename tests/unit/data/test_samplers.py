@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 
 from mtrl.data.task_sampling import TaskSampler
+from mtrl.data.task_sampling.gap import at_least
 from mtrl.registry import build
 from mtrl.types import UserError
 
@@ -102,6 +105,58 @@ def test_adaptive_schedule() -> None:
         tell(sampler, 0, success)
         tell(sampler, 1, 1.0)
     close(sampler.probabilities(), 2 / 2.8, 0.8 / 2.8)
+
+
+def test_gap() -> None:
+    """Step 1/2. Task 0: 1, 0 has mean 1/4; task 1: 1 has 1/2; task 2, past its target twice, has no gap.
+
+    Gaps 3/4, 1/2, 0 and eta 2: weights e^1.5, e, 1. Without a floor; with one of half the uniform share, 1/6, the last
+    task is raised to it, and the others share 5/6.
+    """
+    for least in (0.0, 0.5):
+        sampler = made("gap", 3, eta=2.0, step=0.5, least=least, targets=[10.0] * 3)
+        close(sampler.probabilities(), 1 / 3, 1 / 3, 1 / 3)
+        for task, returns in enumerate([(10.0, 0.0), (10.0,), (30.0, 30.0)]):
+            for one in returns:
+                tell(sampler, task, 0.0, episode_return=one)
+        first, second = math.exp(1.5), math.exp(1.0)
+        if least:
+            close(sampler.probabilities(), 5 / 6 * first / (first + second), 5 / 6 * second / (first + second), 1 / 6)
+        else:
+            total = first + second + 1
+            close(sampler.probabilities(), first / total, second / total, 1 / total)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_the_floor_is_a_projection(share: float) -> None:
+    """Beside scipy's minimum of the KL divergence under the same constraints, for shares of very different sizes."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        p = rng.dirichlet(np.full(6, 0.3))
+        floor = share / 6
+        found = at_least(torch.from_numpy(p), floor)
+        best = scipy.optimize.minimize(
+            lambda q, p=p: float((q * np.log(q.clip(1e-300) / p)).sum()),
+            np.full(6, 1 / 6),
+            jac=lambda q, p=p: np.log(q.clip(1e-300) / p) + 1,
+            bounds=[(floor, 1)] * 6,
+            constraints={"type": "eq", "fun": lambda q: q.sum() - 1},
+            options={"ftol": 1e-15, "maxiter": 1000},
+        )
+        assert float(found.sum()) == pytest.approx(1)
+        assert float(found.min()) >= floor * (1 - 1e-8)
+        np.testing.assert_allclose(found.numpy(), best.x, atol=2e-4)
+
+
+def test_a_gap_that_closes_gives_its_slots_back() -> None:
+    sampler = made("gap", 2)
+    for _ in range(200):
+        tell(sampler, 0, 1.0)
+        tell(sampler, 1, 0.0)
+    assert float(sampler.probabilities()[0]) == pytest.approx(0.25 / 2)
+    for _ in range(200):
+        tell(sampler, 1, 1.0)
+    close(sampler.probabilities().round(decimals=3), 0.5, 0.5)
 
 
 def test_learning_progress() -> None:
