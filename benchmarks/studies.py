@@ -185,6 +185,17 @@ have 168,528 and 160,778 parameters there, and 168,336 and 162,986 in two groups
 random ones, `random_b` is by chance one exchange of two tasks away from the best.
 """
 
+SAMPLING = Study(
+    KICKSTART.budget,
+    {
+        "gap": ["task_sampling=gap"],
+        "adaptive_schedule": ["task_sampling=adaptive_schedule"],
+        "a5c_mild": ["task_sampling=a5c", "task_sampling.tau=1"],
+        "learning_progress": ["task_sampling=learning_progress"],
+    },
+)
+"""Which tasks the slots run. Uniform shares are the variant `scratch` of `KICKSTART`, which has the same budget."""
+
 DISTRAL = Study(
     ["env=mt10", "total_steps=1000000", "eval.every=0"],
     {"impala": ["agent=impala"], "one_column": ["agent=distral"], "two_columns": ["agent=distral", "agent.columns=2"]},
@@ -257,6 +268,7 @@ STUDIES = {
     "mt50_beyond": BEYOND,
     "mt10_kickstart": KICKSTART,
     "mt10_groups": GROUPS,
+    "mt10_sampling": SAMPLING,
     "mt10_distral": DISTRAL,
     "atari_distill": GAMES,
     "mt10_screen": SCREEN,
