@@ -190,7 +190,7 @@ def _commands(runs: list[dict[str, Any]]) -> list[str]:
 def _games(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A section on runs whose tasks are games: scores and per-game curves, of each variant beside the others."""
     runs = [run for own in variants.values() for run in own]
-    games = list(runs[0]["evaluations"][-1]["episodes"])
+    games = list(dict.fromkeys(game for run in runs for game in _games_of(run)))
     lines = [f"## {name}", "", *_note(name), _protocol(runs), ""]
     lines += ["Mean score, and in brackets the 95% bootstrap interval over the episodes of the one policy.", ""]
     lines += [f"| variant | seed | steps (frames of each game) | {' | '.join(games)} | training, minutes |"]
@@ -199,9 +199,10 @@ def _games(name: str, variants: dict[str, list[dict[str, Any]]]) -> list[str]:
         for run in own:
             for evaluation in run["evaluations"]:
                 step = evaluation["step"]
-                cells = [_score(evaluation["episodes"][game]["return"]) for game in games]
+                scores = {game: _score(episodes["return"]) for game, episodes in evaluation["episodes"].items()}
+                cells = [scores.get(game, "") for game in games]
                 lines.append(
-                    f"| {variant} | {run['config']['seed']} | {step:,} ({_frames(step, games):.1f}M) "
+                    f"| {variant} | {run['config']['seed']} | {step:,} ({_frames(step, run):.1f}M) "
                     f"| {' | '.join(cells)} | {evaluation['training_s'] / 60:.0f} |"
                 )
     _plot_games(name, variants, games)
@@ -213,24 +214,31 @@ def _score(returns: list[float]) -> str:
     return f"{np.mean(returns):,.1f} ({low:,.1f} to {high:,.1f})"
 
 
-def _frames(step: Any, games: list[str]) -> Any:
-    """Millions of frames of each game: a step is four frames, and the games share the steps evenly."""
-    return 4e-6 * step / len(games)
+def _games_of(run: dict[str, Any]) -> list[str]:
+    return list(run["evaluations"][-1]["episodes"])
+
+
+def _frames(step: Any, run: dict[str, Any]) -> Any:
+    """Millions of frames of each game of a run: a step is four frames, and the games share the steps evenly."""
+    return 4e-6 * step / len(_games_of(run))
 
 
 def _plot_games(name: str, variants: dict[str, list[dict[str, Any]]], games: list[str]) -> None:
     plt = _pyplot(name)
     figure, all_axes = plt.subplots(1, len(games), figsize=(5 * len(games) + 1, 4), squeeze=False)
-    for index, (game, axes) in enumerate(zip(games, all_axes[0], strict=True)):
-        lines = [(variant, run) for variant, runs in variants.items() for run in runs]
+    lines = [(variant, run) for variant, runs in variants.items() for run in runs]
+    for game, axes in zip(games, all_axes[0], strict=True):
         for number, (variant, run) in enumerate(lines):
+            if game not in _games_of(run):
+                continue
             rows = np.array(run["training_curve"]["rows"], dtype=float)  # NaN where no episode ended
-            known = rows[~np.isnan(rows[:, 2 + index])]
+            column = 2 + _games_of(run).index(game)
+            known = rows[~np.isnan(rows[:, column])]
             label = f"{variant}, seed {run['config']['seed']}"
-            axes.plot(_frames(known[:, 0], games), known[:, 2 + index], color=f"C{number}", label=label)
+            axes.plot(_frames(known[:, 0], run), known[:, column], color=f"C{number}", label=label)
             for evaluation in run["evaluations"]:
                 mean = np.mean(evaluation["episodes"][game]["return"])
-                axes.plot(_frames(evaluation["step"], games), mean, "o", color=f"C{number}")
+                axes.plot(_frames(evaluation["step"], run), mean, "o", color=f"C{number}")
         axes.set(xlabel="frames of the game (millions)", title=game)
         axes.grid(alpha=0.3)
     all_axes[0, 0].set(ylabel="score exploring; dots: deterministic")

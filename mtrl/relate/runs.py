@@ -11,9 +11,11 @@ With areas=FILE, what finished runs contribute is kept there, and stays when the
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from mtrl.registry import construct
 from mtrl.relate.pairs import matrix_of, read_areas, run_dir, store_areas
 from mtrl.relate.report import matrix_lines
 from mtrl.report.runs import is_finished
-from mtrl.sweep.jobs import Job
+from mtrl.sweep.jobs import STOPPING, Job
 from mtrl.types import UserError
 
 TASK = "{task}"
@@ -83,11 +85,18 @@ def transfer_runs(
 
 
 def _run_all(jobs: Sequence[Job], at_once: int, after_each: Callable[[], None]) -> None:
-    """Runs those that are not finished. Raises `UserError` after the last one if some failed."""
+    """Runs those that are not finished; if it is interrupted, those that have begun save themselves.
+
+    Raises `UserError` after the last one if some failed.
+    """
     missing = [job for job in jobs if not is_finished(job.run_dir)]
     failed: list[Job] = []
+    stopping = {job.folder / STOPPING for job in missing}
+    for mark in stopping:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.unlink(missing_ok=True)  # of a command that was killed while it stopped
     with ThreadPoolExecutor(at_once) as pool:
-        waiting = [(job, pool.submit(_run, job)) for job in missing]
+        waiting = [(job, pool.submit(job.run)) for job in missing]
         try:
             for number, (job, code) in enumerate(waiting, 1):
                 if code.result():
@@ -95,7 +104,11 @@ def _run_all(jobs: Sequence[Job], at_once: int, after_each: Callable[[], None]) 
                 print(f"{number} of {len(waiting)} runs: {job.run_dir}{' failed' if code.result() else ''}", flush=True)
                 after_each()
         except BaseException:
+            for mark in stopping:
+                mark.touch()
             pool.shutdown(cancel_futures=True)
+            for mark in stopping:
+                mark.unlink()
             raise
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -103,9 +116,14 @@ def _run_all(jobs: Sequence[Job], at_once: int, after_each: Callable[[], None]) 
         raise UserError(f"{failed[0].run_dir}{more} failed: {said} The same command goes on with what is missing.")
 
 
-def _run(job: Job) -> int:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    return job.run()
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM is an exception, as Ctrl-C is."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:
@@ -122,7 +140,8 @@ def _main(arguments: list[str]) -> int:
     mine = [argument for argument in remaining if argument.split("=")[0] in keys]
     keywords = {override.key_or_group: override.value() for override in parse(mine)}
     settings = [argument for argument in remaining if argument not in mine]
-    construct("relate.runs", transfer_runs, {**keywords, **paths, "settings": settings})
+    with _ended_by_sigterm():
+        construct("relate.runs", transfer_runs, {**keywords, **paths, "settings": settings})
     return 0
 
 

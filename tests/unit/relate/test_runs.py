@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,10 @@ import pytest
 import mtrl.relate.runs
 from mtrl.relate.pairs import matrix_of, read_areas, run_dir, store_areas
 from mtrl.relate.runs import plan
+from mtrl.run.lock import is_locked
+from mtrl.sweep.jobs import STOPPING
 from mtrl.types import UserError
-from tests.system.commands import run, the_error, tiny
+from tests.system.commands import environment, run, the_error, tiny
 from tests.unit.report.test_compare import write_run
 
 
@@ -111,6 +117,24 @@ def test_only_what_is_missing_is_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(*command, command=mtrl.relate.runs) == 0
     assert " runs: " not in (out := capsys.readouterr().out)
     assert "forward transfer, from row to column:" in out
+
+
+def test_sigterm_stops_the_runs(tmp_path: Path) -> None:
+    """Both save themselves, no other begins, and the next command may begin them again."""
+    settings = [*tiny(total_steps=10_000_000), "env.num_tasks=1", "agent.gamma={task}", "log.every=40"]
+    command = [f"folder={tmp_path}", "tasks=['0.5','0.9']", "jobs=2", *settings]
+    process = subprocess.Popen([sys.executable, "-m", "mtrl.relate.runs", *command], env=environment())
+    folders = [run_dir(tmp_path, None, task) for task in ("0.5", "0.9")]
+    deadline = time.monotonic() + 120
+    while not all((folder / "metrics.jsonl").exists() for folder in folders) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    for folder in folders:
+        assert (folder / "checkpoints" / "last").exists()
+        assert not is_locked(folder.with_name(f"{folder.name}.log"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scratch"]
+    assert not (tmp_path / "scratch" / STOPPING).exists()
 
 
 @pytest.mark.parametrize(
