@@ -6,6 +6,7 @@ of the 50 tasks under its official name, `mtrl/reach-v3`. Ids of a single task a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -27,8 +28,8 @@ Array = NDArray[Any]
 METADATA = {"render_modes": ["rgb_array"], "render_fps": 80}
 
 
-class GymVectorEnv(VectorEnv[Array, Array, Array]):
-    """Takes and returns numpy arrays.
+class GymVectorEnv(VectorEnv[Any, Any, Any]):
+    """Takes numpy arrays or tensors, and returns arrays; or, with `tensors`, tensors on the environment's device.
 
     Infos, each (B,): `task` and `goal` (those that each slot runs now), `success` (of the step just taken), and the
     official fields (`near_object`, `grasp_success`, ...) if the environment has them. With same-step autoreset, where
@@ -42,6 +43,8 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: Gymnasium's mode, or its value: "SameStep", "NextStep" or "Disabled". Slots cannot wait for
             each other, so the last two need episodes that end in all slots together, like those of Meta-World.
         render_mode: "rgb_array" for `render`; the environment must have been made for it.
+        tensors: Return tensors, as with Gymnasium's wrapper `NumpyToTorch` but without a way through numpy: what is
+            simulated on a GPU stays there. Of a step the host only asks whether an episode has ended.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         use_one_hot: bool = False,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
+        tensors: bool = False,
     ) -> None:
         spec = env.spec
         if use_one_hot and len(spec.obs_shape) != 1:
@@ -57,8 +61,9 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.env, self.num_envs, self.render_mode = env, env.num_envs, render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
-        self._one_hot = np.eye(spec.num_tasks if use_one_hot else 0, dtype=np.float32)
-        self._begun: Array | None = None
+        self._returned: Callable[[Tensor], Any] = torch.clone if tensors else _numpy
+        self._one_hot = torch.eye(spec.num_tasks if use_one_hot else 0, device=env.task.device)
+        self._begun: Tensor | None = None
         """First observations of episodes that have begun in `env` but have not been returned to the user yet."""
         shape = (spec.obs_shape[0] + spec.num_tasks,) if use_one_hot else spec.obs_shape
         dtype = np.dtype(str(spec.obs_dtype).removeprefix("torch."))
@@ -71,21 +76,21 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins a new episode in every slot.
 
         Args:
             seed: Reseeds the drawing of goals.
             options: `reset_mask` (B,) bool, as defined by Gymnasium for `Disabled`; it must be true everywhere.
         """
-        if not np.all((options or {}).get("reset_mask", True)):
+        if not torch.as_tensor((options or {}).get("reset_mask", True)).all():
             raise ValueError("reset_mask must be true for all slots: their episodes end together.")
         super().reset(seed=seed)
         if self._begun is None or seed is not None:
             self._begun = self._observation(self.env.reset(seed), self.env.task)
         return self._first()
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Array | Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps every slot. Actions outside the space are clipped; NaN raises `ValueError`.
 
         Raises:
@@ -94,31 +99,32 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
         if self._begun is not None:
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise ResetNeeded("The episodes of all slots have ended: call reset before the next step.")
-            zeros = np.zeros(self.num_envs, bool)
             obs, infos = self._first()
-            return obs, zeros.astype(np.float32), zeros, zeros.copy(), infos
+            nothing = torch.zeros(self.num_envs, device=self.env.task.device)
+            return obs, *map(self._returned, (nothing, nothing.bool(), nothing.bool())), infos
         before = self._running()
-        step = self.env.step(torch.as_tensor(actions))
+        step = self.env.step(torch.as_tensor(actions, device=self.env.task.device))
         outcome = {"success": step.success, **getattr(self.env, "info", dict)()}
-        of_step = {name: _numpy(values) for name, values in outcome.items()}
-        obs, infos, done = self._observation(step.obs, self.env.task), self._running() | of_step, _numpy(step.done)
+        of_step = {name: self._returned(values) for name, values in outcome.items()}
+        following, infos = self._observation(step.obs, self.env.task), self._running() | of_step
+        shown, done = following, self._returned(step.done)
         if done.any():
             final_obs, final_info = self._observation(step.final_obs, step.task), before | of_step
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 infos |= {
-                    "final_obs": final_obs,
+                    "final_obs": self._returned(final_obs),
                     "_final_obs": done,
                     "final_info": final_info,
                     "_final_info": done,
                 }
             elif done.all():
-                self._begun, obs, infos = obs, final_obs, final_info
+                self._begun, shown, infos = following, final_obs, final_info
             else:
                 raise ValueError(
-                    f"Episodes ended in {done.sum()} of {self.num_envs} slots, and autoreset_mode="
+                    f"Episodes ended in {int(done.sum())} of {self.num_envs} slots, and autoreset_mode="
                     f"{self.autoreset_mode.value} needs them to end together: use SameStep."
                 )
-        return obs, _numpy(step.reward), _numpy(step.terminated), _numpy(step.truncated), infos
+        return *map(self._returned, (shown, step.reward, step.terminated, step.truncated)), infos
 
     def render(self) -> tuple[Array, ...]:
         """An image (height, width, 3) uint8 of each slot; after the end of an episode it shows the next one."""
@@ -129,18 +135,16 @@ class GymVectorEnv(VectorEnv[Array, Array, Array]):
     def close_extras(self, **kwargs: Any) -> None:
         self.env.close()
 
-    def _first(self) -> tuple[Array, dict[str, Any]]:
+    def _first(self) -> tuple[Any, dict[str, Any]]:
         assert self._begun is not None
         obs, self._begun = self._begun, None
-        return obs, self._running()
+        return self._returned(obs), self._running()
 
-    def _running(self) -> dict[str, Array]:
-        return {"task": _numpy(self.env.task), "goal": _numpy(self.env.goal)}
+    def _running(self) -> dict[str, Any]:
+        return {"task": self._returned(self.env.task), "goal": self._returned(self.env.goal)}
 
-    def _observation(self, obs: Tensor, task: Tensor) -> Array:
-        if not len(self._one_hot):
-            return _numpy(obs)
-        return np.concatenate((_numpy(obs), self._one_hot[_numpy(task)]), axis=1)
+    def _observation(self, obs: Tensor, task: Tensor) -> Tensor:
+        return torch.cat((obs, self._one_hot[task]), dim=1) if len(self._one_hot) else obs
 
 
 class GymEnv(gymnasium.Env[Array, Any]):
@@ -188,6 +192,7 @@ def make(
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     render_mode: str | None = None,
     max_episode_steps: int | None = None,
+    tensors: bool = False,
     **options: Any,
 ) -> GymVectorEnv:
     """Entry point of `gymnasium.make_vec`.
@@ -199,6 +204,7 @@ def make(
         autoreset_mode: See `GymVectorEnv`.
         render_mode: "rgb_array" for `render`, which uses the published environments.
         max_episode_steps: Gymnasium's name for `horizon`.
+        tensors: See `GymVectorEnv`.
         options: Other options of `mtrl.envs.make`.
 
     Raises:
@@ -215,7 +221,7 @@ def make(
     if render_mode is not None:
         options |= {"physics": "official", "render": True}
     env = mtrl.envs.make(name, num_envs=None if num_envs == 1 else num_envs, **options)
-    return GymVectorEnv(env, use_one_hot, autoreset_mode, render_mode)
+    return GymVectorEnv(env, use_one_hot, autoreset_mode, render_mode, tensors)
 
 
 def make_single(name: str, **options: Any) -> GymEnv:

@@ -23,10 +23,13 @@ import mtrl.envs
 from mtrl.envs.gym_vector import GymVectorEnv
 from mtrl.envs.metaworld.catalog import MT50
 from mtrl.types import UserError
+from tests.counting_device import counting
 
 
-def make(name: str, use_one_hot: bool = False, autoreset_mode: str = "SameStep", **options: Any) -> GymVectorEnv:
-    return GymVectorEnv(mtrl.envs.make(name, **options), use_one_hot, autoreset_mode)
+def make(
+    name: str, use_one_hot: bool = False, autoreset_mode: str = "SameStep", tensors: bool = False, **options: Any
+) -> GymVectorEnv:
+    return GymVectorEnv(mtrl.envs.make(name, **options), use_one_hot, autoreset_mode, tensors=tensors)
 
 
 @pytest.mark.parametrize(
@@ -226,3 +229,65 @@ def test_wrong_use() -> None:
         env.step(np.full((2, 2), np.nan, np.float32))
     with pytest.raises(gymnasium.error.NameNotFound):
         gymnasium.make_vec("mtrl/rech-v3")
+
+
+# --- Tensors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autoreset_mode", ["SameStep", "NextStep", "Disabled"])
+@pytest.mark.parametrize("use_one_hot", [False, True])
+def test_tensors_are_what_arrays_are(autoreset_mode: str, use_one_hot: bool) -> None:
+    """Three episodes with the same actions, as numpy arrays and as tensors; none shares memory with a later one."""
+    options: dict[str, Any] = {"num_envs": 6, "seed": 3, "num_tasks": 3, "horizon": 4}
+    options |= {"use_one_hot": use_one_hot, "autoreset_mode": autoreset_mode}
+    arrays, tensors = make("toy_reach", **options), make("toy_reach", tensors=True, **options)
+    generator = np.random.default_rng(0)
+    pairs = [(arrays.reset(seed=3), tensors.reset(seed=3))]
+    kept = []
+    for _ in range(14):
+        done = pairs[-1][0][2:4] if len(pairs[-1][0]) == 5 else ()
+        if autoreset_mode == "Disabled" and any(ended.all() for ended in done):
+            pairs.append((arrays.reset(), tensors.reset()))
+            continue
+        action = generator.uniform(-1, 1, arrays.action_space.shape).astype(np.float32)
+        pairs.append((arrays.step(action), tensors.step(torch.from_numpy(action))))
+        kept.append((pairs[-1][1][0], pairs[-1][1][0].clone()))
+    for expected, found in pairs:
+        assert_same(expected, found)
+    assert all(torch.equal(one, copy) for one, copy in kept)
+    assert sum("final_obs" in found[-1] for _, found in pairs) == (3 if autoreset_mode == "SameStep" else 0)
+
+
+def assert_same(expected: Any, found: Any) -> None:
+    """Nested arrays and tensors of the same types and values."""
+    if isinstance(expected, dict):
+        assert list(expected) == list(found)
+        assert_same(list(expected.values()), list(found.values()))
+    elif isinstance(expected, (tuple, list)):
+        for one, two in zip(expected, found, strict=True):
+            assert_same(one, two)
+    else:
+        assert isinstance(found, torch.Tensor)
+        np.testing.assert_array_equal(found.numpy(), expected, strict=True)
+
+
+def test_tensors_stay_on_their_device() -> None:
+    """The host asks once in a step whether an episode has ended, and for nothing else."""
+    with counting() as device:
+        env = make("toy_reach", num_envs=4, num_tasks=2, horizon=3, device="meta", tensors=True, use_one_hot=True)
+        obs, _ = env.reset()
+        action = obs.new_zeros(env.action_space.shape)
+        for step in range(7):
+            device.take()
+            obs, reward, *_, infos = env.step(action)
+            assert device.take() == 1, device.waits
+            assert ("final_obs" in infos) == (step % 3 == 2)
+        assert {obs.device.type, reward.device.type, infos["task"].device.type} == {"meta"}
+
+
+def test_make_vec_gives_tensors() -> None:
+    env = gymnasium.make_vec("mtrl/reach-v3", num_envs=2, tensors=True)
+    obs, infos = env.reset(seed=0)
+    obs, reward, *_ = env.step(torch.zeros(2, 4))
+    assert all(isinstance(values, torch.Tensor) for values in (obs, reward, infos["task"]))
+    env.close()

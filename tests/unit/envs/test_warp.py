@@ -169,6 +169,12 @@ def test_contract() -> None:
 
 @with_warp
 @pytest.mark.timeout(1800)
+def test_gymnasium_gives_the_same_as_tensors() -> None:
+    assert check("tensors") == {"same": [True] * 4}
+
+
+@with_warp
+@pytest.mark.timeout(1800)
 def test_contacts_without_memory_are_counted() -> None:
     (steps,) = check("memory")["overflow"]
     assert 2 <= steps < 16  # of two slots, but not in the first steps

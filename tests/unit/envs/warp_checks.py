@@ -185,6 +185,20 @@ def memory() -> dict[str, Any]:
     return {"overflow": env.control_step.overflow.tolist()}
 
 
+def tensors() -> dict[str, Any]:
+    """What `gymnasium.make_vec` gives, as tensors, beside the `VecEnv` in it."""
+    import gymnasium
+
+    packages()
+    vector = gymnasium.make_vec("mtrl/reach-v3", num_envs=2, seed=SEED, physics="warp", tensors=True)
+    env, other = vector.unwrapped, make(["reach-v3"], 2)
+    first, expected = env.reset()[0], other.reset()
+    obs, reward, *_, infos = env.step(torch.full((2, 4), 0.5))
+    step = other.step(torch.full((2, 4), 0.5))
+    pairs = ((first, expected), (obs, step.obs), (reward, step.reward), (infos["success"], step.success))
+    return {"same": [torch.equal(one, two) for one, two in pairs]}
+
+
 def train_and_resume() -> dict[str, Any]:
     """A run, and the same run stopped and resumed, in the working directory."""
     from tests.system.commands import assert_same_run, run, stopped_after, tiny
