@@ -196,6 +196,15 @@ SAMPLING = Study(
 )
 """Which tasks the slots run. Uniform shares are the variant `scratch` of `KICKSTART`, which has the same budget."""
 
+FASTER = Study(
+    KICKSTART.budget,
+    {
+        "fresh": ["data.rollout_length=100", "agent.num_minibatches=8"],
+        "bfloat16": ["precision=bfloat16"],
+    },
+)
+"""Fresher data with the same number of gradient steps, and cheaper ones; beside the variant `scratch` of `KICKSTART`."""
+
 DISTRAL = Study(
     ["env=mt10", "total_steps=1000000", "eval.every=0"],
     {"impala": ["agent=impala"], "one_column": ["agent=distral"], "two_columns": ["agent=distral", "agent.columns=2"]},
@@ -269,6 +278,7 @@ STUDIES = {
     "mt10_kickstart": KICKSTART,
     "mt10_groups": GROUPS,
     "mt10_sampling": SAMPLING,
+    "mt10_faster": FASTER,
     "mt10_distral": DISTRAL,
     "atari_distill": GAMES,
     "mt10_screen": SCREEN,
