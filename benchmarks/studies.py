@@ -203,7 +203,7 @@ FASTER = Study(
         "bfloat16": ["precision=bfloat16"],
     },
 )
-"""Fresher data with the same number of gradient steps, and cheaper ones; beside the variant `scratch` of `KICKSTART`."""
+"""As many gradient steps on fresher data, and cheaper ones. The default is the variant `scratch` of `KICKSTART`."""
 
 DISTRAL = Study(
     ["env=mt10", "total_steps=1000000", "eval.every=0"],
