@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from mtrl.files import json_text
 from mtrl.relate.agreement import agreement
+from mtrl.relate.pairs import read_areas
 from mtrl.relate.report import draw, draw_map
 from mtrl.relate.scaling import Map
 from results import DOCS, RESULTS, write_between
 
 MARKERS = ("<!-- relations: written by benchmarks/relations.py -->", "<!-- end of relations -->")
-SHOWN = ("cka", "lookahead")
+TRANSFER = "transfer"
+SHOWN = (TRANSFER, "cka", "lookahead")
 """The measures whose figures are in the docs."""
 
 
@@ -56,6 +59,7 @@ def _section(path: Path) -> list[str]:
     assert again["tasks"] == found["tasks"]
     lines = [(path.parent / "note.md").read_text().rstrip(), "", *_measures(found["relations"], again["relations"]), ""]
     lines += [*_agreements(found["agreement"]), ""]
+    lines += [*_transfers(found["tasks"], found["relations"]), "", *_predictions(found, again["relations"]), ""]
     for measure in SHOWN:
         relation = found["relations"][measure]
         heat, drawn = (DOCS / f"relations_{name}_{measure}{suffix}.svg" for suffix in ("", "_map"))
@@ -85,9 +89,58 @@ def _agreements(agreements: list[dict[str, Any]]) -> list[str]:
     """A row for each pair of measures, the highest agreement first; bold where the interval is without zero."""
     lines = ["| measures | rank correlation (95% interval over tasks) |", "| --- | --- |"]
     for one in sorted(agreements, key=lambda one: -one["correlation"]):
+        if TRANSFER in one["of"]:
+            continue  # these have a table of their own
         bold = "**" if one["low"] > 0 or one["high"] < 0 else ""
         lines.append(f"| `{one['of'][0]}`, `{one['of'][1]}` | {bold}{_cell(one)}{bold} |")
     return lines
+
+
+def _transfers(tasks: list[str], relations: dict[str, Any]) -> list[str]:
+    """Forward transfer from the task of a row to that of a column, with the areas from scratch below."""
+    areas = read_areas(RESULTS / "mt10_pairs.json")
+    short = [task.removesuffix("-v3") for task in tasks]
+    lines = [f"| from, to | {' | '.join(short)} |", "|" + " --- |" * (len(tasks) + 1)]
+    for i, row in enumerate(relations[TRANSFER]["matrix"]):
+        cells = ["" if i == j else f"{value:.2f}" for j, value in enumerate(row)]
+        lines.append(f"| {short[i]} | {' | '.join(cells)} |")
+    return [*lines, f"| *area from scratch* | {' | '.join(f'{areas[None, task]:.2f}' for task in tasks)} |"]
+
+
+def _predictions(found: dict[str, Any], again: dict[str, Any]) -> list[str]:
+    """A row for each measure: its agreement with transfer over all pairs, and over the sources of each task."""
+    transfer = np.array(found["relations"][TRANSFER]["matrix"])
+    own = ("all pairs", "sources of a task", "gain")
+    heading = ["measure", *own, *(f"{name}, another seed" for name in own)]
+    lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
+    for one in sorted(found["agreement"], key=lambda one: -one["correlation"]):
+        if TRANSFER not in one["of"]:
+            continue
+        (name,) = set(one["of"]) - {TRANSFER}
+        cells = [_cell(one), *_of_sources(np.array(found["relations"][name]["matrix"]), transfer)]
+        if name in again:
+            other = np.array(again[name]["matrix"])
+            cells += [_cell(agreement(other, transfer)._asdict()), *_of_sources(other, transfer)]
+        lines.append(f"| `{name}` | {' | '.join([*cells, *[''] * 3][:6])} |")
+    mean, best = transfer[~np.eye(len(transfer), dtype=bool)].mean(), gain(transfer, transfer)
+    return [*lines, "", f"The mean gain of all sources is {mean:.2f}, that of the best ones {best:.2f}."]
+
+
+def _of_sources(measure: np.ndarray, transfer: np.ndarray) -> list[str]:
+    ranks = agreement(ranked_in_columns(measure), ranked_in_columns(transfer))
+    return [_cell(ranks._asdict()), f"{gain(measure, transfer):.2f}"]
+
+
+def gain(measure: np.ndarray, transfer: np.ndarray) -> float:
+    """Mean transfer to each task from the one that a measure ranks highest for it."""
+    others = np.where(np.eye(len(measure), dtype=bool), -np.inf, measure)
+    return float(transfer[others.argmax(0), np.arange(len(measure))].mean())
+
+
+def ranked_in_columns(matrix: np.ndarray) -> np.ndarray:
+    """The ranks of the other tasks in each column; NaN on the diagonal."""
+    others = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
+    return rankdata(others, axis=0, nan_policy="omit")
 
 
 def _cell(found: dict[str, float]) -> str:

@@ -56,6 +56,20 @@ def test_the_section_on_relations_is_fresh(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(tmp_path.glob("relations_mt10_relations_*.svg"))) == 2 * len(relations.SHOWN)
 
 
+def test_ranks_in_columns() -> None:
+    """Of the first column the others have .5 and .2, of the second .1 and .3, of the third a tie."""
+    matrix = np.array([[9, 0.1, 7], [0.5, 9, 7], [0.2, 0.3, 9]])
+    expected = np.array([[np.nan, 1, 1.5], [2, np.nan, 1.5], [1, 2, np.nan]])
+    np.testing.assert_array_equal(relations.ranked_in_columns(matrix), expected)
+
+
+def test_gain_of_the_sources_that_a_measure_names() -> None:
+    """The second task for the first (transfer .2), the third for the second (.4), the first for the third (.9)."""
+    measure = np.array([[9, 0, 1], [1, 9, 0], [0, 1, 9]])
+    transfer = np.array([[0, -1, 0.9], [0.2, 0, -1], [-1, 0.4, 0]])
+    assert relations.gain(measure, transfer) == pytest.approx(0.5)
+
+
 def test_groups_have_the_parameters_of_one_network() -> None:
     """Within 1%, with the observations that the preset mt10 makes of Meta-World's."""
     spec = make_spec(10, 93, 4)
