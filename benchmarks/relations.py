@@ -121,7 +121,9 @@ def _predictions(found: dict[str, Any], again: dict[str, Any]) -> list[str]:
         if name in again:
             other = np.array(again[name]["matrix"])
             cells += [_cell(agreement(other, transfer)._asdict()), *_of_sources(other, transfer)]
-        lines.append(f"| `{name}` | {' | '.join([*cells, *[''] * 3][:6])} |")
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     mean, best = transfer[~np.eye(len(transfer), dtype=bool)].mean(), gain(transfer, transfer)
     return [*lines, "", f"The mean gain of all sources is {mean:.2f}, that of the best ones {best:.2f}."]
 
