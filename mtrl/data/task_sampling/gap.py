@@ -21,8 +21,8 @@ class Gap(ScoreSampler):
     Sampling", 2026): the shares with the largest mean gap to the targets, less its KL divergence from uniform ones over
     eta. Shares below the floor are raised to it, and the others scaled down (`at_least`).
 
-    Use it where tasks need very different numbers of steps, also with a learner that has no replay: what is solved
-    keeps its floor, and is not forgotten.
+    Use it where tasks need very different numbers of steps. The floor is for learners without a replay, which forget
+    what they no longer see; whether it suffices has not been measured here.
 
     Differences from the paper:
         1. Its shares take a small step towards this form at every update: log p becomes (1 - step) log p + step eta g.
